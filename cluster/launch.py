@@ -1,0 +1,176 @@
+"""The driver's end of a run: connect to Ray, run a function on every worker under Ray Train, show what it tells.
+
+A run is a name and a storage folder. Ray Train keeps the checkpoints there, and a worker that dies is replaced and goes on
+from the last of them. An error that says "the user's input is wrong" (``exit_code`` 2) ends the run at once: trying again
+would not help.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from cluster.errors import ClusterError
+from cluster.progress import Progress, Record
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What a run takes of the cluster."""
+
+    workers: int = 2
+    """Training processes; each takes a GPU if the cluster has them."""
+    cpus: int = 1
+    """CPU cores reserved for each, its loader processes included."""
+    gpu: bool | None = None
+    """Train on GPUs; None: if the cluster has as many as there are workers."""
+    max_failures: int = 3
+    """Deaths of workers after which the run goes on from its last checkpoint; the next one ends it."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept in the run's folder."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cpus < 1 or self.max_failures < 0 or self.keep_checkpoints < 1:
+            raise ClusterError(
+                "cluster.workers, cpus and keep_checkpoints must be at least 1, max_failures at least 0", "cluster"
+            )
+
+
+def connect(config: ClusterConfig) -> None:
+    """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run.
+
+    Raises:
+        ClusterError: nobody answers at the address, or the cluster can never hold the workers.
+    """
+    # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, and the group's end is
+    # noticed in 0.2 s instead of 2.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        _init(config)
+    have = ray.cluster_resources()
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    if config.workers * config.cpus > cpus:
+        what = f"{config.workers} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
+    if config.gpu and config.workers > gpus:
+        what = f"{config.workers} GPUs were asked for and the cluster has {gpus}"
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
+
+
+def _init(config: ClusterConfig) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, config.workers * config.cpus), "include_dashboard": False}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+            return
+        try:
+            ray.init("auto", **quiet)
+        except ConnectionError:  # no cluster on this machine
+            ray.init("local", **quiet, **local)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        what = f"no Ray cluster answers ({str(error).splitlines()[0]})"
+        raise ClusterError(what, address, "start one with `ray start --head`, or unset RAY_ADDRESS") from error
+
+
+def launch(
+    work: Callable[[dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
+    name: str, runs: str, show: Callable[[list[Record], list[str]], None],
+) -> Any:  # fmt: skip
+    """Run ``work(settings)`` on every worker; returns what rank 0 returns.
+
+    ``settings`` gets the key ``progress``: the actor that `cluster.worker` tells. ``show`` is called about once a second,
+    in a thread, with the records and notices that have come.
+
+    Raises:
+        Exception: the first error of a worker that says that the input is wrong, as it was raised there.
+        TrainingFailedError: the workers failed more often than ``max_failures``.
+    """
+    progress = Progress.remote()  # type: ignore[attr-defined]
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpu = config.gpu if config.gpu is not None else gpus >= config.workers
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={**settings, "progress": progress},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=gpu, resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})}
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_uri(runs),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            callbacks=[_EndOnInputError()],
+        ),
+    )
+    ended = threading.Event()
+    shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
+    shower.start()
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        ended.set()
+        shower.join()
+        ray.kill(progress)
+
+
+class _EndOnInputError(UserCallback):
+    """Ends a run whose workers say that the input is wrong, instead of starting them again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if (cause := _input_error(error)) is not None:
+                raise cause
+
+
+def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended: threading.Event) -> None:
+    while True:
+        last = ended.wait(0.5)
+        records, notices = ray.get(progress.drain.remote())
+        if records or notices:
+            show(records, notices)
+        if last:
+            return
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """What the user should read: the input error behind a failed run if there is one, else the failure itself."""
+    if isinstance(error, ControllerError):
+        return _input_error(error.controller_failure) or error
+    if isinstance(error, WorkerGroupError):
+        return next((cause for e in error.worker_failures.values() if (cause := _input_error(e))), error)
+    return error
+
+
+def _input_error(error: BaseException | None) -> Exception | None:
+    """The error with exit code 2 in a chain of causes, if any; Ray wraps what a worker raises."""
+    while error is not None:
+        if isinstance(error, Exception) and getattr(error, "exit_code", 1) == 2:
+            return error
+        error = getattr(error, "_base_exc", None) or error.__cause__
+    return None
+
+
+def storage_uri(runs: str) -> str:
+    """A folder as Ray and pyarrow address it: a full path, or s3:// with the endpoint of the AWS environment in the query."""
+    if not runs.startswith("s3://"):
+        return os.path.abspath(runs)  # noqa: PTH100 - a path that need not exist, and workers do not share our working directory
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return runs
+    parts = urlsplit(endpoint)
+    return f"{runs}?endpoint_override={quote(parts.netloc, safe='')}&scheme={parts.scheme}"

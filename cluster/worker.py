@@ -1,0 +1,58 @@
+"""A worker's end of a run: which one it is, what it tells, and its checkpoints."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+
+class Worker(NamedTuple):
+    """This process among the run's workers."""
+
+    rank: int
+    world: int
+    device: torch.device
+    progress: Any  # the Progress actor
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group, when there is more than one worker."""
+        return dist.group.WORLD if self.world > 1 else None
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Tell numbers of a step."""
+        self.progress.record.remote(record)
+
+    def say(self, notice: str) -> None:
+        """Tell a sentence; of all ranks."""
+        self.progress.say.remote(notice)
+
+
+def this_worker(settings: dict[str, Any]) -> Worker:
+    """The worker that this process is, under Ray Train. ``settings``: what it was started with by `cluster.launch.run`."""
+    context = ray.train.get_context()
+    return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), settings["progress"])
+
+
+def save_checkpoint(worker: Worker, name: str, write: Callable[[Path], None]) -> None:
+    """Store a checkpoint: every rank calls this at the same step, rank 0 writes its files into the folder that it is given."""
+    if worker.rank != 0:
+        ray.train.report({}, checkpoint=None)
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        write(Path(folder))
+        ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+def restore_checkpoint(read: Callable[[Path], Any]) -> Any:
+    """``read`` of the run's latest checkpoint's folder; None when there is no checkpoint yet."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return read(Path(folder))

@@ -1,0 +1,84 @@
+"""Training images: resized, and changed at random in ways that keep who is on them.
+
+The random numbers of a whole global batch come from one generator of (seed, step), so an image is changed in the same way
+on whatever worker it is prepared. B images, H x W the size trained at.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from datasets.decode import Image
+from datasets.errors import InputError
+from datasets.sampling import generator
+
+MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's, in 0..255: what the model sees as zero
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images."""
+
+    flip: bool | None = None
+    """Mirror every second image; None: if the data set says that this keeps the identity (persons yes, letters no)."""
+    shift: float = 0.05
+    """Pad by this share of the height, then crop at random."""
+    erase: float = 0.0
+    """Share of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift <= 1 or not 0 <= self.erase <= 1:
+            raise InputError("augment.shift and augment.erase are shares", "augment", "give numbers from 0 to 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What is done to each image of a global batch, arrays of [B]; pixels of the H x W image."""
+
+    flip: npt.NDArray[np.bool_]
+    down: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
+
+    def apply(self, row: int, image: Image) -> Image:
+        """The changed copy of an image that has the size trained at, [H, W, 3]."""
+        height, width = image.shape[:2]
+        down, right = int(self.down[row]), int(self.right[row])
+        if self.flip[row]:
+            image = image[:, ::-1]
+        out = np.empty_like(image)
+        if down or right:
+            out[:] = MEAN
+            source = image[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+            out[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)] = source
+        else:
+            out[:] = image
+        top, left, tall, wide = self.erase[row]
+        out[top : top + tall, left : left + wide] = MEAN
+        return out
+
+
+def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], batch: int, seed: int, step: int) -> Changes:
+    """The changes of the global batch of a step. ``mirror``: the data set says that mirroring keeps the identity."""
+    rng, (height, width) = generator(seed, "augment", step), size
+    u = rng.random((7, batch))
+    flip = u[0] < (0.5 if (mirror if config.flip is None else config.flip) else 0)
+    most = round(config.shift * height)
+    area, ratio = 0.02 + u[4] * 0.31, np.exp((u[5] * 2 - 1) * np.log(3.3))  # the paper's ranges
+    tall = np.minimum(np.sqrt(area * ratio) * height, height).astype(np.int64) * (u[3] < config.erase)
+    wide = np.minimum(np.sqrt(area / ratio) * width, width).astype(np.int64)
+    place = rng.random((2, batch))
+    top, left = (place[0] * (height - tall + 1)).astype(np.int64), (place[1] * (width - wide + 1)).astype(np.int64)
+    shifts = (u[1:3] * (2 * most + 1)).astype(np.int64) - most
+    return Changes(flip, shifts[0], shifts[1], np.stack([top, left, tall, wide], axis=1))
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """An image at (H, W); its aspect ratio is not kept, as usual in re-identification."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] > size[0] and image.shape[1] > size[1]
+    out: Image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return out

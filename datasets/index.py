@@ -1,0 +1,257 @@
+"""The index of a shard set: which sample lies where, who is on it, and which bytes make a block.
+
+Shards are plain WebDataset tar files; the index is an addition beside them, in Parquet, so that any tool can read it:
+
+    index.json                 written last: a set without it is not whole
+    index/samples.parquet      key, identity, block, offset, size, camera       one row a sample, in the order of (block, offset)
+    index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c    in the order of (shard, offset)
+    index/identities.parquet   name, sorted; the row number is the identity
+
+A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
+member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
+In memory the index takes 18 bytes a sample and 41 a block; keys stay on disk until somebody asks.
+
+M samples, K blocks, N identities.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.errors import InputError
+from datasets.objects import Bucket, Folder, open_objects
+
+FORMAT, VERSION = "hardshard", 1
+MANIFEST = "index.json"
+SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
+JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
+
+SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
+BLOCK_COLUMNS = {
+    "shard": np.int32, "identity": np.int32, "split": np.int8, "offset": np.int64,
+    "size": np.int32, "first": np.int64, "count": np.int32, "crc32c": np.int64,
+}  # fmt: skip
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file; ``size`` in bytes."""
+
+    name: str
+    size: int
+    split: str
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A whole index in memory. ``samples`` and ``blocks`` map a column's name to its array, [M] and [K]."""
+
+    url: str
+    shards: tuple[Shard, ...]
+    splits: tuple[str, ...]
+    cameras: tuple[str, ...]
+    identities: tuple[str, ...]
+    samples: dict[str, npt.NDArray[Any]]
+    blocks: dict[str, npt.NDArray[Any]]
+    about: dict[str, Any]  # what the packer noted: layout, image size to train at, whether mirroring keeps the identity
+
+    def __len__(self) -> int:
+        return len(self.samples["block"])
+
+    @cached_property
+    def keys(self) -> Sequence[str]:
+        """The key of every sample, [M]; read from the set when first asked for."""
+        table = pq.read_table(pa.BufferReader(open_objects(self.url).get(SAMPLES)), columns=["key"])
+        keys: list[str] = table.column("key").to_pylist()
+        return keys
+
+    def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
+        """The identity of each sample."""
+        identity: npt.NDArray[np.int32] = self.blocks["identity"][self.samples["block"][samples]]
+        return identity
+
+    def blocks_of_shard(self, shard: int) -> tuple[int, int]:
+        """The blocks of a shard are numbered on: first, and one past the last."""
+        first, last = np.searchsorted(self.blocks["shard"], [shard, shard + 1])
+        return int(first), int(last)
+
+    def where(self, sample: int) -> str:
+        """A sample's place in words, for messages."""
+        shard = self.shards[self.blocks["shard"][self.samples["block"][sample]]]
+        return f"{self.keys[sample]} in {self.url}/{shard.name} at byte {self.samples['offset'][sample]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split's samples as *positions* 0..M-1, identity by identity, so that identity i owns
+    ``identity_starts[i] .. identity_starts[i+1]`` and nothing is stored per sample.
+
+    K blocks in the order of (identity, shard, offset); N identities, numbered within the split: a label.
+    """
+
+    index: Index
+    name: str
+    identities: npt.NDArray[np.int32]  # [N] the label's identity in the index
+    blocks: npt.NDArray[np.int64]  # [K]
+    labels: npt.NDArray[np.int64]  # [K]
+    starts: Int64s  # [K + 1] first position of each block
+    identity_starts: Int64s  # [N + 1]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def names(self) -> list[str]:
+        """The identities' names by label, [N]."""
+        return [self.index.identities[i] for i in self.identities]
+
+    @cached_property
+    def counts(self) -> Int64s:
+        """Samples of each identity, [N]."""
+        return np.diff(self.identity_starts)
+
+    def samples(self, positions: Int64s) -> Int64s:
+        """The index's sample at each position."""
+        block = np.searchsorted(self.starts, positions, side="right") - 1
+        first: Int64s = self.index.blocks["first"][self.blocks[block]] + positions - self.starts[block]
+        return first
+
+    def labels_of(self, positions: Int64s) -> Int64s:
+        """The label at each position."""
+        labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1]
+        return labels
+
+
+def split_of(index: Index, name: str) -> Split:
+    """One split of a set.
+
+    Raises:
+        InputError: the set has no such split.
+    """
+    if name not in index.splits:
+        raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
+    of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
+    order = np.lexsort((index.blocks["offset"][of_split], index.blocks["shard"][of_split], index.blocks["identity"][of_split]))
+    blocks = of_split[order].astype(np.int64)
+    identities, labels = np.unique(index.blocks["identity"][blocks], return_inverse=True)
+    starts = np.concatenate([[0], np.cumsum(index.blocks["count"][blocks], dtype=np.int64)])
+    first_block = np.searchsorted(labels, np.arange(len(identities) + 1))
+    return Split(index, name, identities, blocks, labels.astype(np.int64), starts, starts[first_block])
+
+
+def read_index(url: str) -> Index:
+    """Read a set's index.
+
+    Raises:
+        InputError: nothing is there, the set is not whole, or the index is damaged or of another format.
+    """
+    objects = open_objects(url)
+    if not objects.exists(MANIFEST):
+        has_shards = any(name.endswith(".tar") for name in objects.sizes())
+        remedy = (
+            "index it with `python -m datasets.index`, or run the interrupted pack again" if has_shards
+            else "is the address right? `python -m datasets.pack` makes a shard set"
+        )  # fmt: skip
+        raise InputError("not a whole shard set (no index.json)", url, remedy)
+    about = _manifest(objects)
+    tables = {name: _table(objects, name, about["tables"][name]) for name in (SAMPLES, BLOCKS, IDENTITIES)}
+    return Index(
+        url=objects.url,
+        shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in about["shards"]),
+        splits=tuple(about["splits"]),
+        cameras=tuple(about["cameras"]),
+        identities=tuple(tables[IDENTITIES].column("name").to_pylist()),
+        samples=_columns(tables[SAMPLES], SAMPLE_COLUMNS),
+        blocks=_columns(tables[BLOCKS], BLOCK_COLUMNS),
+        about=about.get("about", {}),
+    )
+
+
+def write_index(objects: Folder | Bucket, index: Index, keys: Sequence[str]) -> None:
+    """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
+    of_sample = index.identity_of(np.arange(len(index)))
+    tables = {
+        SAMPLES: pa.table({"key": pa.array(keys, pa.string()), "identity": of_sample, **index.samples}),
+        BLOCKS: pa.table(index.blocks),
+        IDENTITIES: pa.table({"name": pa.array(index.identities, pa.string())}),
+    }  # fmt: skip
+    marks = {}
+    for name, table in tables.items():
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        objects.put(name, data)
+        marks[name] = {"size": len(data), "crc32c": google_crc32c.value(data)}
+    manifest = {
+        "format": FORMAT, "version": VERSION,
+        "samples": len(index), "blocks": len(index.blocks["first"]), "identities": len(index.identities),
+        "splits": index.splits, "cameras": index.cameras,
+        "shards": [{"name": s.name, "size": s.size, "split": s.split} for s in index.shards],
+        "tables": marks, "about": index.about,
+    }  # fmt: skip
+    objects.put(MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def check_shards(index: Index) -> None:
+    """Compare the shards' sizes with the index; costs a listing, reads no shard.
+
+    Raises:
+        InputError: a shard is missing or has another size than the index says.
+    """
+    sizes = open_objects(index.url).sizes()
+    for shard in index.shards:
+        size = sizes.get(shard.name)
+        if size is None:
+            raise InputError(
+                "a shard that the index names is missing", f"{index.url}/{shard.name}", "copy it there or pack again"
+            )
+        if size != shard.size:
+            what = f"the shard has {size} bytes and its index says {shard.size}"
+            raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")
+
+
+def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` as an index holds them."""
+    table = np.array(rows, np.int64).reshape(-1, len(types))
+    return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}
+
+
+def _manifest(objects: Folder | Bucket) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(objects.get(MANIFEST))
+        form = (manifest["format"], manifest["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("index.json is damaged", objects.url, "pack or index the set again") from error
+    if form != (FORMAT, VERSION):
+        raise InputError(f"index.json is of format {form}, this reads {(FORMAT, VERSION)}", objects.url, "pack the set again")
+    return manifest
+
+
+def _table(objects: Folder | Bucket, name: str, mark: dict[str, int]) -> pa.Table:
+    data = objects.get(name)
+    if len(data) != mark["size"] or google_crc32c.value(data) != mark["crc32c"]:
+        raise InputError("the index does not match its checksum", f"{objects.url}/{name}", "copy it again, or pack again")
+    columns = list(SAMPLE_COLUMNS) if name == SAMPLES else None
+    return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def _columns(table: pa.Table, types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    return {name: table.column(name).to_numpy().astype(dtype) for name, dtype in types.items()}
+
+
+if __name__ == "__main__":
+    from datasets.errors import run_main
+    from datasets.scan import main  # imports this module by its own name: what runs as __main__ is only this line
+
+    run_main(main)

@@ -1,0 +1,211 @@
+"""``python -m datasets.inspect URL``: what a shard set holds, and whether the index and the shards agree.
+
+Sizes of shards are always compared. Sets below 1 GiB, and any with ``--verify``, are read as a whole: checksums of blocks, tar
+headers against the index, and every image decoded.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from datasets.decode import decode
+from datasets.errors import InputError, run_main
+from datasets.index import Index, read_index, split_of
+from datasets.objects import open_objects
+from datasets.quality import MAX_BLOCK, quality_of
+
+SMALL = 1 << 30  # bytes of a set that is verified without being asked to
+WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a shard set holds, and verify it."""
+
+    url: tyro.conf.Positional[str] = tyro.MISSING
+    """A folder or s3://bucket/prefix."""
+    verify: bool = False
+    """Read and decode everything, also in a set of 1 GiB or more."""
+    json: bool = False
+    """Print one JSON object in place of tables."""
+
+
+def facts(index: Index) -> dict[str, Any]:
+    """What the index tells, ready for JSON; sizes in bytes."""
+    splits = {}
+    for name in index.splits:
+        split = split_of(index, name)
+        counts = split.counts
+        cameras = np.unique(index.samples["camera"][split.samples(np.arange(len(split)))])
+        shards = [shard for shard in index.shards if shard.split == name]
+        splits[name] = {
+            "identities": len(split.identities), "samples": len(split), "cameras": len(cameras), "blocks": len(split.blocks),
+            "shards": len(shards), "bytes": sum(shard.size for shard in shards),
+            "samples_per_identity": [int(counts.min()), float(np.median(counts)), int(counts.max())] if len(counts) else [],
+        }  # fmt: skip
+    total, images = sum(shard.size for shard in index.shards), int(index.samples["size"].sum(dtype=np.int64))
+    sizes = index.blocks["size"]
+    return {
+        "url": index.url, "about": index.about, "samples": len(index), "identities": len(index.identities),
+        "cameras": len(index.cameras), "bytes": total, "splits": splits,
+        "block_bytes": [int(sizes.min()), float(np.median(sizes)), int(sizes.max())] if len(sizes) else [],
+        "tar_overhead": 1 - images / total if total else 0.0,
+        "quality": asdict(quality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
+    }  # fmt: skip
+
+
+def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
+    """Everything in which shards and index disagree, in words; with ``read``, also what only reading the shards tells."""
+    objects = open_objects(index.url)
+    there = objects.sizes()
+    inconsistent = list(_inconsistent(index))
+    yield from inconsistent
+    for number, shard in enumerate(index.shards):
+        size = there.get(shard.name)
+        if size is None:
+            yield f"{shard.name}: missing"
+        elif size != shard.size:
+            yield f"{shard.name}: has {size} bytes and the index says {shard.size}: cut off or replaced"
+        if not read or inconsistent or size is None:
+            continue
+        blocks = np.flatnonzero(index.blocks["shard"] == number)
+        ends = index.blocks["offset"] + index.blocks["size"]
+        for window in _windows(index, blocks[ends[blocks] <= size]):
+            start = int(index.blocks["offset"][window[0]])
+            data = memoryview(objects.get_range(shard.name, start, int(ends[window[-1]]) - start))
+            for block in window:
+                first = int(index.blocks["offset"][block]) - start
+                size_of_block = int(index.blocks["size"][block])
+                for fault in _block_faults(index, int(block), bytes(data[first : first + size_of_block])):
+                    yield f"{shard.name} at byte {start + first}: {fault}"
+                advance(size_of_block)
+
+
+def _inconsistent(index: Index) -> Iterator[str]:
+    """Faults of the index within itself."""
+    blocks, samples = index.blocks, index.samples
+    counts = blocks["count"].astype(np.int64)
+    if counts.sum() != len(index) or np.any(np.cumsum(counts) - counts != blocks["first"]):
+        yield "index: the blocks' samples do not add up to all samples"
+    elif np.any(samples["block"] != np.repeat(np.arange(len(counts)), counts)):
+        yield "index: samples and blocks disagree on which sample is in which block"
+    for column, names in (("shard", index.shards), ("identity", index.identities), ("split", index.splits)):
+        if np.any((blocks[column] < 0) | (blocks[column] >= len(names))):
+            yield f"index: a block names a {column} that there is not"
+
+
+def _windows(index: Index, blocks: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of one shard's blocks, in the order of bytes, that span ``WINDOW`` at most, or are one block."""
+    blocks = blocks[np.argsort(index.blocks["offset"][blocks], kind="stable")]
+    starts, ends = index.blocks["offset"][blocks], (index.blocks["offset"] + index.blocks["size"])[blocks]
+    at = 0
+    while at < len(blocks):
+        stop = max(int(np.searchsorted(ends, starts[at] + WINDOW, side="right")), at + 1)
+        yield blocks[at:stop]
+        at = stop
+
+
+def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
+    """What is wrong with a block's bytes."""
+    start, first = int(index.blocks["offset"][block]), int(index.blocks["first"][block])
+    rows = range(first, first + int(index.blocks["count"][block]))
+    who = f"identity {index.identities[index.blocks['identity'][block]]}"
+    if google_crc32c.value(data) != index.blocks["crc32c"][block]:
+        yield f"the checksum of {len(rows)} images of {who} is wrong ({index.keys[rows[0]]} to {index.keys[rows[-1]]})"
+        return
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            found = {start + member.offset_data: member for member in tar}
+    except tarfile.TarError as error:
+        yield f"no tar members where the index has {who} ({error})"
+        return
+    for row in rows:
+        key, offset, size = index.keys[row], int(index.samples["offset"][row]), int(index.samples["size"][row])
+        member = found.get(offset)
+        if member is None or member.size != size or _key(member.name) != key:
+            has = "no member" if member is None else f"{member.name}, {member.size} bytes"
+            yield f"the index has {key}, {size} bytes, at byte {offset}; the tar has {has}"
+            continue
+        try:
+            decode(data[offset - start : offset - start + size])
+        except ValueError as error:
+            yield f"{key} cannot be decoded: {error}"
+
+
+def _key(name: str) -> str:
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _bytes(count: float) -> str:
+    return (
+        f"{count / 2**30:.2f} GiB"
+        if count >= 2**30
+        else f"{count / 2**20:.1f} MiB"
+        if count >= 2**20
+        else f"{count / 2**10:.1f} KiB"
+    )
+
+
+def _print(told: dict[str, Any], index: Index, console: Console) -> None:
+    table = Table("split", title=told["url"], title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("identities", "images", "per identity*", "cameras", "blocks", "shards", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, split in told["splits"].items():
+        spread = "/".join(f"{value:g}" for value in split["samples_per_identity"])
+        numbers = [f"{split[key]:,}" for key in ("cameras", "blocks", "shards")]
+        table.add_row(name, f"{split['identities']:,}", f"{split['samples']:,}", spread, *numbers, _bytes(split["bytes"]))
+    console.print(table)
+    about = index.about
+    size = "x".join(str(side) for side in about.get("size", ["unknown"]))
+    lines = [
+        f"{told['samples']:,} images of {told['identities']:,} identities in {told['cameras']:,} cameras, {_bytes(told['bytes'])}, "
+        f"of which tar takes {told['tar_overhead']:.0%}",
+        f"blocks of {'/'.join(_bytes(size) for size in told['block_bytes'])}*",
+        quality_of(index, about.get("max_block", MAX_BLOCK)).verdict,
+        f"layout {about.get('layout', 'unknown')}; train at {size}; a mirrored image shows "
+        f"{'the same' if about.get('mirror') else 'another'} identity",
+        "* least/median/most",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The command."""
+    args = tyro.cli(Inspect, prog="python -m datasets.inspect")
+    index = read_index(args.url)
+    told = facts(index)
+    read = args.verify or told["bytes"] < SMALL
+    numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("verifying"), BarColumn(), *numbers, console=Console(stderr=True), disable=not read) as progress:
+        task = progress.add_task("verifying", total=int(index.blocks["size"].sum(dtype=np.int64)))
+        found = list(faults(index, read, lambda length: progress.advance(task, length)))
+    if args.json:
+        print(json.dumps({**told, "verified": "everything" if read else "sizes", "faults": found}))
+    else:
+        console = Console()
+        _print(told, index, console)
+        for fault in found:
+            console.print(f"FAULT {fault}", markup=False, highlight=False, soft_wrap=True)
+        if not found:
+            checked = "checksums, tar headers and images" if read else "sizes of shards (--verify reads everything)"
+            console.print(f"whole and sound: {checked} agree with the index", markup=False, highlight=False)
+    if found:
+        remedy = "copy the shards and the index again, or pack again"
+        raise InputError(f"{len(found)} faults, the first: {found[0]}", index.url, remedy)
+
+
+if __name__ == "__main__":
+    run_main(main)

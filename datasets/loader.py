@@ -1,0 +1,241 @@
+"""Batches for one rank: draw, fetch, decode, change, stack; in worker processes that never call Ray.
+
+Loader worker w of W prepares steps w, w + W, w + 2W ..., whole batches in order, and asks the storage for the next ones
+while it decodes. What a batch holds depends on the step alone, not on how many ranks or workers there are.
+
+b images of this rank, B of all ranks.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datasets.augment import AugmentConfig, Changes, draw_changes, resize
+from datasets.cache import CacheConfig
+from datasets.decode import Image, decode
+from datasets.errors import InputError
+from datasets.index import Int64s, Split
+from datasets.sampling import Sampler, SamplerConfig
+from datasets.store import BucketStore, FolderStore, Pending, Sample, open_store
+from datasets.versions import VersionTable
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How a rank's batches are prepared."""
+
+    workers: int = 1
+    """Loader processes of each rank; 0 prepares batches in the training process."""
+    ahead: int = 4
+    """Batches that a worker asks the storage for before it decodes the first of them."""
+    size: tuple[int, int] | None = None
+    """Height and width trained at, in pixels; None: as the data set says."""
+    bad_share: float = 0.01
+    """Share of samples that may fail to decode before the run ends; each is named, counted and replaced from its batch."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.ahead < 1:
+            raise InputError("loader.workers must be at least 0 and loader.ahead at least 1", "loader")
+        if self.size is not None and min(self.size) < 8:
+            raise InputError(f"loader.size is {self.size}", "loader", "give a height and a width of 8 pixels or more")
+        if not 0 <= self.bad_share <= 1:
+            raise InputError(f"loader.bad_share is {self.bad_share}", "loader", "give a share from 0 to 1")
+
+
+class Share(NamedTuple):
+    """This rank's slice of every global batch."""
+
+    rank: int
+    world: int
+
+    def of(self, batch: int) -> slice:
+        """Its rows of a global batch of B."""
+        each = batch // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+class _Plan(NamedTuple):
+    step: int
+    version: int
+    positions: Int64s  # [b]
+    samples: Int64s  # [b]
+    changes: Changes  # [B]
+    bytes: Pending
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
+
+    A batch: ``images`` uint8 [b, 3, H, W], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
+    evenly), ``bad`` (what could not be decoded: sentences), ``storage`` (counts of GETs, bytes, cache hits so far).
+    """
+
+    def __init__(
+        self, split: Split, sampler: SamplerConfig, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
+        versions: VersionTable | None, etags: dict[str, str], share: Share, seed: int, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        if sampler.batch % share.world:
+            what = f"the global batch of {sampler.batch} cannot be shared evenly by {share.world} workers"
+            raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        self.split, self.loader, self.augment, self.cache, self.etags = split, loader, augment, cache, etags
+        self.sampler = Sampler(sampler, split, seed)
+        self.versions, self.share, self.seed, self.start, self.stop = versions, share, seed, start, stop
+        about = split.index.about
+        self.size = loader.size or (int(about["size"][0]), int(about["size"][1]))
+        self.mirror = bool(about["mirror"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        store = open_store(self.split.index, self.etags, self.cache)
+        try:
+            ahead: deque[_Plan] = deque()
+            for step in range(self.start + first, self.stop, every):
+                # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
+                while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
+                    yield self._prepare(ahead.popleft(), store)
+                ahead.append(self._plan(step, store))
+            while ahead:
+                yield self._prepare(ahead.popleft(), store)
+        finally:
+            store.close()
+
+    def _ready(self, step: int) -> bool:
+        return self.versions is None or self.versions.ready(step)
+
+    def _plan(self, step: int, store: FolderStore | BucketStore) -> _Plan:
+        version = self.versions.at(step) if self.versions else None
+        batch = self.sampler.config.batch
+        positions = self.sampler.draw(step, version)[self.share.of(batch)]
+        samples = self.split.samples(positions)
+        changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
+        streaming = version is None and self.sampler.config.kind != "pk"
+        asked = store.request(samples, streaming=streaming)
+        return _Plan(step, version.number if version else 0, positions, samples, changes, asked)
+
+    def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
+        rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
+        images = np.empty((len(rows), *self.size, 3), np.uint8)
+        good, bad = [], []
+        for place, data in enumerate(plan.bytes()):
+            image = _image(data)
+            if isinstance(image, ValueError):
+                bad.append((place, image))
+                continue
+            images[place] = plan.changes.apply(rows[place], resize(image, self.size))
+            good.append(place)
+        labels = self.split.labels_of(plan.positions)
+        for place, _ in bad:  # a batch keeps its size: the next good sample of it stands in
+            if not good:
+                break
+            other = next((g for g in good if g > place), good[0])
+            images[place], labels[place] = images[other], labels[other]
+        return {
+            "images": torch.from_numpy(images).permute(0, 3, 1, 2),
+            "labels": torch.from_numpy(labels),
+            "positions": torch.from_numpy(plan.positions),
+            "step": plan.step,
+            "version": plan.version,
+            "bad": [f"{self.split.index.where(int(plan.samples[place]))}: {error}" for place, error in bad],
+            "storage": dict(store.counts),
+        }
+
+
+def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> DataLoader[Batch]:
+    """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
+
+    ``pin`` copies batches to page-locked memory, for a GPU.
+    """
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"prefetch_factor": 2, "multiprocessing_context": multiprocessing.get_context("fork")}
+    return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, **options)
+
+
+class BadSamples:
+    """Counts samples that failed to decode, and ends the run when they are too many."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.seen, self.names = share, 0, dict[str, None]()
+        self.count = 0
+
+    def note(self, batch: Batch) -> list[str]:
+        """Count a batch; returns the failures that were not known yet.
+
+        Raises:
+            InputError: more than the set share of the samples failed (of at least a hundred, so that one alone never ends a run),
+                or a whole batch did.
+        """
+        self.seen += len(batch["labels"])
+        self.count += len(batch["bad"])
+        fresh = [name for name in batch["bad"] if name not in self.names]
+        self.names.update(dict.fromkeys(fresh))
+        if self.count > self.share * max(self.seen, 100) or len(batch["bad"]) == len(batch["labels"]):
+            shown = list(self.names)[:20]
+            more = f" (+{len(self.names) - len(shown)} more)" if len(self.names) > len(shown) else ""
+            what = f"{self.count} of {self.seen} samples could not be read, more than the share of {self.share:g} allowed"
+            remedy = "check the set with `python -m datasets.inspect`, or raise --loader.bad-share"
+            raise InputError(what, "; ".join(shown) + more, remedy)
+        return fresh
+
+
+def _image(data: Sample) -> Image | ValueError:
+    if isinstance(data, ValueError):
+        return data
+    try:
+        return decode(data)
+    except ValueError as error:
+        return error
+
+
+class SplitStream(IterableDataset[Batch]):
+    """Every sample of a split once, in order, in chunks shared out over ranks and loader workers: for evaluation.
+
+    A chunk: ``images`` uint8 [n, 3, H, W] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't.
+    """
+
+    def __init__(
+        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], share: Share, chunk: int
+    ) -> None:
+        self.split, self.size, self.cache, self.etags, self.share, self.chunk = split, size, cache, etags, share, chunk
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        store = open_store(self.split.index, self.etags, self.cache)
+        try:
+            starts = range(0, len(self.split), self.chunk)[self.share.rank :: self.share.world][first::every]
+            ahead: deque[tuple[Int64s, Pending]] = deque()
+            for start in starts:
+                positions = np.arange(start, min(start + self.chunk, len(self.split)), dtype=np.int64)
+                ahead.append((positions, store.request(self.split.samples(positions), streaming=True)))
+                if len(ahead) > 1:
+                    yield self._decoded(*ahead.popleft())
+            while ahead:
+                yield self._decoded(*ahead.popleft())
+        finally:
+            store.close()
+
+    def _decoded(self, positions: Int64s, asked: Pending) -> Batch:
+        images, places, bad = [], [], []
+        for place, data in enumerate(asked()):
+            image = _image(data)
+            if isinstance(image, ValueError):
+                bad.append(f"{self.split.index.where(int(self.split.samples(positions[place : place + 1])[0]))}: {image}")
+                continue
+            images.append(resize(image, self.size))
+            places.append(place)
+        stacked = np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
+        return {
+            "images": torch.from_numpy(stacked).permute(0, 3, 1, 2),
+            "positions": torch.from_numpy(positions[places]),
+            "bad": bad,
+        }

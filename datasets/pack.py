@@ -1,0 +1,229 @@
+"""``python -m datasets.pack LAYOUT SOURCE DESTINATION``: a data set as downloaded becomes shards and their index.
+
+The plan (``datasets.plan``) depends on names, sizes and options alone, so an interrupted pack is finished by running it
+again: a shard is put whole or not at all, then a note about it in ``_packing/``; the index comes last.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import google_crc32c
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from datasets.decode import decode
+from datasets.destination import claim, forget, note_name
+from datasets.errors import InputError, run_main
+from datasets.index import Index, write_index
+from datasets.layouts import LAYOUTS, HeldOut, Listing, Name
+from datasets.objects import Bucket, Folder, open_objects
+from datasets.plan import ShardPlan, Written, index_of, plan_shards
+from datasets.source import Source, open_source
+from datasets.tar import END, header, padded
+
+VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes as people write it: 65536, 64MiB, 1GB. Raises ValueError."""
+    number = text.strip().rstrip("KMGiBkmgb")
+    return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
+
+
+Bytes = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="BYTES", instance_from_str=lambda texts: bytes_of(texts[0]),
+        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What, beside the images, decides how a set is packed."""
+
+    shard_size: Bytes = 64 << 20
+    """Bytes of a shard at most, e.g. 64MiB."""
+    max_block: Bytes = 256 << 10
+    """Bytes of an identity that are read at once, at most."""
+    seed: int = 0
+    """Draws the order of the images, and the identities that are held out."""
+    held_out: float = 0.25
+    """Share of identities kept for query and gallery, where the data set does not say (folders, omniglot)."""
+    min_samples: int = 1
+    """Training identities with fewer images are left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "max_block", "min_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1", str(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Pack(Options):
+    """Pack a data set into shards in which an identity's images lie side by side."""
+
+    layout: tyro.conf.Positional[Name] = tyro.MISSING
+    source: tyro.conf.Positional[Path] = tyro.MISSING
+    """The folder, zip or tar that was downloaded."""
+    destination: tyro.conf.Positional[str] = tyro.MISSING
+    """A folder or s3://bucket/prefix."""
+    allow_unreadable: int = 0
+    """How many images may fail to decode; they are left out and named."""
+    overwrite: bool = False
+    """Replace the shards at the destination."""
+    quiet: bool = False
+    """No progress bar, no summary."""
+
+
+def pack(
+    layout: Name, source: Path, destination: str, options: Options | None = None, *,
+    allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
+) -> Index:  # fmt: skip
+    """Pack a data set, or finish a pack that was interrupted, or find that it is done.
+
+    Raises:
+        InputError: the source is not of that layout, an image cannot be read, or the destination holds something else.
+    """
+    options = options or Options()
+    console = Console(stderr=True, quiet=quiet)
+    objects = open_objects(destination)
+    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
+        raise InputError("the destination lies inside the source", destination, "pack to another place")
+    with open_source(source) as opened:
+        listing = _trained_on(LAYOUTS[layout](opened, HeldOut(options.held_out, options.seed)), opened.where, options, console)
+        fingerprint = _fingerprint(listing, opened, layout, options)
+        if (done := claim(objects, fingerprint, overwrite)) is not None:
+            console.print(f"already whole: {objects.url}", markup=False, highlight=False)
+            return done
+        shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
+        written = _write_all(shards, opened, objects, fingerprint, allow_unreadable, console)
+    unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
+    about = {
+        "layout": layout, "size": list(listing.size), "mirror": listing.mirror,
+        "source": source.resolve().name, **asdict(options), "unreadable": unreadable, "fingerprint": fingerprint,
+    }  # fmt: skip
+    index, keys = index_of(objects.url, shards, written, about)
+    write_index(objects, index, keys)
+    forget(objects)
+    for name, reason in unreadable.items():
+        console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+    total = sum(shard.size for shard in index.shards) / 2**20
+    what = f"{len(index):,} images of {len(index.identities):,} identities into {len(shards)} shards, {total:.1f} MiB"
+    console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)
+    return index
+
+
+def _trained_on(listing: Listing, where: str, options: Options, console: Console) -> Listing:
+    """The listing without training identities that have too few images."""
+    counts = Counter(sample.identity for sample in listing.samples if sample.split == "train")
+    few = {identity for identity, count in counts.items() if count < options.min_samples}
+    if few:
+        console.print(f"left out {len(few)} training identities with fewer than {options.min_samples} images")
+    samples = [sample for sample in listing.samples if sample.split != "train" or sample.identity not in few]
+    identities = {sample.identity for sample in samples}
+    if len(identities) < 2:
+        found = f"only '{next(iter(identities))}'" if identities else "none"
+        remedy = "there is nobody to tell apart: are the layout and --min-samples right?"
+        raise InputError(f"fewer than two identities ({found})", where, remedy)
+    return replace(listing, samples=samples)
+
+
+def _fingerprint(listing: Listing, source: Source, layout: str, options: Options) -> str:
+    """The same for packs that lead to the same shards, as far as names and sizes can tell."""
+    digest = hashlib.sha256(json.dumps([VERSION, layout, asdict(options)], sort_keys=True).encode())
+    for sample in sorted(listing.samples, key=lambda s: s.name):
+        digest.update(json.dumps([sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_all(
+    shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
+) -> list[Written]:
+    """Put every shard that is not there yet, each followed by its note."""
+    there = objects.sizes()
+    written: list[Written] = []
+    unreadable: dict[str, str] = {}
+    with _progress(console, sum(len(block) for shard in shards for block in shard.blocks)) as advance:
+        for shard in shards:
+            note = note_name(fingerprint, shard.name)
+            result = Written(**json.loads(objects.get(note))) if note in there else None
+            if result is None or there.get(shard.name) != result.size:
+                with tempfile.NamedTemporaryFile(prefix="hardshard-", suffix=".tar") as file:
+                    result = _write(shard, source, Path(file.name), unreadable, allowed, advance)
+                    objects.put_file(shard.name, Path(file.name))
+                objects.put(note, json.dumps(asdict(result)).encode())
+            else:
+                advance(sum(len(block) for block in shard.blocks))
+            unreadable |= result.unreadable
+            _refuse(unreadable, allowed, source)
+            written.append(result)
+    return written
+
+
+def _write(
+    shard: ShardPlan, source: Source, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
+) -> Written:
+    """Write one shard to a local file. ``unreadable``: those of the shards before."""
+    bad: dict[str, str] = {}
+    crcs: list[int] = []
+    with path.open("wb") as file:
+        for planned in shard.blocks:
+            block = bytearray()
+            for member in planned:
+                data = source.read(member.source)
+                try:
+                    decode(data)
+                except ValueError as error:
+                    bad[member.source] = str(error)
+                    _refuse(unreadable | bad, allowed, source)
+                else:
+                    block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
+                advance(1)
+            if block:
+                crcs.append(google_crc32c.value(bytes(block)))
+                file.write(block)
+        file.write(END)
+        size = file.tell()
+    return Written(size, crcs, bad)
+
+
+def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
+    if len(unreadable) > allowed:
+        named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
+        remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
+        raise InputError("an image that cannot be decoded", f"{named} in {source.where}", remedy)
+
+
+@contextmanager
+def _progress(console: Console, images: int) -> Iterator[Callable[[int], None]]:
+    """A bar of images; yields the function that advances it."""
+    numbers = (MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("packing"), BarColumn(), *numbers)
+    with Progress(*columns, console=console, disable=console.quiet) as progress:
+        task = progress.add_task("packing", total=images)
+        yield lambda count: progress.advance(task, count)
+
+
+def main() -> None:
+    """The command."""
+    args = tyro.cli(Pack, prog="python -m datasets.pack")
+    options = Options(args.shard_size, args.max_block, args.seed, args.held_out, args.min_samples)
+    pack(
+        args.layout, args.source, args.destination, options,
+        allow_unreadable=args.allow_unreadable, overwrite=args.overwrite, quiet=args.quiet,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,264 @@
+"""Which samples come next: the draw of a global batch, a pure function of (seed, step, version of the difficulty vector).
+
+    uniform        a shuffled epoch, shard by shard, so that it streams: every sample once before any comes twice
+    pk             P identities x K samples, drawn evenly
+    hardest        strategy A: samples of the h hardest identities, plus random ones
+    proportional   strategy B: identities by p_i = c_i / sum(c), K samples of each
+    pairs          strategy C: an identity by p_i and, with it, its nearest one: the batch holds the contrast
+
+A, B and C fill ``uniform_share`` of the batch from the uniform epoch and draw all of it there until the first version is in
+force. Which version that is depends on the step alone (`version_at`), never on timing.
+
+B global batch, N identities, K samples an identity (``instances``), M samples of the split.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.errors import InputError
+from datasets.index import Int64s, Split
+
+Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs"]
+BY_DIFFICULTY = ("hardest", "proportional", "pairs")
+WINDOW = 4  # shards that a uniform epoch mixes: samples of a window lie in random order, windows follow each other
+
+
+class Version(NamedTuple):
+    """One version of the difficulty vector: ``cosine`` float32 [N], ``nearest`` int [N]. Number 0 is "none yet"."""
+
+    number: int
+    cosine: npt.NDArray[np.float32]
+    nearest: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How batches are drawn."""
+
+    kind: Kind = "proportional"
+    batch: int = 64
+    """Samples of a global batch, over all workers."""
+    instances: int = 4
+    """Samples of each drawn identity (pk, proportional, pairs)."""
+    uniform_share: float = 0.5
+    """Share of a batch drawn evenly from all samples (hardest, proportional, pairs)."""
+    hardest: int = 2
+    """Identities that share the hard part of a batch (hardest). The maximum of c is always shared by two."""
+    temperature: float = 1.0
+    """p_i ~ max(c_i, floor) ** (1 / temperature): 1 is the plain formula, smaller is sharper (proportional, pairs)."""
+    floor: float = 0.0
+    """Difficulty below which an identity is not drawn more rarely; c can be negative (proportional, pairs)."""
+    interval: int = 50
+    """Steps between two versions of the difficulty vector; version k is computed after k * interval steps."""
+    lag: int = 16
+    """Steps from computing a version to its first use, so that nobody waits for it."""
+    begin: int = 0
+    """Step before which everything is drawn evenly."""
+    mode: Literal["pinned", "freshest"] = "pinned"
+    """pinned: the version is a function of the step, runs repeat exactly. freshest: whatever has arrived; runs do not repeat."""
+    patience: float = 300.0
+    """Seconds that pinned mode waits for a version before the run ends."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("instances", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"sampler.{name} is {getattr(self, name)}", remedy=f"give at least {least}")
+        if not 0 <= self.uniform_share <= 1:
+            raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a share from 0 to 1")
+        if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
+            raise InputError("sampler.temperature and patience must be above 0, floor from 0 to 1", "sampler")
+        unit = {"pk": self.instances, "proportional": self.instances, "pairs": 2 * self.instances}.get(self.kind, 1)
+        hard = self.batch - self.uniform_part if self.by_difficulty else self.batch
+        if hard % unit:
+            what = f"{hard} of {self.batch} samples are drawn by '{self.kind}', {unit} at a time"
+            raise InputError(what, "sampler.batch", f"choose batch, uniform_share and instances so that {unit} divides that part")
+
+    @property
+    def by_difficulty(self) -> bool:
+        """Whether this draw uses the difficulty vector."""
+        return self.kind in BY_DIFFICULTY
+
+    @property
+    def uniform_part(self) -> int:
+        """Samples of a batch drawn evenly once a version is in force."""
+        return round(self.uniform_share * self.batch)
+
+    @property
+    def versions_alive(self) -> int:
+        """The most versions between the oldest that a step still draws by and the newest computed, both included."""
+        return self.lag // self.interval + 2
+
+    def version_at(self, step: int) -> int:
+        """The version that step ``step`` draws by; 0 is none."""
+        if not self.by_difficulty or step < max(self.begin, self.lag):
+            return 0
+        return (step - self.lag) // self.interval
+
+
+class Sampler:
+    """Draws of one split.
+
+    Raises:
+        InputError: the split cannot fill such batches.
+    """
+
+    def __init__(self, config: SamplerConfig, split: Split, seed: int) -> None:
+        _check_fits(config, split)
+        self.config, self.split, self.seed = config, split, seed
+        self._prepared = (0, np.empty(0), np.empty(0, np.int64))
+
+    def draw(self, step: int, version: Version | None) -> Int64s:
+        """The global batch of a step as positions of the split, int64 [B]. ``version`` None: before the first."""
+        config = self.config
+        if config.kind == "pk":
+            rng = generator(self.seed, "pk", step)
+            drawn = rng.choice(len(self.split.counts), config.batch // config.instances, replace=False)
+            return self._instances(rng, drawn, config.instances)
+        if version is None or not config.by_difficulty:
+            return self._epochs.batch(step * config.batch, config.batch)
+        rng = generator(self.seed, config.kind, step)
+        hard = config.batch - config.uniform_part
+        even = self._epochs.batch(step * config.batch, config.uniform_part)
+        return np.concatenate([self._hard(rng, hard, version), even])
+
+    def _hard(self, rng: np.random.Generator, count: int, version: Version) -> Int64s:
+        config = self.config
+        cumulative, hardest = self._prepare(version)
+        if config.kind == "hardest":
+            each = -(-count // len(hardest))
+            return self._instances(rng, hardest, each).reshape(len(hardest), each).T.ravel()[:count]
+        if config.kind == "proportional":
+            drawn = pick(rng, cumulative, count // config.instances)
+        else:
+            anchors = pick(rng, cumulative, count // (2 * config.instances))
+            drawn = np.stack([anchors, version.nearest[anchors]], axis=1).ravel()
+        return self._instances(rng, drawn, config.instances)
+
+    def _prepare(self, version: Version) -> tuple[npt.NDArray[np.float64], Int64s]:
+        """The running sum of p [N] and the hardest identities [h]: O(N), so kept for the version in use; a draw is O(log N)."""
+        if self._prepared[0] != version.number:
+            hardest = np.argsort(-version.cosine, kind="stable")[: self.config.hardest]
+            self._prepared = (version.number, np.cumsum(probabilities(version.cosine, self.config)), hardest)
+        return self._prepared[1:]
+
+    def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
+        """``each`` samples of every identity, out of one block where that block holds enough: one ranged read."""
+        split = self.split
+        first, count = split.identity_starts[identities], split.counts[identities]
+        probe = first + (rng.random(len(identities)) * count).astype(np.int64)
+        block = np.searchsorted(split.starts, probe, side="right") - 1
+        enough = split.starts[block + 1] - split.starts[block] >= np.minimum(each, count)
+        first = np.where(enough, split.starts[block], first)
+        count = np.where(enough, split.starts[block + 1] - split.starts[block], count)
+        return (first[:, None] + distinct(rng, count, each)).ravel()
+
+    @cached_property
+    def _epochs(self) -> "UniformEpochs":
+        return UniformEpochs(self.split, self.seed)
+
+
+class UniformEpochs:
+    """An endless stream of shuffled epochs of a split, as a pure function of the place in the stream.
+
+    Shards come in a new random order each epoch; the samples of ``WINDOW`` shards at a time are mixed. So a reader has few
+    shards open, and a window's order is all that is ever held.
+    """
+
+    def __init__(self, split: Split, seed: int) -> None:
+        self.split, self.seed = split, seed
+        shard_of = split.index.blocks["shard"][split.blocks]
+        self.shards = np.unique(shard_of)
+        self.blocks = [np.flatnonzero(shard_of == shard) for shard in self.shards]
+        self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
+        self._window = lru_cache(maxsize=3)(self._make_window)
+
+    def batch(self, place: int, count: int) -> Int64s:
+        """``count`` positions from ``place`` on; a batch may straddle two epochs, and no sample is left out."""
+        parts: list[Int64s] = []
+        while count > 0:
+            epoch, within = divmod(place, len(self.split))
+            ends = self._ends(epoch)
+            window = int(np.searchsorted(ends, within, side="right"))
+            order = self._window(epoch, window)
+            start = within - (int(ends[window - 1]) if window else 0)
+            parts.append(order[start : start + count])
+            place, count = place + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _order(self, epoch: int) -> Int64s:
+        return generator(self.seed, "shards", epoch).permutation(len(self.shards))
+
+    def _ends(self, epoch: int) -> Int64s:
+        sizes = self.sizes[self._order(epoch)]
+        return np.cumsum([sizes[i : i + WINDOW].sum() for i in range(0, len(sizes), WINDOW)])
+
+    def _make_window(self, epoch: int, window: int) -> Int64s:
+        shards = self._order(epoch)[window * WINDOW : (window + 1) * WINDOW]
+        starts = self.split.starts
+        positions = np.concatenate([np.arange(starts[b], starts[b + 1]) for s in shards for b in self.blocks[s]])
+        return generator(self.seed, "window", epoch, window).permutation(positions)
+
+
+def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt.NDArray[np.float64]:
+    """Strategy B: p_i = c_i / sum(c), with floor and temperature; even when nothing is above the floor of 0. [N], sums to 1."""
+    weights = np.maximum(cosine.astype(np.float64), config.floor)
+    if not weights.any():
+        return np.full(len(weights), 1 / len(weights))
+    weights = (weights / weights.max()) ** (1 / config.temperature)
+    share: npt.NDArray[np.float64] = weights / weights.sum()
+    return share
+
+
+def pick(rng: np.random.Generator, cumulative: npt.NDArray[np.float64], count: int) -> Int64s:
+    """``count`` independent draws from the distribution whose running sum is given."""
+    return np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
+
+
+def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:
+    """For every size s, ``each`` numbers of 0..s-1, int64 [len(sizes), each]: all different while s lasts, then the same again.
+
+    The j-th is drawn among the s - j left and moved past the ones taken before it, in ascending order.
+    """
+    out = np.empty((len(sizes), each), np.int64)
+    taken = np.empty((len(sizes), 0), np.int64)  # ascending
+    fresh = int(min(each, sizes.max(initial=0)))
+    for j in range(fresh):
+        left = np.maximum(sizes - j, 1)
+        value = (rng.random(len(sizes)) * left).astype(np.int64)
+        for column in taken.T:
+            value += value >= column
+        value = np.where(sizes > j, value, out[:, 0] if j else value)
+        out[:, j] = value
+        taken = np.sort(np.concatenate([taken, np.where(sizes > j, value, np.iinfo(np.int64).max)[:, None]], axis=1), axis=1)
+    wrapped = np.arange(each) % np.minimum(sizes, each)[:, None]
+    return np.take_along_axis(out, wrapped, axis=1)
+
+
+def generator(seed: int, purpose: str, *place: int) -> np.random.Generator:
+    """A random generator of its own for every (seed, purpose, place): there is no random state to keep or restore."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), *place])))
+
+
+def _check_fits(config: SamplerConfig, split: Split) -> None:
+    identities, where = len(split.counts), f"split '{split.name}' of {split.index.url}"
+    if identities < 2:
+        raise InputError(
+            f"only {identities} identity to train on", where, "re-identification needs two or more: check the layout"
+        )
+    if config.batch > len(split):
+        raise InputError(
+            f"the batch of {config.batch} is larger than the data ({len(split)} samples)",
+            where,
+            "lower --sampler.batch",
+        )
+    if config.kind == "pk" and config.batch // config.instances > identities:
+        what = f"pk draws {config.batch // config.instances} different identities and there are {identities}"
+        raise InputError(what, where, "lower --sampler.batch or raise --sampler.instances")
+    if config.kind in ("pk", "pairs") and config.instances > 1 and split.counts.min() < 2:
+        name = split.names[int(split.counts.argmin())]
+        what = f"'{config.kind}' with {config.instances} instances needs two samples of an identity, and '{name}' has one"
+        raise InputError(what, where, "pack with --min-samples 2, or use --sampler.kind uniform or --sampler.instances 1")

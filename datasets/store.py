@@ -1,0 +1,229 @@
+"""Samples' bytes: by pread from a folder, or by ranged GETs from S3, a whole identity block at a time, through the node's cache.
+
+A store is made in the process that reads (a loader worker), after the fork: obstore's threads do not survive one. It
+knows nothing of Ray.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import obstore
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import S3Store
+
+from datasets.cache import CacheConfig, CachedShard, NodeCache
+from datasets.errors import InputError
+from datasets.index import Index, Int64s
+from datasets.objects import Bucket, open_objects
+
+SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
+IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
+REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
+
+Sample = bytes | memoryview | ValueError  # the bytes, or why they cannot be had
+Pending = Callable[[], list[Sample]]
+Fetch = Future[dict[int, Sample]]  # blocks by number
+log = logging.getLogger(__name__)
+
+
+class StorageError(Exception):
+    """The storage failed for longer than the retries last. A fault, not the user's: the run restarts from its checkpoint."""
+
+
+class FolderStore:
+    """Samples of a set in a local folder."""
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.counts = index, dict.fromkeys(("gets", "bytes", "hits"), 0)
+        self._files: dict[int, int] = {}
+
+    def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
+        """Ask for samples; calling the answer gives their bytes, in order. The page cache is the read-ahead here."""
+        return lambda: [self._read(int(sample)) for sample in samples]
+
+    def _read(self, sample: int) -> Sample:
+        index = self.index
+        shard = int(index.blocks["shard"][index.samples["block"][sample]])
+        if shard not in self._files:
+            self._files[shard] = os.open(Path(index.url) / index.shards[shard].name, os.O_RDONLY | os.O_CLOEXEC)
+        size = int(index.samples["size"][sample])
+        data = os.pread(self._files[shard], size, int(index.samples["offset"][sample]))
+        self.counts["bytes"] += size
+        return data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off")
+
+    def close(self) -> None:
+        """Close the shards."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+
+class BucketStore:
+    """Samples of a set in a bucket. One GET a block that is not cached, ``IN_FLIGHT`` of them at once, none for one that is."""
+
+    def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
+        self.index, self.etags = index, etags
+        self.counts = dict.fromkeys(("gets", "bytes", "hits"), 0)
+        self._remote = _connect(open_objects(index.url))
+        self._cache = NodeCache(cache, index, etags) if cache.gib else None
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, "get")
+        self._lock = threading.Lock()
+        self._under_way: dict[int, Fetch] = {}
+
+    def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
+        """Ask for samples: missing blocks are fetched at once in the background; calling the answer gives the bytes, in order.
+
+        ``streaming`` fetches ``SPAN`` bytes around a missing block in one GET, for readers who come by all of them soon.
+        """
+        blocks = [int(block) for block in self.index.samples["block"][samples]]
+        sources = {block: self._source(block, streaming) for block in dict.fromkeys(blocks)}
+        self.counts["hits"] += sum(isinstance(source, CachedShard) for source in sources.values())
+        return lambda: self._collect(samples, blocks, sources)
+
+    def _source(self, block: int, streaming: bool) -> CachedShard | Fetch:
+        if block in self._under_way:
+            return self._under_way[block]
+        shard = int(self.index.blocks["shard"][block])
+        copy = self._cache.shard(shard) if self._cache else None
+        if copy is not None and copy.has(block):
+            return copy
+        group = self._span(shard, block) if streaming and copy is not None else [block]
+        fetch = self._pool.submit(self._fetch, group, copy)
+        self._under_way.update(dict.fromkeys(group, fetch))
+        return fetch
+
+    def _span(self, shard: int, block: int) -> list[int]:
+        """The blocks that begin in the same SPAN of the shard: fixed groups, so that processes agree on them."""
+        first, last = self.index.blocks_of_shard(shard)
+        spans = self.index.blocks["offset"][first:last] // SPAN
+        return [int(b) for b in first + np.flatnonzero(spans == spans[block - first])]
+
+    def _collect(self, samples: Int64s, blocks: list[int], sources: dict[int, CachedShard | Fetch]) -> list[Sample]:
+        found: dict[int, Sample | CachedShard] = {}
+        for block, source in sources.items():
+            found[block] = source if isinstance(source, CachedShard) else source.result()[block]
+        ended = {source for source in sources.values() if not isinstance(source, CachedShard)}
+        self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
+        if self._cache:
+            self._cache.account(sum(len(fetch.result()) for fetch in ended))
+        return [self._slice(int(sample), block, found[block]) for sample, block in zip(samples, blocks, strict=True)]
+
+    def _slice(self, sample: int, block: int, source: Sample | CachedShard) -> Sample:
+        offset, size = int(self.index.samples["offset"][sample]), int(self.index.samples["size"][sample])
+        if isinstance(source, CachedShard):
+            return source.read(offset, size)
+        start = offset - int(self.index.blocks["offset"][block])
+        return source if isinstance(source, ValueError) else source[start : start + size]
+
+    def _fetch(self, group: list[int], copy: CachedShard | None) -> dict[int, Sample]:
+        """The blocks of a group: by one GET for those that are not cached by now (another process may have fetched them)."""
+        if copy is None:
+            return self._get(group)
+        table = self.index.blocks
+        with copy.claim(group[0], len(group)):
+            missing = [block for block in group if not copy.has(block)]
+            found = self._get(list(range(missing[0], missing[-1] + 1))) if missing else {}
+            for block, data in found.items():
+                if isinstance(data, memoryview):
+                    copy.write(block, int(table["offset"][block]), data)
+        for block in set(group) - found.keys():
+            found[block] = memoryview(copy.read(int(table["offset"][block]), int(table["size"][block])))
+        return found
+
+    def _get(self, group: list[int]) -> dict[int, Sample]:
+        """One GET for neighbouring blocks; those with a wrong checksum are fetched again, one by one."""
+        table = self.index.blocks
+        start, end = int(table["offset"][group[0]]), int(table["offset"][group[-1]] + table["size"][group[-1]])
+        found: dict[int, Sample] = {}
+        for attempt in range(REREADS + 1):
+            data = self._get_range(int(table["shard"][group[0]]), start, end)
+            for block in group:
+                offset = int(table["offset"][block]) - start
+                part = data[offset : offset + int(table["size"][block])]
+                if len(part) == int(table["size"][block]) and google_crc32c.value(part) == int(table["crc32c"][block]):
+                    found[block] = part
+            if len(found) == len(group):
+                return found
+            log.warning("wrong checksum in %s, bytes %d-%d, read %d", self.index.url, start, end - 1, attempt + 1)
+        wrong = ValueError(f"the block's checksum is wrong after {REREADS} more reads: the shard does not match its index")
+        return {block: found.get(block, wrong) for block in group}
+
+    def _get_range(self, shard: int, start: int, end: int) -> memoryview:
+        name = self.index.shards[shard].name
+        where = f"{self.index.url}/{name} bytes {start}-{end - 1}"
+        options: dict[str, Any] = {"range": (start, end)}
+        if etag := self.etags.get(name):
+            options["if_match"] = etag
+        try:
+            answer = obstore.get(self._remote, name, options=options)  # type: ignore[arg-type]
+            data = memoryview(answer.bytes())
+        except (PreconditionError, FileNotFoundError) as error:
+            raise InputError(
+                "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
+            ) from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+        except BaseError as error:
+            raise StorageError(f"{where}: {str(error).splitlines()[0]}") from error
+        with self._lock:
+            self.counts["gets"] += 1
+            self.counts["bytes"] += len(data)
+        return data
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> FolderStore | BucketStore:
+    """The store that a set's address calls for. ``etags``: of every shard, in a bucket; ranged GETs are bound to them."""
+    return BucketStore(index, etags, cache) if index.url.startswith("s3://") else FolderStore(index)
+
+
+def shard_etags(index: Index) -> dict[str, str]:
+    """Each shard's ETag now, for a set in a bucket; empty for a folder."""
+    objects = open_objects(index.url)
+    return objects.etags() if isinstance(objects, Bucket) else {}
+
+
+def read_samples(index: Index, samples: Sequence[int] | Int64s, cache: CacheConfig) -> list[Sample]:
+    """A few samples' bytes at once, for reports and predictions."""
+    store = open_store(index, shard_etags(index), cache)
+    try:
+        return store.request(np.asarray(samples, np.int64))()
+    finally:
+        store.close()
+
+
+def _connect(bucket: Any) -> S3Store:
+    endpoint = bucket.client.meta.endpoint_url  # boto3's word: environment, profile, region
+    try:
+        return S3Store(
+            bucket.bucket,
+            prefix=bucket.prefix or None,
+            aws_endpoint_url_s3=endpoint,
+            region=bucket.client.meta.region_name or "us-east-1",
+            virtual_hosted_style_request=False,
+            credential_provider=Boto3CredentialProvider(),
+            client_options={
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s",
+            },
+            retry_config={
+                "max_retries": 12, "retry_timeout": timedelta(seconds=120),
+                "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+            },
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(
+            "no S3 credentials", bucket.url, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        ) from error

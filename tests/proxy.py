@@ -1,0 +1,217 @@
+"""A proxy on loopback, before an S3 server, that does to GETs of objects what networks and busy servers do."""
+
+import asyncio
+import random
+import socket
+import struct
+from collections import Counter
+from dataclasses import astuple, dataclass, fields
+from threading import Thread
+from typing import NoReturn, Self
+from urllib.parse import urlsplit
+
+SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 36\r\n\r\n<Error><Code>SlowDown</Code></Error>"
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Faults:
+    """The share of GETs, 0 to 1, that meets each fault; a GET meets one at most, so the shares add up to 1 at most."""
+
+    slow_down: float = 0.0  # 503 SlowDown
+    reset: float = 0.0  # the connection is reset before an answer
+    stall: float = 0.0  # no answer comes
+    freeze: float = 0.0  # half of the body comes, then nothing more
+    truncate: float = 0.0  # half of the body comes, then the connection closes
+    corrupt: float = 0.0  # one bit of the body is flipped
+
+    def draw(self, rng: random.Random) -> str:
+        """Name of the fault that the next GET meets, or an empty string."""
+        names = [field.name for field in fields(self)]
+        shares = list(astuple(self))
+        return rng.choices([*names, ""], [*shares, max(0.0, 1 - sum(shares))])[0]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The start line and the headers of one HTTP message."""
+
+    raw: bytes
+    start: str
+    headers: dict[str, str]  # names in lower case
+
+    @classmethod
+    async def read(cls, reader: asyncio.StreamReader) -> Self:
+        raw = await reader.readuntil(b"\r\n\r\n")
+        start, *lines = raw.decode("latin-1").strip().split("\r\n")
+        return cls(raw, start, {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)})
+
+    @property
+    def target(self) -> str:
+        """Path and query of a request."""
+        return self.start.split(" ")[1]
+
+    @property
+    def status(self) -> str:
+        """Status of an answer."""
+        return self.start.split(" ")[1]
+
+    @property
+    def is_object_get(self) -> bool:
+        """Whether this asks for an object's bytes (in path style): not for a list, and not only for the headers."""
+        return self.start.startswith("GET ") and "/" in urlsplit(self.target).path.strip("/")
+
+
+class FaultProxy:
+    """Serves ``endpoint``, passes all on to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
+
+    Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else. All of them may be set
+    while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault by its name;
+    ``ranges`` the path and the Range header of each GET in order of arrival.
+    """
+
+    def __init__(self, upstream: str, *, seed: int = 0) -> None:
+        address = urlsplit(upstream)
+        self.upstream = (address.hostname or "127.0.0.1", address.port or 80)
+        self.rng = random.Random(seed)  # noqa: S311
+        self.faults = Faults()
+        self.latency_ms = 0.0
+        self.match = ""
+        self.forget()
+
+    def forget(self) -> None:
+        """Start counting anew."""
+        self.counts: Counter[str] = Counter()
+        self.ranges: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Self:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.loop = asyncio.new_event_loop()
+        self.over = asyncio.Event()
+        self.thread = Thread(target=self.run, name="fault-proxy", daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join()
+
+    def run(self) -> None:
+        """The proxy's thread."""
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:  # ends what still runs, stalls among it
+            runner.run(self.serve())
+
+    async def serve(self) -> None:
+        """Accept connections until the end."""
+        server = await asyncio.start_server(self.connection, sock=self.listener)
+        await self.over.wait()
+        server.close()
+
+    async def connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        """One client's connection with one of its own to the server; each request is answered before the next."""
+        try:
+            server, to_server = await asyncio.open_connection(*self.upstream)
+        except OSError:
+            to_client.close()  # the server is down
+            return
+        try:
+            while True:
+                request = await Head.read(client)
+                if request.headers.get("expect"):  # unsigned: answered here, so that bodies pass in one direction
+                    to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    request = without_expect(request)
+                to_server.write(request.raw)
+                await copy_body(client, to_server, request)
+                if request.is_object_get and self.match in request.target:
+                    await self.answer(request, client, server, to_client)
+                else:
+                    await pass_answer(request, await Head.read(server), server, to_client)
+                await to_client.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # either side has left
+        except asyncio.CancelledError:
+            to_client.transport.abort()  # the proxy ends
+        finally:
+            to_server.transport.abort()
+            to_client.close()
+
+    async def answer(
+        self, request: Head, client: asyncio.StreamReader, server: asyncio.StreamReader, to_client: asyncio.StreamWriter
+    ) -> None:
+        """Pass the server's answer to a GET of an object on, after the latency and through the fault drawn for it."""
+        self.ranges.append((request.target, request.headers.get("range", "")))
+        self.counts["gets"] += 1
+        answer = await Head.read(server)
+        await asyncio.sleep(self.latency_ms / 1000)
+        fault = self.faults.draw(self.rng) if answer.status in ("200", "206") else ""
+        if not fault:
+            self.counts["bytes"] += await pass_answer(request, answer, server, to_client)
+            return
+        self.counts[fault] += 1
+        body = bytearray(await server.readexactly(int(answer.headers["content-length"])))
+        if fault == "slow_down":
+            to_client.write(SLOW_DOWN)
+            return
+        if fault == "reset":
+            reset(to_client)
+        if fault == "stall":
+            await left(client)
+        if fault == "corrupt" and body:
+            body[self.rng.randrange(len(body))] ^= 1
+        sent = body[: len(body) // 2] if fault in ("freeze", "truncate") else body
+        self.counts["bytes"] += len(sent)
+        to_client.write(answer.raw + sent)
+        await to_client.drain()
+        if fault == "freeze":
+            await left(client)
+        if fault == "truncate":
+            raise ConnectionAbortedError
+
+
+def without_expect(request: Head) -> Head:
+    """The request less its Expect header."""
+    lines = [line for line in request.raw.split(b"\r\n") if not line.lower().startswith(b"expect:")]
+    return Head(b"\r\n".join(lines), request.start, request.headers)
+
+
+def reset(writer: asyncio.StreamWriter) -> NoReturn:
+    """End the connection with an RST, as a crashed peer does."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    raise ConnectionResetError
+
+
+async def left(client: asyncio.StreamReader) -> NoReturn:
+    """Wait until the client gives up."""
+    await client.read()
+    raise ConnectionAbortedError
+
+
+async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> int:
+    """Pass one answer on as it is; the number of its body's bytes."""
+    to_client.write(answer.raw)
+    if request.start.startswith("HEAD ") or answer.status in ("204", "304"):
+        return 0
+    return await copy_body(server, to_client, answer)
+
+
+async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head) -> int:
+    """Pass on the body that the headers announce, by its length, in chunks, or none; the number of its bytes."""
+    if "chunked" not in head.headers.get("transfer-encoding", ""):
+        return await copy(reader, writer, int(head.headers.get("content-length", 0)))
+    total, size = 0, -1
+    while size != 0:
+        line = await reader.readline()
+        size = int(line.split(b";")[0], 16)
+        writer.write(line)
+        total += await copy(reader, writer, size + 2) - 2
+    return total
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> int:
+    """Pass on exactly ``size`` bytes, and return it."""
+    for start in range(0, size, PIECE):
+        writer.write(await reader.readexactly(min(size - start, PIECE)))
+        await writer.drain()
+    return size

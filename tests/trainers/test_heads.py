@@ -1,0 +1,239 @@
+"""The heads against their papers' formulas, written here in NumPy with no code in common."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datasets.errors import InputError
+from trainers.losses.heads import BatchHardTriplet, HeadConfig, Margin, Softmax, build_head
+
+Array = NDArray[np.float64]
+KINDS = ("softmax", "sphereface", "cosface", "arcface")
+CONFIGS = [
+    HeadConfig("softmax"),
+    HeadConfig("sphereface"),
+    HeadConfig("sphereface", margin=2, scale=0.5),
+    HeadConfig("sphereface", margin=3),
+    HeadConfig("cosface"),
+    HeadConfig("cosface", margin=0.2, scale=10),
+    HeadConfig("arcface"),
+    HeadConfig("arcface", margin=0.3, scale=16),
+]
+
+
+def target_cosine(config: HeadConfig, cosine: float) -> float:
+    """What a head makes of the cosine between a feature and the row of its own identity."""
+    margin = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}[config.kind] if config.margin is None else config.margin
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    if config.kind == "cosface":
+        return cosine - margin
+    if config.kind == "arcface":  # beyond pi the cosine would rise again: goes on straight, as in the authors' code
+        return math.cos(angle + margin) if angle + margin <= math.pi else cosine - margin * math.sin(margin)
+    k = min(int(angle * margin / math.pi), int(margin) - 1)
+    return math.pow(-1, k) * math.cos(margin * angle) - 2 * k
+
+
+def reference(config: HeadConfig, features: Array, rows: Array, labels: list[int]) -> float:
+    losses = []
+    for x, label in zip(features, labels, strict=True):
+        if config.kind == "softmax":
+            logits = rows @ x
+        else:
+            cosines = np.array([row @ x / np.linalg.norm(row) / np.linalg.norm(x) for row in rows])
+            cosines[label] = target_cosine(config, float(cosines[label]))
+            scale = {"sphereface": 1.0}.get(config.kind, 64.0) if config.scale is None else config.scale
+            logits = cosines * scale * (np.linalg.norm(x) if config.kind == "sphereface" else 1)
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+    return float(np.mean(losses))
+
+
+def head_with(config: HeadConfig, rows: Tensor) -> Softmax | Margin:
+    head = build_head(config, *rows.shape)
+    with torch.no_grad():
+        head.rows.copy_(rows)
+    return head
+
+
+def random_case(seed: int, batch: int, identities: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(batch, dim, generator=generator) * 2
+    rows = torch.randn(identities, dim, generator=generator)
+    return features, rows, torch.randint(identities, (batch,), generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.integers(1, 8), st.integers(2, 6), st.integers(2, 8), st.data())
+def test_losses_are_their_formulas(
+    config: HeadConfig, seed: int, batch: int, identities: int, dim: int, data: st.DataObject
+) -> None:
+    features, rows, labels = random_case(seed, batch, identities, dim)
+    if data.draw(st.booleans()):
+        features = 3 * rows[labels] + 0.1 * features  # near the own row, where training ends
+    loss, scores = head_with(config, rows)(features, labels)
+    expected = reference(config, features.double().numpy(), rows.double().numpy(), labels.tolist())
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=2e-4)
+    assert scores.shape == (batch, identities)
+
+
+@pytest.mark.parametrize(
+    ("kind", "margin", "scale", "expected"),
+    [
+        # x = (3, 4), rows (1, 0) and (0, 2): cosines .6 and .8, the right one is .6
+        ("softmax", None, None, math.log1p(math.exp(8 - 3))),
+        ("cosface", 0.35, 1.0, math.log1p(math.exp(0.8 - 0.25))),
+        ("arcface", 0.5, 1.0, math.log1p(math.exp(0.8 - (0.6 * math.cos(0.5) - 0.8 * math.sin(0.5))))),
+        ("sphereface", 2.0, None, math.log1p(math.exp(5 * (0.8 - (2 * 0.36 - 1))))),  # cos 2a = 2 cos^2 a - 1
+    ],
+)
+def test_golden_losses(kind: Any, margin: float | None, scale: float | None, expected: float) -> None:
+    head = head_with(HeadConfig(kind, margin, scale), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    loss, scores = head(torch.tensor([[3.0, 4.0]]), torch.tensor([0]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(scores, torch.tensor([[3.0, 8.0]] if kind == "softmax" else [[0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_gradients_reach_features_and_rows(config: HeadConfig) -> None:
+    features, rows, labels = random_case(0, 6, 4, 8)
+    head = head_with(config, rows)
+    loss, scores = head(features.requires_grad_(), labels)
+    loss.backward()
+    assert loss.shape == ()
+    assert not scores.requires_grad
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_are_finite_where_feature_and_row_are_one_line(config: HeadConfig, sign: float) -> None:
+    rows = torch.eye(3)
+    features = (sign * 5 * rows[:1]).requires_grad_()
+    head = head_with(config, rows)
+    loss, _ = head(features, torch.tensor([0]))
+    loss.backward()
+    gradients = [features.grad, *(parameter.grad for parameter in head.parameters())]
+    assert loss.isfinite()
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_zero_feature_is_finite(kind: Any) -> None:
+    features = torch.zeros(2, 4, requires_grad=True)
+    loss, _ = build_head(HeadConfig(kind), 3, 4)(features, torch.tensor([0, 2]))
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_features_leave_the_head_in_float32(kind: Any) -> None:
+    features, rows, labels = random_case(1, 4, 3, 8)
+    half = features.bfloat16().requires_grad_()
+    head = head_with(HeadConfig(kind), rows)
+    expected, _ = head(half.detach().float(), labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, scores = head(half, labels)
+    loss.backward()
+    assert half.grad is not None
+    assert {loss.dtype, scores.dtype, head.rows.dtype} == {torch.float32}
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("kind", ["sphereface", "cosface", "arcface"])
+def test_a_margin_makes_the_loss_larger(kind: Any) -> None:
+    features, rows, labels = random_case(2, 8, 4, 6)
+    least = 1.0 if kind == "sphereface" else 0.0
+    losses = [head_with(HeadConfig(kind, margin, 4.0), rows)(features, labels)[0] for margin in (least, None)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_parameter(kind: Any) -> None:
+    head = build_head(HeadConfig(kind), 5, 3)
+    (parameter,) = head.parameters()
+    assert head.rows.shape == (5, 3)
+    assert head.rows.data_ptr() == parameter.data_ptr()
+    assert 0 < head.rows.norm(dim=1).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "magface"}, "unknown head: magface; use one of softmax, sphereface, cosface, arcface"),
+        ({"kind": "softmax", "margin": 0.1}, "no margin and no scale"),
+        ({"kind": "softmax", "scale": 2.0}, "no margin and no scale"),
+        ({"kind": "cosface", "margin": -0.1}, "must be in 0..1: -0.1"),
+        ({"kind": "arcface", "margin": 28.6}, "must be in 0..1.571: 28.6"),
+        ({"kind": "sphereface", "margin": 1.5}, "whole number"),
+        ({"kind": "sphereface", "margin": 0}, "whole number"),
+        ({"kind": "cosface", "margin": math.nan}, "must be in"),
+        ({"scale": 0.0}, "scale of a head must be positive"),
+        ({"scale": math.inf}, "scale of a head must be positive"),
+        ({"triplet": -1.0}, "must not be negative: weight -1.0"),
+        ({"triplet_margin": -0.1}, "must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        HeadConfig(**fields)
+
+
+def test_one_identity_is_no_classification() -> None:
+    with pytest.raises(InputError, match="at least two identities: 1"):
+        build_head(HeadConfig(), 1, 4)
+
+
+def naive_triplet(features: Array, labels: list[int], margin: float) -> float:
+    losses = []
+    for a, label in enumerate(labels):
+        distances = [float(np.linalg.norm(features[a] - other)) for other in features]
+        positives = [d for i, d in enumerate(distances) if labels[i] == label and i != a]
+        negatives = [d for i, d in enumerate(distances) if labels[i] != label]
+        if positives and negatives:
+            losses.append(max(0.0, margin + max(positives) - min(negatives)))
+    return float(np.mean(losses)) if losses else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=10), st.sampled_from([0.0, 0.3, 2.0]))
+def test_triplet_is_batch_hard(seed: int, labels: list[int], margin: float) -> None:
+    features = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))
+    loss = BatchHardTriplet(margin)(features, torch.tensor(labels))
+    assert loss.item() == pytest.approx(naive_triplet(features.double().numpy(), labels, margin), rel=1e-4, abs=1e-5)
+
+
+def test_triplet_golden() -> None:
+    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    loss = BatchHardTriplet(0.5)(features, torch.tensor([7, 7, 8]))  # anchors 0: 5 - 1, 1: 5 - sqrt(18); 2 has no positive
+    assert loss.item() == pytest.approx((0.5 + 4 + 0.5 + 5 - math.sqrt(18)) / 2)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0]])
+def test_triplet_without_a_triplet_is_zero_and_differentiable(labels: list[int]) -> None:
+    features = torch.ones(len(labels), 4, requires_grad=True)
+    loss = BatchHardTriplet(0.3)(features, torch.tensor(labels))
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
+
+
+def test_triplet_of_equal_features_is_the_margin_with_finite_gradients() -> None:
+    features = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = BatchHardTriplet(0.25)(features, torch.tensor([0, 0, 1, 1]))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.25)
+    assert features.grad is not None
+    assert features.grad.isfinite().all()

@@ -1,0 +1,1 @@
+"""One runnable job per file; what they share stands in the folders below."""

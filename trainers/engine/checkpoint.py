@@ -1,0 +1,28 @@
+"""Training states and models as files; read as plain tensors and numbers, never unpickled."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.errors import InputError
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Store nested dicts and lists of tensors, numbers and strings."""
+    torch.save(state, path)
+
+
+def read_state(path: Path, where: str = "") -> dict[str, Any]:
+    """What `write_state` stored, on the CPU.
+
+    Raises:
+        InputError: the file is damaged, or holds more than data. ``where``: the address to name.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        what = f"the checkpoint cannot be read ({type(error).__name__})"
+        raise InputError(what, where or str(path), "it is damaged or was not written by Hardshard") from error
+    return state

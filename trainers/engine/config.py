@@ -1,0 +1,42 @@
+"""Configs to JSON and back: the resolved config is stored with the run, and a resumed run starts from it."""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+from datasets.errors import InputError
+
+T = TypeVar("T")
+
+
+def to_json(config: Any) -> str:
+    """A frozen dataclass, and those within it, as JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def from_json(kind: type[T], text: str, where: str) -> T:
+    """The config of that kind that `to_json` wrote.
+
+    Raises:
+        InputError: the text is not such a config; or a value in it is out of range.
+    """
+    try:
+        return typing.cast(T, _build(kind, json.loads(text)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"not the config of a {kind.__name__} run ({error})", where, "was it written by another version?"
+        ) from error
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - set(hints)
+        if unknown:
+            raise KeyError(f"unknown settings: {', '.join(sorted(unknown))}")
+        return kind(**{name: _build(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
+        return _build(next(k for k in typing.get_args(kind) if k is not type(None)), value)
+    return tuple(value) if typing.get_origin(kind) is tuple else value

@@ -1,0 +1,100 @@
+"""A trained embedder as one file that runs without this project: ONNX, or PyTorch's exported program.
+
+Either file takes RGB images uint8 [B, 3, H, W] (H, W fixed, B free) and gives features [B, D], to be compared by
+cosine.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4
+
+_Run = Callable[[Tensor], Tensor]
+
+
+def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path) -> float:
+    """Write an ONNX file (input "images", output "features") for images of ``size`` (height, width).
+
+    ``path`` is written whole or not at all, and only when onnxruntime's features equal the embedder's: returns the
+    largest difference of L2-normalised features, raises RuntimeError from 1e-4 up.
+    """
+    return _export(embedder, size, path, _write_onnx, _load_onnx)
+
+
+def export_program(embedder: nn.Module, size: tuple[int, int], path: Path) -> float:
+    """Write what ``torch.export.load(path).module()`` reads; ``path`` ends in .pt2, the rest is as in ``export_onnx``."""
+    if path.suffix != ".pt2":
+        raise ValueError(f"an exported program's name must end in .pt2: {path}")
+    return _export(embedder, size, path, _write_program, _load_program)
+
+
+def _export(
+    embedder: nn.Module,
+    size: tuple[int, int],
+    path: Path,
+    write: Callable[[nn.Module, Tensor, Path], None],
+    load: Callable[[Path], _Run],
+) -> float:
+    model = copy.deepcopy(embedder).eval()  # a copy: the caller's keeps its device, mode and memory format
+    model = model.cpu().float().to(memory_format=torch.contiguous_format)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        draft = Path(folder) / path.name
+        write(model, _images(2, size), draft)
+        difference = _largest_difference(model, load(draft), size)
+        if not difference < TOLERANCE:
+            raise RuntimeError(f"{path}: the exported model's features differ by {difference:.2g}; nothing was written")
+        draft.replace(path)
+    return difference
+
+
+@torch.no_grad()
+def _largest_difference(model: nn.Module, run: _Run, size: tuple[int, int]) -> float:
+    differences = []
+    for batch in (1, 3):
+        images = _images(batch, size)
+        expected, got = model(images), run(images)
+        if got.shape != expected.shape:
+            raise RuntimeError(f"the exported model's features are {tuple(got.shape)}, not {tuple(expected.shape)}")
+        differences.append((F.normalize(got, dim=1) - F.normalize(expected, dim=1)).abs().max())
+    return torch.stack(differences).max().item()
+
+
+def _images(batch: int, size: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+    torch.onnx.export(
+        model,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _load_onnx(path: Path) -> _Run:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+
+def _write_program(model: nn.Module, images: Tensor, path: Path) -> None:
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path)
+
+
+def _load_program(path: Path) -> _Run:
+    return torch.export.load(path).module()

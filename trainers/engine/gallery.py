@@ -1,0 +1,175 @@
+"""Retrieval on a set's query and gallery: embed both over all ranks, then rank. Q queries, G gallery images, D features."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.augment import resize
+from datasets.cache import CacheConfig
+from datasets.decode import Image, decode
+from datasets.errors import InputError
+from datasets.index import JUNK, Index, Split, split_of
+from datasets.loader import Share, SplitStream, behind_workers
+from datasets.store import read_samples
+from trainers.metrics.retrieval import evaluate_ranking, rank
+from trainers.metrics.verification import best_threshold
+
+CHUNK = 128  # images embedded at once
+ALONE = Share(0, 1)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SHOWN, DEEP = 8, 10  # queries whose ranking is kept for the report, and how far
+
+
+class Embedded(NamedTuple):
+    """A split's features [n, D] with identity, camera [n] and position [n] of each, on the CPU."""
+
+    features: Tensor
+    pids: Tensor
+    camids: Tensor
+    positions: Tensor
+
+
+class Retrieval(NamedTuple):
+    """``metrics``: mAP, rank1/5/10, verification threshold and accuracy, counts. ``shown``: a few rankings, for pictures."""
+
+    metrics: dict[str, float]
+    shown: list[dict[str, Any]]
+    bad: list[str]
+
+
+def can_retrieve(index: Index) -> bool:
+    """Whether a set has what retrieval needs."""
+    return {"query", "gallery"} <= set(index.splits)
+
+
+def evaluate_retrieval(
+    embedder: nn.Module, index: Index, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], device: torch.device,
+    share: Share = ALONE, group: dist.ProcessGroup | None = None, workers: int = 0,
+) -> Retrieval:  # fmt: skip
+    """Market-1501's protocol on the set's query and gallery; every rank embeds its share, and all get the result."""
+    bad: list[str] = []
+    sides = []
+    for name in ("query", "gallery"):
+        split = split_of(index, name)
+        stream = SplitStream(split, size, cache, etags, share, CHUNK)
+        sides.append(embed(embedder, split, behind_workers(stream, workers), device, group, bad))
+    query, gallery = sides
+    result = evaluate_ranking(
+        query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
+    )
+    verification = best_threshold(query.features, gallery.features, query.pids, gallery.pids)
+    metrics = {
+        "mAP": result.mean_ap, **{f"rank{k}": share for k, share in result.cmc.items()},
+        "threshold": verification.threshold, "verification": verification.accuracy,
+        "queries": result.valid_queries, "skipped_queries": result.skipped_queries, "gallery": len(gallery.features),
+    }  # fmt: skip
+    return Retrieval(metrics, _shown(query, gallery), bad)
+
+
+@torch.no_grad()
+def embed(
+    embedder: nn.Module, split: Split, chunks: Iterable[dict[str, Any]], device: torch.device, group: dist.ProcessGroup | None, bad: list[str]
+) -> Embedded:  # fmt: skip
+    """Features of all chunks, of all ranks, ordered by position. What this rank could not read is added to ``bad``."""
+    training = embedder.training
+    embedder.eval()
+    features, positions = [], []
+    for chunk in chunks:
+        bad.extend(chunk["bad"])
+        if len(chunk["positions"]):
+            features.append(embedder(chunk["images"].to(device)).float().cpu())
+            positions.append(chunk["positions"])
+    embedder.train(training)
+    mine = (torch.cat(features) if features else None, torch.cat(positions) if positions else None)
+    parts: list[Any] = [mine]
+    if group is not None:
+        parts = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, mine, group=group)
+    place = torch.cat([p for _, p in parts if p is not None])
+    order = torch.argsort(place)
+    place = place[order]
+    samples = split.samples(place.numpy())
+    pids = torch.from_numpy(split.index.identity_of(samples).astype("int64"))
+    if JUNK in split.index.identities:
+        pids[pids == split.index.identities.index(JUNK)] = -1
+    camids = torch.from_numpy(split.index.samples["camera"][samples].astype("int64"))
+    return Embedded(torch.cat([f for f, _ in parts if f is not None])[order], pids, camids, place)
+
+
+def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
+    """The rankings of a few queries spread over the set: positions, cosines, right or wrong; without the same camera."""
+    rows = []
+    for q in torch.linspace(0, len(query.features) - 1, min(SHOWN, len(query.features))).long().tolist():
+        hidden = (gallery.pids == query.pids[q]) & (gallery.camids == query.camids[q]) & (query.camids[q] >= 0)
+        kept = torch.nonzero(~hidden & (gallery.pids != -1)).flatten()
+        order, cosines = rank(query.features[q], gallery.features[kept], DEEP)
+        found = kept[order[0]]
+        rows.append({
+            "query": int(query.positions[q]), "gallery": gallery.positions[found].tolist(),
+            "cosine": cosines[0].tolist(), "right": (gallery.pids[found] == query.pids[q]).tolist(),
+        })  # fmt: skip
+    return rows
+
+
+class Found(NamedTuple):
+    """A gallery image that a query found."""
+
+    name: str
+    image: Image
+    cosine: float
+
+
+@torch.no_grad()
+def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Features of image files, [n, D].
+
+    Raises:
+        InputError: a file cannot be read or is not an image.
+    """
+    features = []
+    for start in range(0, len(paths), CHUNK):
+        images = [torch.from_numpy(resize(read_image(path), size)).permute(2, 0, 1) for path in paths[start : start + CHUNK]]
+        features.append(embedder(torch.stack(images).to(device)).float().cpu())
+    return torch.cat(features)
+
+
+def read_image(path: Path) -> Image:
+    """An image file, uint8 [H, W, 3]; raises InputError."""
+    try:
+        return decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read an image ({reason})", str(path), "give a JPEG, PNG, BMP or WebP file") from error
+
+
+def rank_files(
+    embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
+) -> list[list[Found]]:
+    """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError("no images in the gallery folder", str(folder), f"it takes {', '.join(sorted(SUFFIXES))}")
+    order, cosines = rank(queries, embed_files(embedder, paths, size, device), top)
+    rows = zip(order.tolist(), cosines.tolist(), strict=True)
+    return [[Found(str(paths[i]), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
+
+
+def rank_split(
+    embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device, etags: dict[str, str]
+) -> list[list[Found]]:  # fmt: skip
+    """The same with a set's own gallery; an image is named by its key, which begins with its identity."""
+    split, cache = split_of(index, "gallery"), CacheConfig()
+    chunks = behind_workers(SplitStream(split, size, cache, etags, ALONE, CHUNK), 1)
+    gallery = embed(embedder, split, chunks, device, None, [])
+    order, cosines = rank(queries, gallery.features, top)
+    found = []
+    for row, cosine in zip(order, cosines.tolist(), strict=True):
+        samples = split.samples(gallery.positions[row].numpy())
+        data = read_samples(index, samples, cache)
+        images = [decode(item) for item in data if not isinstance(item, ValueError)]
+        found.append([Found(index.keys[s], image, c) for s, image, c in zip(samples, images, cosine, strict=True)])
+    return found

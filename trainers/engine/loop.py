@@ -1,0 +1,118 @@
+"""The training loop, a generator: one optimiser step per batch; whoever drives it does the rest between two steps."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights are trained."""
+
+    steps: int = 1000
+    """Optimiser steps of the run."""
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-3
+    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
+    warmup: int = 50
+    """Steps in which the learning rate rises linearly."""
+    weight_decay: float = 5e-4
+    amp: bool = True
+    """bfloat16 autocast on GPUs that have it."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup < 0 or self.weight_decay < 0:
+            raise InputError("optim.steps must be at least 1, optim.warmup and optim.weight_decay at least 0", "optim")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"optim.lr is {self.lr}", "optim", "give a learning rate above 0")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step: a function of the step alone, so that there is no schedule to restore."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+
+
+class Step(NamedTuple):
+    """What one step did. ``done`` counts steps including this one; ``results`` are the task's detached outputs."""
+
+    done: int
+    batch: Batch
+    results: dict[str, Tensor]
+    waited: float  # seconds for the batch
+    took: float  # seconds in all
+
+
+def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a task's trainable parameters."""
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+
+
+def steps(
+    task: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    config: OptimConfig,
+    batches: Iterable[Batch],
+    device: torch.device,
+    seed: int,
+) -> Iterator[Step]:
+    """Train on each batch in turn; a batch holds tensors for the task, and its number under "step"."""
+    task.train()
+    amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    began = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - began
+        inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        torch.manual_seed(seed * 1_000_003 + batch["step"])  # dropout's: a resumed step drops what it would have dropped
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr_at(batch["step"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            results = task(inputs)
+        optimiser.zero_grad(set_to_none=True)
+        results["loss"].backward()
+        optimiser.step()
+        now = time.perf_counter()
+        yield Step(batch["step"] + 1, batch, {k: v.detach() for k, v in results.items()}, waited, now - began)
+        began = now = time.perf_counter()
+
+
+class Meter:
+    """Means over the steps since the last reading."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        """Take a step in; nothing is read from the device."""
+        self._steps.append(step)
+
+    def read(self, samples: int) -> dict[str, float]:
+        """Mean of every result, ``samples_per_s`` for steps of that many samples, and ``wait``, the share of time spent on data.
+
+        Raises:
+            InputError: the loss is not finite any more.
+        """
+        sums = {k: torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results}
+        means = {name: float(value) for name, value in sums.items()}
+        if not math.isfinite(means["loss"]):
+            where = f"steps {self._steps[0].done}-{self._steps[-1].done}"
+            raise InputError(
+                f"the loss is {means['loss']}: training has diverged", where, "lower --optim.lr, or give more --optim.warmup"
+            )
+        took = sum(step.took for step in self._steps)
+        means |= {"samples_per_s": samples * len(self._steps) / took, "wait": sum(step.waited for step in self._steps) / took}
+        self._steps.clear()
+        return means

@@ -1,0 +1,79 @@
+"""A run's folder, local or in S3: config.json, metrics.json, model.pt, history.json, tensorboard/, report.html, checkpoints."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from datasets.objects import open_objects
+from trainers.engine.checkpoint import read_state, write_state
+
+CONFIG, METRICS, HISTORY, MODEL, REPORT = "config.json", "metrics.json", "history.json", "model.pt", "report.html"
+
+
+class Run:
+    """A run by its name, under the folder or s3:// address of all runs.
+
+    Raises:
+        InputError: the name is not one that a folder can have, or the storage refuses.
+    """
+
+    def __init__(self, runs: str, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise InputError("not a name for a run", repr(name), "use letters, digits, '-', '_' and '.'")
+        self.name, self.runs = name, runs
+        self.objects = open_objects(f"{runs.rstrip('/')}/{name}")
+
+    @property
+    def url(self) -> str:
+        """Where the folder stands."""
+        return self.objects.url
+
+    def exists(self) -> bool:
+        """Whether the run was ever started."""
+        return self.objects.exists(CONFIG)
+
+    def read_text(self, name: str) -> str:
+        """A text of the folder.
+
+        Raises:
+            InputError: there is no such run, or it has not come so far.
+        """
+        if not self.exists():
+            raise InputError(f"no run '{self.name}'", self.runs, "name one with --run; is --runs right?")
+        if not self.objects.exists(name):
+            raise InputError(f"the run has no {name} yet", self.url, "let it finish: resume it with --resume")
+        return self.objects.get(name).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Put a text into the folder, whole or not at all."""
+        self.objects.put(name, text.encode())
+
+    def read_json(self, name: str) -> Any:
+        """A JSON document of the folder; raises as `read_text`."""
+        return json.loads(self.read_text(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a JSON document into the folder."""
+        self.write_text(name, json.dumps(value, indent=1))
+
+    def write_model(self, state: dict[str, Any]) -> None:
+        """Put the trained model into the folder, whole or not at all."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_state(Path(folder) / MODEL, state)
+            self.objects.put_file(MODEL, Path(folder) / MODEL)
+
+    def read_model(self) -> dict[str, Any]:
+        """The trained model.
+
+        Raises:
+            InputError: the run has none yet, or it is damaged.
+        """
+        if not self.objects.exists(MODEL):
+            raise InputError("the run has no trained model yet", self.url, "let it finish: resume it with --resume")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL
+            path.write_bytes(self.objects.get(MODEL))
+            return read_state(path, f"{self.url}/{MODEL}")

@@ -1,0 +1,40 @@
+"""TensorBoard scalars of a run, wherever its folder stands."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from datasets.objects import Folder
+from trainers.engine.run import Run
+
+GROUPS = {"loss": "train", "accuracy": "train", "lr": "train", "samples_per_s": "speed", "wait": "speed"}
+
+
+class Scalars:
+    """Writes records into ``tensorboard/`` of the run's folder as they come; into S3 when closed, as one event file."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._spool = None if isinstance(run.objects, Folder) else tempfile.TemporaryDirectory()
+        self._folder = Path(self._spool.name if self._spool else f"{run.url}/tensorboard")
+        self._writer = SummaryWriter(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, record: Mapping[str, float]) -> None:
+        """Write a record's numbers at its "step"."""
+        for name, value in record.items():
+            if name in GROUPS:
+                self._writer.add_scalar(f"{GROUPS[name]}/{name}", value, record["step"])
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+        if self._spool:
+            for file in self._folder.iterdir():
+                self._run.objects.put_file(f"tensorboard/{file.name}", file)
+            self._spool.cleanup()

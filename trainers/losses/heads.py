@@ -1,0 +1,157 @@
+"""Classification heads over identities, and the triplet loss beside them.
+
+Shapes: B batch, N identities, D features. A head holds the rows W0 [N, D] that the difficulty of an identity is read
+from. Sources: softmax; SphereFace (Liu et al., CVPR 2017); CosFace (Wang et al., CVPR 2018); ArcFace (Deng et al.,
+CVPR 2019); batch-hard triplets (Hermans et al., arXiv 1703.07737).
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import distances, losses, miners, reducers
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+
+# (margin, scale) as published; in SphereFace the feature's norm is the scale, and ours multiplies it.
+_PUBLISHED = {"sphereface": (4.0, 1.0), "cosface": (0.35, 64.0), "arcface": (0.5, 64.0)}
+_LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The identity loss, and the weight of a triplet loss beside it. Raises InputError for values out of range.
+
+    None stands for the published value. SphereFace's published margin of 4 starts badly under SGD (its paper anneals it
+    in, we don't); Adam, or a margin of 2, copes.
+    """
+
+    kind: Literal["softmax", "sphereface", "cosface", "arcface"] = "cosface"
+    margin: float | None = None
+    """sphereface: multiple of the angle (4); cosface: cosine (0.35); arcface: radians (0.5); softmax has none"""
+    scale: float | None = None
+    """what multiplies the cosines (64), or in sphereface the feature norms (1); softmax has none"""
+    triplet: float = 0.0
+    """weight of the triplet loss; 0 leaves it out"""
+    triplet_margin: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.kind != "softmax" and self.kind not in _PUBLISHED:
+            raise InputError("unknown head", self.kind, f"use one of softmax, {', '.join(_PUBLISHED)}")
+        if self.kind == "softmax" and (self.margin is not None or self.scale is not None):
+            raise InputError("the softmax head takes no margin and no scale", "", "leave them out, or choose cosface")
+        if self.kind != "softmax":
+            margin, scale = self.resolved()
+            largest = _LARGEST_MARGIN[self.kind]
+            if not 0 <= margin <= largest:
+                raise InputError(f"the margin of {self.kind} must be in 0..{largest:.4g}", str(margin))
+            if self.kind == "sphereface" and (margin < 1 or margin != int(margin)):
+                raise InputError("the margin of sphereface must be a whole number from 1", str(margin), "use 4")
+            if not 0 < scale < math.inf:
+                raise InputError("the scale of a head must be positive", str(scale))
+        if not (0 <= self.triplet < math.inf and 0 <= self.triplet_margin < math.inf):
+            where = f"weight {self.triplet}, margin {self.triplet_margin}"
+            raise InputError("the triplet loss's weight and margin must not be negative", where)
+
+    def resolved(self) -> tuple[float, float]:
+        """Margin and scale, with the published ones where none is set; for the heads that have them."""
+        margin, scale = _PUBLISHED[self.kind]
+        return (margin if self.margin is None else self.margin, scale if self.scale is None else self.scale)
+
+
+class Softmax(nn.Module):
+    """Cross-entropy of W0 x, without bias: a row is then all that is known of its identity."""
+
+    def __init__(self, identities: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(identities, dim))
+        nn.init.normal_(self.weight, std=0.001)
+
+    @property
+    def rows(self) -> Tensor:
+        """W0 [N, D]."""
+        return self.weight
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            logits = F.linear(features.float(), self.weight)
+            return F.cross_entropy(logits, labels), logits.detach()
+
+
+class _SafeArcFaceLoss(losses.ArcFaceLoss):
+    def get_angles(self, cosine: Tensor) -> Tensor:
+        # The library clamps at 1 and -1 themselves, where acos is infinitely steep; PyTorch before 2.15 lets that through.
+        step = torch.finfo(torch.float32).eps
+        return torch.acos(cosine.clamp(-1 + step, 1 - step))
+
+
+class Margin(nn.Module):
+    """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, the right one lowered by a margin.
+
+    Computed in float32 whatever autocast says. That isn't only for precision: the losses of pytorch-metric-learning
+    turn their own parameter, for good, into the type of the features that they are given.
+    """
+
+    def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
+        super().__init__()
+        margin, scale = config.resolved()
+        common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
+        if config.kind == "cosface":
+            self.loss = losses.CosFaceLoss(margin=margin, **common)
+        elif config.kind == "arcface":
+            self.loss = _SafeArcFaceLoss(margin=math.degrees(margin), **common)
+        else:
+            with warnings.catch_warnings():
+                # It gives Tensors to a SciPy ufunc, which NumPy 2 dislikes.
+                warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
+                self.loss = losses.SphereFaceLoss(margin=margin, **common)
+        # The longer a row, the less a step turns it, and the library's rows begin sqrt(D) long.
+        nn.init.normal_(self.loss.W, std=0.01)
+
+    @property
+    def rows(self) -> Tensor:
+        """W0 [N, D], not normalised; a view of the parameter, which is held as [D, N]."""
+        rows: Tensor = self.loss.W.T
+        return rows
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            loss: Tensor = self.loss(features, labels)
+            with torch.no_grad():
+                cosines: Tensor = self.loss.get_cosine(features)
+            return loss, cosines
+
+
+def build_head(config: HeadConfig, identities: int, dim: int) -> Softmax | Margin:
+    """Return the head: forward(features [B, D], labels [B]) -> (mean loss, scores [B, N] without margin or gradient).
+
+    Its ``rows`` are W0 [N, D]. Raises InputError for fewer than two identities.
+    """
+    if identities < 2:
+        raise InputError("a classifier needs at least two identities", str(identities))
+    return Softmax(identities, dim) if config.kind == "softmax" else Margin(config, identities, dim)
+
+
+class BatchHardTriplet(nn.Module):
+    """Mean over anchors of max(0, margin + d(anchor, farthest positive) - d(anchor, nearest negative)).
+
+    d is Euclidean, of features that are not normalised. Anchors without a positive or a negative in the batch are
+    left out of the mean; with none left the loss is 0.
+    """
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        distance = distances.LpDistance(normalize_embeddings=False)
+        self.miner = miners.BatchHardMiner(distance=distance)
+        self.loss = losses.TripletMarginLoss(margin=margin, distance=distance, reducer=reducers.MeanReducer())
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            loss: Tensor = self.loss(features, labels, self.miner(features, labels))
+            return loss

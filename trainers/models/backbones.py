@@ -1,0 +1,109 @@
+"""Image backbones: torchvision's by their registry names, and a small one of our own in the same registry."""
+
+import difflib
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision import models
+
+from datasets.errors import InputError
+
+SMALL = "hardshard_small"
+# Classifiers that take any image size and end in one flat vector before an `fc` or `classifier`.
+_FAMILIES = ("resnet*", "resnext*", "wide_resnet*", "mobilenet*", "shufflenet*", "mnasnet*", "efficientnet*", "regnet*")
+
+
+def backbone_names() -> list[str]:
+    """The registry names that ``build_backbone`` takes, sorted; "small" is short for ours."""
+    return sorted([SMALL, *models.list_models(module=models, include=_FAMILIES)])
+
+
+def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
+    """Return the registry's name for what ``build_backbone`` would build; builds nothing.
+
+    Raises InputError for an unknown name (with the close ones), for weights that it doesn't have and for a wrong stride.
+    """
+    name = SMALL if name == "small" else name
+    names = backbone_names()
+    if name not in names:
+        close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        raise InputError("unknown backbone", name, f"did you mean {', '.join(close)}?" if close else f"try {SMALL}")
+    known = [] if name == SMALL else list(models.get_model_weights(name).__members__)
+    if weights and weights not in known:
+        remedy = f"use one of {', '.join(known)}" if known else "leave the weights out: it has none"
+        raise InputError(f"backbone {name} has no weights of this name", weights, remedy)
+    if last_stride not in (1, 2):
+        raise InputError("the last stride must be 1 or 2", str(last_stride))
+    if last_stride == 1 and not name.startswith("resnet"):
+        raise InputError("a last stride of 1 is for resnets", name, "leave it at 2")
+    return name
+
+
+def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2) -> tuple[nn.Module, int]:
+    """Return a module that maps images [B, 3, H, W] (float, normalised) to pooled features [B, F], and F.
+
+    ``weights`` is one of torchvision's names for that model, such as "IMAGENET1K_V2" or "DEFAULT"; empty draws them
+    at random. ``last_stride=1`` keeps a resnet's last feature map twice as high and wide, which re-ID gains from (Luo
+    et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019); weights fit either
+    way. Raises InputError for an unknown name, weights or stride, and when the weights can't be fetched.
+    """
+    name = check_backbone(name, weights, last_stride)
+    try:
+        model = models.get_model(name, weights=weights or None)
+    except OSError as error:
+        remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
+        raise InputError(f"the weights of {name} can't be fetched", f"{weights} ({error})", remedy) from error
+    if last_stride == 1:
+        for module in model.layer4.modules():
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                module.stride = (1, 1)
+    classifier = "fc" if hasattr(model, "fc") else "classifier"
+    first = next(module for module in getattr(model, classifier).modules() if isinstance(module, nn.Linear))
+    setattr(model, classifier, nn.Identity())
+    return model, first.in_features
+
+
+def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+class _Stage(nn.Module):
+    """Halve the map, then add what each further convolution finds: [B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
+
+    def __init__(self, inputs: int, outputs: int, residuals: int) -> None:
+        super().__init__()
+        self.halve = _conv(inputs, outputs, stride=2)
+        self.residuals = nn.ModuleList(_conv(outputs, outputs, stride=1) for _ in range(residuals))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.halve(x).relu_()
+        for residual in self.residuals:
+            x = (residual(x) + x).relu_()
+        return x
+
+
+class SmallNet(nn.Module):
+    """A four-stage residual network of about 0.4M parameters, for glyphs and small person crops on a CPU.
+
+    Images [B, 3, H, W] -> scores [B, classes]; H and W from 16 up. The last map is 1/16 of the image, the feature 128
+    wide. The early stages, where a pixel is dear, hold one convolution each; the late ones hold the parameters.
+    """
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(_Stage(3, 16, 0), _Stage(16, 32, 0), _Stage(32, 64, 0), _Stage(64, 128, 2))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(self.stages(x)).flatten(1)
+        scores: Tensor = self.fc(pooled)
+        return scores
+
+
+@models._api.register_model(SMALL)  # type: ignore[untyped-decorator]
+def hardshard_small(*, weights: None = None, num_classes: int = 1000) -> SmallNet:
+    """Build a SmallNet; it has no trained weights, and takes the argument because torchvision's registry passes it."""
+    if weights is not None:
+        raise InputError(f"backbone {SMALL} has no weights of this name", str(weights))
+    return SmallNet(num_classes)

@@ -1,0 +1,100 @@
+"""The re-identification model: images -> features -> identities. Shapes: B batch, N identities, D features."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from trainers.losses.heads import BatchHardTriplet, HeadConfig, build_head
+from trainers.models.backbones import SMALL, build_backbone, check_backbone
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights are trained with
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The embedder. Raises InputError for an unknown backbone or weights and for values out of range."""
+
+    backbone: str = SMALL
+    embedding: int = 128
+    """D, the number of features that an image becomes"""
+    dropout: float = 0.0
+    """share of the backbone's features dropped in training"""
+    weights: str = ""
+    """torchvision's name of trained weights, such as DEFAULT; empty begins at random"""
+    last_stride: Literal[1, 2] = 2
+    """resnets only: 1 doubles the last feature map"""
+
+    def __post_init__(self) -> None:
+        check_backbone(self.backbone, self.weights, self.last_stride)
+        if self.embedding < 1:
+            raise InputError("the embedding needs at least one feature", str(self.embedding))
+        if not 0 <= self.dropout < 1:
+            raise InputError("dropout must be in 0..1, below 1", str(self.dropout))
+
+
+class Embedder(nn.Module):
+    """RGB images [B, 3, H, W], uint8 or float in 0..255 -> features [B, D]; normalises the pixels itself.
+
+    A linear layer, then a batch norm whose bias stays 0: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
+    Person Re-identification", CVPRW 2019. Distances (triplet) are learned before the norm, angles (heads, retrieval)
+    after it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.backbone, width = build_backbone(config.backbone, config.weights, config.last_stride)
+        self.dropout = nn.Dropout(config.dropout)
+        self.project = nn.Linear(width, config.embedding, bias=False)
+        self.neck = nn.BatchNorm1d(config.embedding)
+        self.neck.bias.requires_grad_(False)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features before and after the neck, [B, D] each. In training B must be at least 2 (batch norm)."""
+        pixels = (images - self.mean) / self.std
+        before: Tensor = self.project(self.dropout(self.backbone(pixels)))
+        after: Tensor = self.neck(before)
+        return before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features after the neck [B, D], which retrieval compares by cosine; they are not normalised."""
+        return self.features(images)[1]
+
+
+class ReidTask(nn.Module):
+    """Embedder, head and triplet loss: what a run trains.
+
+    A batch holds "images" [B, 3, H, W] uint8 and "labels" [B] int64 in 0..N-1; forward returns "loss" (scalar,
+    differentiable) and, detached, "accuracy" (share of the batch whose own row scores highest), "head_loss" and,
+    where used, "triplet_loss".
+    """
+
+    def __init__(self, model: ModelConfig, head: HeadConfig, identities: int) -> None:
+        super().__init__()
+        self.embedder = Embedder(model)
+        self.head = build_head(head, identities, model.embedding)
+        self.triplet = BatchHardTriplet(head.triplet_margin) if head.triplet else None
+        self.triplet_weight = head.triplet
+
+    @property
+    def classifier(self) -> Tensor:
+        """The identities' rows W0 [N, D]: a detached view, so it changes with training."""
+        return self.head.rows.detach()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        before, after = self.embedder.features(batch["images"])
+        loss, scores = self.head(after, labels)
+        accuracy = (scores.argmax(dim=1) == labels).float().mean()
+        result = {"loss": loss, "accuracy": accuracy, "head_loss": loss.detach()}
+        if self.triplet is not None:
+            triplet = self.triplet(before, labels)
+            result |= {"loss": loss + self.triplet_weight * triplet, "triplet_loss": triplet.detach()}
+        return result
