@@ -7,6 +7,7 @@ would not help.
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,18 +71,21 @@ def connect(config: ClusterConfig) -> None:
 def _init(config: ClusterConfig) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, config.workers * config.cpus), "include_dashboard": False}
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
-        if os.environ.get("RAY_ADDRESS"):
+        if ":" in address:  # Ray would end this process when nobody answers, without an exception
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        if address:
             ray.init(**quiet)
             return
         try:
             ray.init("auto", **quiet)
         except ConnectionError:  # no cluster on this machine
             ray.init("local", **quiet, **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
+    except (OSError, ValueError, RuntimeError) as error:
         what = f"no Ray cluster answers ({str(error).splitlines()[0]})"
-        raise ClusterError(what, address, "start one with `ray start --head`, or unset RAY_ADDRESS") from error
+        raise ClusterError(what, address or "this machine", "start one with `ray start --head`, or unset RAY_ADDRESS") from error
 
 
 def launch(

@@ -42,13 +42,12 @@ class Changes:
     right: npt.NDArray[np.int64]
     erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
 
-    def apply(self, row: int, image: Image) -> Image:
-        """The changed copy of an image that has the size trained at, [H, W, 3]."""
+    def apply(self, row: int, image: Image, out: Image) -> None:
+        """Write an image that has the size trained at, [H, W, 3], into ``out`` as it is changed."""
         height, width = image.shape[:2]
         down, right = int(self.down[row]), int(self.right[row])
         if self.flip[row]:
             image = image[:, ::-1]
-        out = np.empty_like(image)
         if down or right:
             out[:] = MEAN
             source = image[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
@@ -57,7 +56,6 @@ class Changes:
             out[:] = image
         top, left, tall, wide = self.erase[row]
         out[top : top + tall, left : left + wide] = MEAN
-        return out
 
 
 def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], batch: int, seed: int, step: int) -> Changes:
@@ -66,13 +64,14 @@ def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], bat
     u = rng.random((7, batch))
     flip = u[0] < (0.5 if (mirror if config.flip is None else config.flip) else 0)
     most = round(config.shift * height)
-    area, ratio = 0.02 + u[4] * 0.31, np.exp((u[5] * 2 - 1) * np.log(3.3))  # the paper's ranges
+    area, ratio = 0.02 + u[4] * 0.31, np.exp((u[5] * 2 - 1) * np.log(3.3))  # torchvision's ranges; the shape is relative to H : W
     tall = np.minimum(np.sqrt(area * ratio) * height, height).astype(np.int64) * (u[3] < config.erase)
     wide = np.minimum(np.sqrt(area / ratio) * width, width).astype(np.int64)
     place = rng.random((2, batch))
     top, left = (place[0] * (height - tall + 1)).astype(np.int64), (place[1] * (width - wide + 1)).astype(np.int64)
     shifts = (u[1:3] * (2 * most + 1)).astype(np.int64) - most
-    return Changes(flip, shifts[0], shifts[1], np.stack([top, left, tall, wide], axis=1))
+    right = np.clip(shifts[1], -width, width)  # the padding follows the height, which may be many times the width
+    return Changes(flip, shifts[0], right, np.stack([top, left, tall, wide], axis=1))
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:

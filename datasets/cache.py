@@ -1,6 +1,6 @@
 """A node's cache of shards on its disk, shared by all the processes of the node and bounded in size.
 
-A cached shard is a sparse copy of it (`*.data`: a block lies where it lies in the shard) and one flag a block (`*.have`). A
+A cached shard is one sparse file: a block lies where it lies in the shard, and one flag a block follows the shard's end. A
 flag is set after its bytes are written, so a reader needs no lock. Who fetches holds a lock on the flags' byte range, so no
 block is fetched twice; it is an open-file-description lock, which the kernel lifts when its holder dies: none is left behind.
 """
@@ -9,19 +9,21 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import shutil
 import struct
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.index import Index, Shard
+from datasets.index import Index
 
 CHECK_EVERY = 256  # blocks a process fetches between two looks at the cache's size: 64 MiB at the most
+OPEN = 128  # copies that a process keeps open; a set may have more shards than a process may open files
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class CacheConfig:
     """The node's cache of what was read from S3; a local data set needs none."""
 
     folder: str = ""
-    """Where it stands; empty: $HARDSHARD_CACHE, else hardshard-<uid> in the temporary folder. Best on a local NVMe disk."""
+    """Where it stands; empty: $HARDSHARD_CACHE, else the temporary folder. Best on a local NVMe disk; nodes must not share it."""
     gib: float = 16.0
     """The most that it takes on disk, in GiB; 0 turns it off."""
 
@@ -39,107 +41,136 @@ class CacheConfig:
 
     @property
     def root(self) -> Path:
-        """The folder in use."""
-        default = f"{os.environ.get('TMPDIR', '/tmp')}/hardshard-{os.getuid()}"  # noqa: S108 - made with mode 0700
-        return Path(self.folder or os.environ.get("HARDSHARD_CACHE", "") or default)
+        """The folder that the cache makes its own folder in."""
+        return Path(self.folder or os.environ.get("HARDSHARD_CACHE", "") or tempfile.gettempdir())
 
 
 class CachedShard:
-    """One shard's copy. Its files close with the last reference, so that an evicted one serves who still reads it."""
+    """One shard's copy. Its file closes with the last reference, so that an evicted one serves who still reads it.
 
-    def __init__(self, stem: Path, shard: Shard, first: int, last: int) -> None:
-        self._first = first  # block number of the first flag
-        self._have_path = stem.with_suffix(".have")
-        self._data = _open(stem.with_suffix(".data"))
-        self._data.truncate(shard.size)
-        with _open(self._have_path) as flags:
-            flags.truncate(last - first)
-            self._have = mmap.mmap(flags.fileno(), last - first)
+    Flags and bytes are one file on purpose: whoever opens a copy while it is evicted gets both or neither.
+    """
+
+    def __init__(self, path: Path, size: int, first: int, last: int) -> None:
+        self.full = False  # the disk took a block in part or not at all
+        self._flags = size - first  # plus a block's number: where its flag lies
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        weakref.finalize(self, os.close, self._file)
+        os.truncate(self._file, size + last - first)
 
     def has(self, block: int) -> bool:
         """Whether a block's bytes are here."""
-        return self._have[block - self._first] == 1
+        return os.pread(self._file, 1, self._flags + block) == b"\1"
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at an offset of the shard; they must lie in a block that is here."""
-        return os.pread(self._data.fileno(), size, offset)
+        return os.pread(self._file, size, offset)
 
-    def write(self, block: int, offset: int, data: memoryview) -> None:
+    def write(self, block: int, offset: int, data: bytes) -> None:
         """Keep a block. A full disk costs a later fetch and nothing else."""
         try:
-            os.pwrite(self._data.fileno(), data, offset)
+            if os.pwrite(self._file, data, offset) == len(data):  # a disk that runs full takes a part and says nothing
+                os.pwrite(self._file, b"\1", self._flags + block)  # not by mmap: that ends a process whose disk is full
+                return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
-            return
-        self._have[block - self._first] = 1
+        self.full = True
 
     @contextlib.contextmanager
     def claim(self, block: int, count: int) -> Iterator[None]:
         """Hold the right to fetch ``count`` blocks from ``block`` on, waiting for whoever holds it."""
-        with _open(self._have_path) as flags:  # a description of its own: closing it lifts the lock
-            lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, block - self._first, count, 0)
-            fcntl.fcntl(flags, fcntl.F_OFD_SETLKW, lock)
+        file = os.open(f"/proc/self/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)  # a description of its own, evicted or not
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLKW, self._range(fcntl.F_WRLCK, block, count))
             yield
+        finally:  # closing alone would leave the lock to a child that was forked meanwhile
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, self._range(fcntl.F_UNLCK, block, count))
+            os.close(file)
+
+    def _range(self, kind: int, block: int, count: int) -> bytes:
+        return struct.pack("hhqqi4x", kind, os.SEEK_SET, self._flags + block, count, 0)
 
     def gone(self) -> bool:
         """Whether the copy was evicted: what is open still reads, but must be let go to free the disk."""
-        return os.fstat(self._data.fileno()).st_nlink == 0
+        return os.fstat(self._file).st_nlink == 0
 
 
 class NodeCache:
     """The cached shards of one data set in one process.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another user made it.
     """
 
     def __init__(self, config: CacheConfig, index: Index, etags: dict[str, str]) -> None:
         self.config, self.index, self.etags = config, index, etags
         # Flags and data reach the disk in no set order: after a crash of the machine nothing that was cached before is believed.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self.folder = config.root / boot / hashlib.sha256(index.url.encode()).hexdigest()[:16]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for old in config.root.iterdir():
-                if old.name != boot and old.is_dir() and len(old.name) == len(boot):
+        self.folder = config.root / f"hardshard-{os.getuid()}-{boot}"
+        with self._errors():
+            self._make()
+            for old in config.root.glob(f"hardshard-{os.getuid()}-{'?' * 8}-{'?' * 4}-{'?' * 4}-{'?' * 4}-{'?' * 12}"):
+                if old != self.folder:
                     shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            raise InputError(
-                f"the node cache cannot be written ({error.strerror})", str(config.root), "set --cache.folder"
-            ) from error
-        self._open: dict[int, CachedShard] = {}
+        self._open: dict[int, CachedShard] = {}  # in the order of use
         self._unchecked = 0
 
-    def shard(self, number: int) -> CachedShard:
-        """The copy of a shard, opened once a process."""
-        kept = self._open.get(number)
-        if kept is not None and not kept.gone():
-            return kept
-        shard = self.index.shards[number]
-        tag = hashlib.sha256(f"{shard.name} {shard.size} {self.etags.get(shard.name)}".encode()).hexdigest()[:24]
-        self._open[number] = CachedShard(self.folder / tag, shard, *self.index.blocks_of_shard(number))
-        return self._open[number]
+    def shard(self, number: int) -> CachedShard | None:
+        """The copy of a shard; None where the disk has no room to begin one."""
+        copy = self._open.pop(number, None)
+        if copy is None or copy.gone():
+            copy = self._begin(number)
+        if copy is not None:
+            self._open[number] = copy
+            if len(self._open) > OPEN:
+                del self._open[next(iter(self._open))]
+        return copy
+
+    def _begin(self, number: int) -> CachedShard | None:
+        shard, (first, last) = self.index.shards[number], self.index.blocks_of_shard(number)
+        identity = hashlib.sha256(repr((self.index.url, shard, self.etags.get(shard.name))).encode())
+        identity.update(self.index.blocks["offset"][first:last].tobytes())  # two indexes may cut a shard into other blocks
+        with self._errors():
+            try:
+                self._make()  # again, for whoever cleans temporary folders under running programs
+                return CachedShard(self.folder / identity.hexdigest()[:32], shard.size, first, last)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+        return None
 
     def account(self, fetched: int) -> None:
-        """Note blocks fetched; now and then look at the whole folder, and evict the copies that were begun first."""
+        """Note blocks fetched; now and then look at the whole folder, and evict the copies opened or written longest ago."""
         self._unchecked += fetched
         if self._unchecked < CHECK_EVERY:
             return
         self._unchecked = 0
         files = []
-        for path in self.config.root.rglob("*.data"):
-            with contextlib.suppress(FileNotFoundError):  # another process evicts too
-                stat = path.stat()
-                files.append((path.with_suffix(".have").stat().st_ctime, stat.st_blocks * 512, path))
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                    stat = entry.stat()
+                    files.append((stat.st_mtime_ns, stat.st_blocks * 512, Path(entry)))
         excess = sum(size for _, size, _ in files) - int(self.config.gib * 2**30)
         for _, size, path in sorted(files):
             if excess <= 0:
                 break
-            path.with_suffix(".have").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             excess -= size
+        self._open = {number: copy for number, copy in self._open.items() if not copy.gone()}
 
+    def _make(self) -> None:
+        self.config.root.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
 
-def _open(path: Path) -> FileIO:
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+            owner = self.folder.lstat().st_uid
+        except OSError as error:
+            what = f"the node cache cannot be written ({error.strerror})"
+            raise InputError(what, str(self.config.root), "set --cache.folder") from error
+        if owner != os.getuid():  # whoever makes it first in a folder open to all could plant bytes in it
+            raise InputError("the node cache belongs to another user", str(self.folder), "remove it or set --cache.folder")

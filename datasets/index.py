@@ -72,7 +72,7 @@ class Index:
     @cached_property
     def keys(self) -> Sequence[str]:
         """The key of every sample, [M]; read from the set when first asked for."""
-        table = pq.read_table(pa.BufferReader(open_objects(self.url).get(SAMPLES)), columns=["key"])
+        table = _parquet(open_objects(self.url).get(SAMPLES), ["key"])
         keys: list[str] = table.column("key").to_pylist()
         return keys
 
@@ -243,7 +243,12 @@ def _table(objects: Folder | Bucket, name: str, mark: dict[str, int]) -> pa.Tabl
     if len(data) != mark["size"] or google_crc32c.value(data) != mark["crc32c"]:
         raise InputError("the index does not match its checksum", f"{objects.url}/{name}", "copy it again, or pack again")
     columns = list(SAMPLE_COLUMNS) if name == SAMPLES else None
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    return _parquet(data, columns)
+
+
+def _parquet(data: bytes, columns: list[str] | None) -> pa.Table:
+    """Read without Arrow's threads: with them a short-lived process now and then aborts as it exits (pyarrow 26)."""
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
 def _columns(table: pa.Table, types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:

@@ -159,7 +159,8 @@ def _bytes(count: float) -> str:
 
 
 def _print(told: dict[str, Any], index: Index, console: Console) -> None:
-    table = Table("split", title=told["url"], title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=told["url"], title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("split", no_wrap=True)
     for heading in ("identities", "images", "per identity*", "cameras", "blocks", "shards", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, split in told["splits"].items():
@@ -170,8 +171,8 @@ def _print(told: dict[str, Any], index: Index, console: Console) -> None:
     about = index.about
     size = "x".join(str(side) for side in about.get("size", ["unknown"]))
     lines = [
-        f"{told['samples']:,} images of {told['identities']:,} identities in {told['cameras']:,} cameras, {_bytes(told['bytes'])}, "
-        f"of which tar takes {told['tar_overhead']:.0%}",
+        f"{told['samples']:,} images of {told['identities']:,} identities in {told['cameras']:,} cameras, "
+        f"{_bytes(told['bytes'])}, of which tar takes {told['tar_overhead']:.0%}",
         f"blocks of {'/'.join(_bytes(size) for size in told['block_bytes'])}*",
         quality_of(index, about.get("max_block", MAX_BLOCK)).verdict,
         f"layout {about.get('layout', 'unknown')}; train at {size}; a mirrored image shows "

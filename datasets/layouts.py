@@ -134,7 +134,7 @@ def cuhk03(source: Source, _: HeldOut) -> Listing:
 
 
 def folders(source: Source, held_out: HeldOut) -> Listing:
-    """One folder per identity, below ``train``, ``query`` and ``gallery``, or ``train`` and ``test``, or none of these.
+    """One folder per identity, below ``train``, ``query`` and ``gallery``, or ``train`` and ``test`` (``val``), or none.
 
     ``test`` becomes queries and gallery; with no such folders a share of the identities does. Cameras are unknown: each
     split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
@@ -144,7 +144,10 @@ def folders(source: Source, held_out: HeldOut) -> Listing:
     if len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
         parts = {name: p[1:] for name, p in parts.items()}  # one folder around everything
     tops = {p[0] for p in parts.values()}
-    splits = next((s for s in ({"train", "query", "gallery"}, {"train", "test"}) if tops == s), set[str]())
+    splits = tops & {"train", "query", "gallery", "test", "val"}
+    if splits and tops not in ({"train", "query", "gallery"}, {"train", "test"}, {"train", "val"}):
+        expected = "train with query and gallery, or with test, or with val, is expected beside nothing else"
+        raise InputError(f"the folders {', '.join(sorted(tops)[:9])}", source.where, expected)
     depth = 1 if splits else 0
     samples = []
     for name, p in parts.items():
@@ -153,8 +156,8 @@ def folders(source: Source, held_out: HeldOut) -> Listing:
             raise InputError("an image outside any identity's folder", f"{name} in {source.where}", expected)
         samples.append(Sample(p[0] if splits else "", clean(p[depth]), "", name))
     _no_two_alike({p[depth] for p in parts.values()}, source)
-    if "test" in splits:
-        samples = [s for s in samples if s.split == "train"] + _queries([s for s in samples if s.split == "test"], held_out.seed)
+    if splits & {"test", "val"}:
+        samples = [s for s in samples if s.split == "train"] + _queries([s for s in samples if s.split != "train"], held_out.seed)
     elif not splits:
         samples = _hold_out(samples, held_out)
     return Listing([replace(s, camera=s.split) for s in samples], (224, 224), mirror=True)

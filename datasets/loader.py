@@ -130,7 +130,7 @@ class BatchStream(IterableDataset[Batch]):
             if isinstance(image, ValueError):
                 bad.append((place, image))
                 continue
-            images[place] = plan.changes.apply(rows[place], resize(image, self.size))
+            plan.changes.apply(rows[place], resize(image, self.size), images[place])
             good.append(place)
         labels = self.split.labels_of(plan.positions)
         for place, _ in bad:  # a batch keeps its size: the next good sample of it stands in
@@ -149,15 +149,31 @@ class BatchStream(IterableDataset[Batch]):
         }
 
 
-def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> DataLoader[Batch]:
+def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> Iterator[Batch]:
     """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
 
-    ``pin`` copies batches to page-locked memory, for a GPU.
+    ``pin`` copies batches to page-locked memory, for a GPU. What the stream raises as InputError is raised as it is.
     """
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": 2, "multiprocessing_context": multiprocessing.get_context("fork")}
-    return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, **options)
+    for item in DataLoader(_Told(stream), batch_size=None, num_workers=workers, pin_memory=pin, **options):
+        if isinstance(item, InputError):
+            raise item
+        yield item
+
+
+class _Told(IterableDataset[Batch | InputError]):
+    """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback."""
+
+    def __init__(self, stream: "BatchStream | SplitStream") -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Batch | InputError]:
+        try:
+            yield from self.stream
+        except InputError as error:
+            yield error
 
 
 class BadSamples:

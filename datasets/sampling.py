@@ -71,7 +71,7 @@ class SamplerConfig:
             raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a share from 0 to 1")
         if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
             raise InputError("sampler.temperature and patience must be above 0, floor from 0 to 1", "sampler")
-        unit = {"pk": self.instances, "proportional": self.instances, "pairs": 2 * self.instances}.get(self.kind, 1)
+        unit = self.unit
         hard = self.batch - self.uniform_part if self.by_difficulty else self.batch
         if hard % unit:
             what = f"{hard} of {self.batch} samples are drawn by '{self.kind}', {unit} at a time"
@@ -81,6 +81,11 @@ class SamplerConfig:
     def by_difficulty(self) -> bool:
         """Whether this draw uses the difficulty vector."""
         return self.kind in BY_DIFFICULTY
+
+    @property
+    def unit(self) -> int:
+        """Samples of a batch that are drawn, and stay, together."""
+        return {"pk": self.instances, "proportional": self.instances, "pairs": 2 * self.instances}.get(self.kind, 1)
 
     @property
     def uniform_part(self) -> int:
@@ -123,7 +128,12 @@ class Sampler:
         rng = generator(self.seed, config.kind, step)
         hard = config.batch - config.uniform_part
         even = self._epochs.batch(step * config.batch, config.uniform_part)
-        return np.concatenate([self._hard(rng, hard, version), even])
+        drawn = np.concatenate([self._hard(rng, hard, version), even])
+        # Both parts are spread over the batch, so that every rank's slice holds its share of each: a model keeps the
+        # batch-norm statistics of rank 0, and those must not be of the hard samples alone.
+        ends = [np.arange(hard) // config.unit * config.unit / max(hard, 1), np.arange(len(even)) / max(len(even), 1)]
+        mixed: Int64s = drawn[np.argsort(np.concatenate(ends), kind="stable")]
+        return mixed
 
     def _hard(self, rng: np.random.Generator, count: int, version: Version) -> Int64s:
         config = self.config
@@ -154,7 +164,8 @@ class Sampler:
         enough = split.starts[block + 1] - split.starts[block] >= np.minimum(each, count)
         first = np.where(enough, split.starts[block], first)
         count = np.where(enough, split.starts[block + 1] - split.starts[block], count)
-        return (first[:, None] + distinct(rng, count, each)).ravel()
+        positions: Int64s = (first[:, None] + distinct(rng, count, each)).ravel()
+        return positions
 
     @cached_property
     def _epochs(self) -> "UniformEpochs":
@@ -215,7 +226,8 @@ def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt
 
 def pick(rng: np.random.Generator, cumulative: npt.NDArray[np.float64], count: int) -> Int64s:
     """``count`` independent draws from the distribution whose running sum is given."""
-    return np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
+    drawn: Int64s = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
+    return drawn
 
 
 def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:

@@ -75,8 +75,9 @@ def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None
     if not sizes:
         raise InputError("no .tar files", url, "give the folder or prefix that holds the WebDataset shards, uncompressed")
     split_of = {name: rules.split or _split(name) for name in sizes}
-    splits = tuple(dict.fromkeys(split_of.values()))
+    splits = tuple(sorted(set(split_of.values()), key=[*SPLIT_NAMES, rules.split].index))
     found = Found()
+    sizes = {name: sizes[name] for name in sorted(sizes, key=lambda name: (splits.index(split_of[name]), name))}
     for number, (name, size) in enumerate(sizes.items()):
         _scan_shard(Tape(objects, name, size, advance), number, split_of[name], splits, rules, found)
     if not found.samples:

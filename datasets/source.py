@@ -65,7 +65,7 @@ def open_source(path: Path) -> Iterator[Source]:
                 sizes, read = _folder(path)
             elif not path.is_file():
                 raise InputError("no such folder or archive", str(path), "give the folder, zip or tar that was downloaded")
-            elif zipfile.is_zipfile(path):
+            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
                 sizes, read = _zip(stack.enter_context(zipfile.ZipFile(path)))
             else:
                 sizes, read = _tar(stack.enter_context(_expanded(path)), str(path))

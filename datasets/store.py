@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
@@ -25,13 +25,24 @@ from datasets.errors import InputError
 from datasets.index import Index, Int64s
 from datasets.objects import Bucket, open_objects
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
+OPEN = 256  # shards of a folder that a process keeps open
 IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
 REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
+TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
+RETRIES: "RetryConfig" = {
+    "max_retries": 12, "retry_timeout": timedelta(seconds=120),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+}  # fmt: skip
 
-Sample = bytes | memoryview | ValueError  # the bytes, or why they cannot be had
+Sample = bytes | ValueError  # the bytes, or why they cannot be had
 Pending = Callable[[], list[Sample]]
-Fetch = Future[dict[int, Sample]]  # blocks by number
+Found = dict[int, Sample]  # blocks by number
+Fetch = Future[Found]
+Place = tuple[int, int, int, int]  # a sample's block, offset in the shard, offset in the block, size
 log = logging.getLogger(__name__)
 
 
@@ -48,17 +59,28 @@ class FolderStore:
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
         """Ask for samples; calling the answer gives their bytes, in order. The page cache is the read-ahead here."""
-        return lambda: [self._read(int(sample)) for sample in samples]
+        table = self.index.samples
+        shards = self.index.blocks["shard"][table["block"][samples]].tolist()
+        places = list(zip(shards, table["offset"][samples].tolist(), table["size"][samples].tolist(), strict=True))
+        return lambda: [self._read(*place) for place in places]
 
-    def _read(self, sample: int) -> Sample:
-        index = self.index
-        shard = int(index.blocks["shard"][index.samples["block"][sample]])
-        if shard not in self._files:
-            self._files[shard] = os.open(Path(index.url) / index.shards[shard].name, os.O_RDONLY | os.O_CLOEXEC)
-        size = int(index.samples["size"][sample])
-        data = os.pread(self._files[shard], size, int(index.samples["offset"][sample]))
-        self.counts["bytes"] += size
+    def _read(self, shard: int, offset: int, size: int) -> Sample:
+        file = self._files.pop(shard, None)
+        if file is None:
+            file = self._open(Path(self.index.url) / self.index.shards[shard].name)
+        self._files[shard] = file  # in the order of use
+        data = os.pread(file, size, offset)
+        self.counts["bytes"] += len(data)
         return data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off")
+
+    def _open(self, path: Path) -> int:
+        if len(self._files) >= OPEN:
+            os.close(self._files.pop(next(iter(self._files))))
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            remedy = "copy the shard there again, or pack again"
+            raise InputError(f"the shard cannot be opened ({error.strerror})", str(path), remedy) from error
 
     def close(self) -> None:
         """Close the shards."""
@@ -73,7 +95,7 @@ class BucketStore:
     def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
         self.index, self.etags = index, etags
         self.counts = dict.fromkeys(("gets", "bytes", "hits"), 0)
-        self._remote = _connect(open_objects(index.url))
+        self._remote = _connect(index.url)
         self._cache = NodeCache(cache, index, etags) if cache.gib else None
         self._pool = ThreadPoolExecutor(IN_FLIGHT, "get")
         self._lock = threading.Lock()
@@ -84,10 +106,14 @@ class BucketStore:
 
         ``streaming`` fetches ``SPAN`` bytes around a missing block in one GET, for readers who come by all of them soon.
         """
-        blocks = [int(block) for block in self.index.samples["block"][samples]]
-        sources = {block: self._source(block, streaming) for block in dict.fromkeys(blocks)}
+        table = self.index.samples
+        blocks, offsets = table["block"][samples], table["offset"][samples]
+        starts = offsets - self.index.blocks["offset"][blocks]
+        columns = blocks, offsets, starts, table["size"][samples]
+        places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
+        sources = {block: self._source(block, streaming) for block in dict.fromkeys(blocks.tolist())}
         self.counts["hits"] += sum(isinstance(source, CachedShard) for source in sources.values())
-        return lambda: self._collect(samples, blocks, sources)
+        return lambda: self._collect(places, sources)
 
     def _source(self, block: int, streaming: bool) -> CachedShard | Fetch:
         if block in self._under_way:
@@ -96,7 +122,7 @@ class BucketStore:
         copy = self._cache.shard(shard) if self._cache else None
         if copy is not None and copy.has(block):
             return copy
-        group = self._span(shard, block) if streaming and copy is not None else [block]
+        group = self._span(shard, block) if streaming and copy is not None and not copy.full else [block]
         fetch = self._pool.submit(self._fetch, group, copy)
         self._under_way.update(dict.fromkeys(group, fetch))
         return fetch
@@ -107,24 +133,19 @@ class BucketStore:
         spans = self.index.blocks["offset"][first:last] // SPAN
         return [int(b) for b in first + np.flatnonzero(spans == spans[block - first])]
 
-    def _collect(self, samples: Int64s, blocks: list[int], sources: dict[int, CachedShard | Fetch]) -> list[Sample]:
-        found: dict[int, Sample | CachedShard] = {}
-        for block, source in sources.items():
-            found[block] = source if isinstance(source, CachedShard) else source.result()[block]
+    def _collect(self, places: list[Place], sources: dict[int, CachedShard | Fetch]) -> list[Sample]:
         ended = {source for source in sources.values() if not isinstance(source, CachedShard)}
-        self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
+        found: dict[int, Sample | CachedShard] = {}
+        try:
+            for block, source in sources.items():
+                found[block] = source if isinstance(source, CachedShard) else source.result()[block]
+        finally:  # a failed fetch is not to be had again by whoever asks next
+            self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
         if self._cache:
             self._cache.account(sum(len(fetch.result()) for fetch in ended))
-        return [self._slice(int(sample), block, found[block]) for sample, block in zip(samples, blocks, strict=True)]
+        return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
-    def _slice(self, sample: int, block: int, source: Sample | CachedShard) -> Sample:
-        offset, size = int(self.index.samples["offset"][sample]), int(self.index.samples["size"][sample])
-        if isinstance(source, CachedShard):
-            return source.read(offset, size)
-        start = offset - int(self.index.blocks["offset"][block])
-        return source if isinstance(source, ValueError) else source[start : start + size]
-
-    def _fetch(self, group: list[int], copy: CachedShard | None) -> dict[int, Sample]:
+    def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
         """The blocks of a group: by one GET for those that are not cached by now (another process may have fetched them)."""
         if copy is None:
             return self._get(group)
@@ -133,29 +154,34 @@ class BucketStore:
             missing = [block for block in group if not copy.has(block)]
             found = self._get(list(range(missing[0], missing[-1] + 1))) if missing else {}
             for block, data in found.items():
-                if isinstance(data, memoryview):
+                if isinstance(data, bytes):
                     copy.write(block, int(table["offset"][block]), data)
         for block in set(group) - found.keys():
-            found[block] = memoryview(copy.read(int(table["offset"][block]), int(table["size"][block])))
+            found[block] = copy.read(int(table["offset"][block]), int(table["size"][block]))
         return found
 
-    def _get(self, group: list[int]) -> dict[int, Sample]:
+    def _get(self, group: list[int]) -> Found:
         """One GET for neighbouring blocks; those with a wrong checksum are fetched again, one by one."""
-        table = self.index.blocks
-        start, end = int(table["offset"][group[0]]), int(table["offset"][group[-1]] + table["size"][group[-1]])
-        found: dict[int, Sample] = {}
-        for attempt in range(REREADS + 1):
-            data = self._get_range(int(table["shard"][group[0]]), start, end)
-            for block in group:
-                offset = int(table["offset"][block]) - start
-                part = data[offset : offset + int(table["size"][block])]
-                if len(part) == int(table["size"][block]) and google_crc32c.value(part) == int(table["crc32c"][block]):
-                    found[block] = part
-            if len(found) == len(group):
-                return found
-            log.warning("wrong checksum in %s, bytes %d-%d, read %d", self.index.url, start, end - 1, attempt + 1)
+        found = self._checked(group)
+        for attempt in range(REREADS):
+            for block in [block for block in group if block not in found]:
+                log.warning("wrong checksum of block %d of %s, reread %d", block, self.index.url, attempt + 1)
+                found |= self._checked([block])
         wrong = ValueError(f"the block's checksum is wrong after {REREADS} more reads: the shard does not match its index")
         return {block: found.get(block, wrong) for block in group}
+
+    def _checked(self, group: list[int]) -> dict[int, bytes]:
+        """One GET; those of its blocks that have the right checksum."""
+        table = self.index.blocks
+        start, end = int(table["offset"][group[0]]), int(table["offset"][group[-1]] + table["size"][group[-1]])
+        data = self._get_range(int(table["shard"][group[0]]), start, end)
+        found = {}
+        for block in group:
+            offset = int(table["offset"][block]) - start
+            part = bytes(data[offset : offset + int(table["size"][block])])  # a copy: google_crc32c takes no memoryview
+            if len(part) == int(table["size"][block]) and google_crc32c.value(part) == int(table["crc32c"][block]):
+                found[block] = part
+        return found
 
     def _get_range(self, shard: int, start: int, end: int) -> memoryview:
         name = self.index.shards[shard].name
@@ -204,26 +230,27 @@ def read_samples(index: Index, samples: Sequence[int] | Int64s, cache: CacheConf
         store.close()
 
 
-def _connect(bucket: Any) -> S3Store:
-    endpoint = bucket.client.meta.endpoint_url  # boto3's word: environment, profile, region
+def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:
+    """A sample's bytes, from a shard's copy by its offset there or from a block by its start in it."""
+    if isinstance(source, bytes):
+        return source[start : start + size]
+    return source if isinstance(source, ValueError) else source.read(offset, size)
+
+
+def _connect(url: str) -> S3Store:
+    bucket = open_objects(url)
+    assert isinstance(bucket, Bucket)
     try:
         return S3Store(
             bucket.bucket,
             prefix=bucket.prefix or None,
-            aws_endpoint_url_s3=endpoint,
+            aws_endpoint_url_s3=bucket.endpoint,  # boto3's word: environment, profile, region
             region=bucket.client.meta.region_name or "us-east-1",
             virtual_hosted_style_request=False,
             credential_provider=Boto3CredentialProvider(),
-            client_options={
-                "allow_http": endpoint.startswith("http://"),
-                "connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s",
-            },
-            retry_config={
-                "max_retries": 12, "retry_timeout": timedelta(seconds=120),
-                "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-            },
-        )  # fmt: skip
+            client_options={"allow_http": bucket.endpoint.startswith("http://"), **TIMEOUTS},
+            retry_config=RETRIES,
+        )
     except ValueError as error:
-        raise InputError(
-            "no S3 credentials", bucket.url, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-        ) from error
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        raise InputError("no S3 credentials", url, remedy) from error

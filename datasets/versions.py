@@ -74,7 +74,7 @@ class VersionTable:
             if os.getppid() != parent:
                 raise SystemExit(1)  # the process that would bring it is dead
             if time.monotonic() > waited:
-                what = f"version {number} of the difficulty vector, needed at step {step}, did not come in {self.config.patience:g} s"
+                what = f"version {number} of the difficulty vector, for step {step}, did not come in {self.config.patience:g} s"
                 raise InputError(what, "sampler", "is the difficulty actor alive? Resume the run, or use --sampler.mode freshest")
             time.sleep(0.002)
         return version

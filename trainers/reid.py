@@ -46,7 +46,7 @@ from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
 
 QUANTILES = 101  # of the difficulty vector, kept of each version for the report
-PAIRS = 24  # most confusable pairs of identities, kept for the report
+PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,9 @@ def test_a_record_changed_afterwards_is_printed_as_it_was() -> None:
     console = open_console(io.StringIO())
     record = {"step": 1}
     with LiveLine(console, clock=Clock()) as line:
-        line.update(record)
-        line.update(record | {"step": 2})
+        for step in (1, 2):
+            record["step"] = step
+            line.update(record)
         record["step"] = 99
     assert written(console) == "step 1\nstep 2\n"
 

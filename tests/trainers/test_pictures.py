@@ -16,7 +16,7 @@ from trainers.engine import pictures
 from trainers.engine.canvas import DARK, FONT, LIGHT, SCALE, Image, Sheet, common_aspect, drawable, elide
 
 Mask = npt.NDArray[np.bool_]
-ODD = "中文 $x^2$ \udcff\t<script>\n" + "long " * 100  # what a folder may be called
+ODD = "中文 $\\frac$ \udcff\t<script>\n" + "long " * 100  # what a folder may be called
 
 
 def decode(png: bytes) -> Image:

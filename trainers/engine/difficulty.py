@@ -36,7 +36,9 @@ def difficulty(rows: Tensor, *, tile: int = TILE, group: dist.ProcessGroup | Non
     count = len(rows)
     if count < 2:
         raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
-    w = torch.nn.functional.normalize(rows.detach().float(), dim=1)
+    rows = rows.detach().float()
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)  # no square over- or underflows
+    w = torch.nn.functional.normalize(rows, dim=1)
     if not torch.isfinite(w).all():
         bad = torch.nonzero(~torch.isfinite(w).all(dim=1)).flatten().tolist()
         raise ValueError(f"classifier rows are not finite (first: {bad[:5]} of {len(bad)}): training has diverged")
@@ -44,6 +46,7 @@ def difficulty(rows: Tensor, *, tile: int = TILE, group: dist.ProcessGroup | Non
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     for a, b in tiles_of(-(-count // tile), rank, world):
         _take_tile(best, w, a * tile, b * tile, tile)
+    best = Difficulty(best.cosine + 0.0, best.nearest)  # -0.0 and 0.0 are equal, their bits are not
     return best if world == 1 else _merge_ranks(best, group)
 
 
@@ -53,7 +56,7 @@ def tiles_of(side: int, rank: int, world: int) -> list[tuple[int, int]]:
 
 
 def _take_tile(best: Difficulty, w: Tensor, row: int, col: int, tile: int) -> None:
-    products = w[row : row + tile] @ w[col : col + tile].T
+    products = (w[row : row + tile] @ w[col : col + tile].T).clamp_(-1, 1)  # rounding gives 1.0000002 for equal rows
     if row == col:
         products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
     _raise_to(best, row, *products.max(dim=1), col)
@@ -72,7 +75,7 @@ def _raise_to(best: Difficulty, start: int, cosine: Tensor, nearest: Tensor, off
 
 def _merge_ranks(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
     """One MAX over ranks of (cosine, smaller number first), packed into an int64 that sorts the same way."""
-    bits = (best.cosine + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 are equal, their bits are not
+    bits = best.cosine.view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     packed = (ordered << 32) | (0x7FFFFFFF - best.nearest)
     dist.all_reduce(packed, dist.ReduceOp.MAX, group=group)

@@ -61,7 +61,8 @@ def evaluate_retrieval(
     result = evaluate_ranking(
         query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
     )
-    verification = best_threshold(query.features, gallery.features, query.pids, gallery.pids)
+    known = gallery.pids != -1  # junk may well show the person who is asked for
+    verification = best_threshold(query.features, gallery.features[known], query.pids, gallery.pids[known])
     metrics = {
         "mAP": result.mean_ap, **{f"rank{k}": share for k, share in result.cmc.items()},
         "threshold": verification.threshold, "verification": verification.accuracy,
@@ -72,7 +73,8 @@ def evaluate_retrieval(
 
 @torch.no_grad()
 def embed(
-    embedder: nn.Module, split: Split, chunks: Iterable[dict[str, Any]], device: torch.device, group: dist.ProcessGroup | None, bad: list[str]
+    embedder: nn.Module, split: Split, chunks: Iterable[dict[str, Any]], device: torch.device,
+    group: dist.ProcessGroup | None, bad: list[str],
 ) -> Embedded:  # fmt: skip
     """Features of all chunks, of all ranks, ordered by position. What this rank could not read is added to ``bad``."""
     training = embedder.training
@@ -89,6 +91,8 @@ def embed(
     if group is not None:
         parts = [None] * dist.get_world_size(group)
         dist.all_gather_object(parts, mine, group=group)
+    if not any(p is not None for _, p in parts):
+        raise InputError(f"no image of split '{split.name}' can be read", split.index.url, "see `python -m datasets.inspect`")
     place = torch.cat([p for _, p in parts if p is not None])
     order = torch.argsort(place)
     place = place[order]
@@ -106,6 +110,8 @@ def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
     for q in torch.linspace(0, len(query.features) - 1, min(SHOWN, len(query.features))).long().tolist():
         hidden = (gallery.pids == query.pids[q]) & (gallery.camids == query.camids[q]) & (query.camids[q] >= 0)
         kept = torch.nonzero(~hidden & (gallery.pids != -1)).flatten()
+        if not len(kept):
+            continue
         order, cosines = rank(query.features[q], gallery.features[kept], DEEP)
         found = kept[order[0]]
         rows.append({
@@ -159,7 +165,8 @@ def rank_files(
 
 
 def rank_split(
-    embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device, etags: dict[str, str]
+    embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device,
+    etags: dict[str, str],
 ) -> list[list[Found]]:  # fmt: skip
     """The same with a set's own gallery; an image is named by its key, which begins with its identity."""
     split, cache = split_of(index, "gallery"), CacheConfig()

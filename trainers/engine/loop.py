@@ -86,7 +86,7 @@ def steps(
         optimiser.step()
         now = time.perf_counter()
         yield Step(batch["step"] + 1, batch, {k: v.detach() for k, v in results.items()}, waited, now - began)
-        began = now = time.perf_counter()
+        began = time.perf_counter()
 
 
 class Meter:
@@ -97,7 +97,7 @@ class Meter:
 
     def add(self, step: Step) -> None:
         """Take a step in; nothing is read from the device."""
-        self._steps.append(step)
+        self._steps.append(step._replace(batch={}))  # its pixels would stay in (shared) memory until the reading
 
     def read(self, samples: int) -> dict[str, float]:
         """Mean of every result, ``samples_per_s`` for steps of that many samples, and ``wait``, the share of time spent on data.

@@ -118,9 +118,12 @@ def _say_hard(panel: Axes, step: float, theme: Theme) -> None:
     )  # fmt: skip
 
 
-def difficulty_over_time(versions: Sequence[tuple[int, npt.ArrayLike]], dark: bool = False) -> bytes:
+def difficulty_over_time(
+    versions: Sequence[tuple[int, npt.ArrayLike]], identities: int | None = None, dark: bool = False
+) -> bytes:
     """How the N identities' difficulty c [N] (a cosine) spreads, version by version: a version holds until the next one.
 
+    Evenly spaced quantiles of c serve as well as c itself; then say how many ``identities`` they stand for.
     Shade says which share of the identities has that difficulty; lines tell the least, the median and the greatest.
     Of two versions of one step the later counts; values that are not finite are left out.
     """
@@ -143,7 +146,7 @@ def difficulty_over_time(versions: Sequence[tuple[int, npt.ArrayLike]], dark: bo
         panel.pcolormesh(edges, bins, shares, cmap=shades, vmin=0)
         panel.grid(False)
         panel.set(xlabel="step", ylabel="cosine to the nearest identity", xlim=edges[[0, -1]], ylim=bins[[0, -1]])
-        panel.set_title(f"difficulty of {len(kept[steps[-1]]):,} identities")
+        panel.set_title(f"difficulty of {identities or len(kept[steps[-1]]):,} identities")
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True) if len(steps) > 1 else FixedLocator(steps))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         _spread_lines(panel, edges, list(kept.values()), theme)
@@ -287,7 +290,7 @@ def two_images(a: Image, b: Image, cosine: float, threshold: float, same: bool, 
 
 def _scale(sheet: Sheet, top: float, cosine: float, threshold: float, colour: str) -> None:
     def place(value: float) -> float:
-        return 300 + 240 * value
+        return 300 + 240 * min(1.0, max(-1.0, value))
 
     sheet.fill((60, top + 4, 480, 4), sheet.theme.line)
     if math.isfinite(threshold):

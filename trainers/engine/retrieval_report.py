@@ -40,7 +40,7 @@ def write_report(
     pictures: list[tuple[str, str, Any]] = [
         ("Training", "Means between records.", lambda dark: curves(history["records"], CURVES, hard_from, dark)),
         ("Difficulty", "The largest cosine of each identity's classifier row to another's, by version of the vector.",
-         lambda dark: difficulty_over_time([(v["step"], v["quantiles"]) for v in history["difficulty"]], dark)),
+         lambda dark: difficulty_over_time([(v["step"], v["quantiles"]) for v in history["difficulty"]], len(train.counts), dark)),
     ]  # fmt: skip
     if history["confusable"]:
         pairs = _pairs(train, history["confusable"], cache)

@@ -1,0 +1,30 @@
+# The commands of the README. Needs Python 3.11 or newer as python3, or PYTHON=...
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint s3 install clean
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: install  ## train on the shipped data, and report
+	$(BIN)/python trainers/reid.py
+
+test: install  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+s3: install  ## a real S3 server on loopback, until Ctrl-C
+	$(BIN)/python tests/s3server.py --dir .cache/s3 --port 8333
+
+clean:
+	rm -rf .venv .cache runs

@@ -1,0 +1,133 @@
+"""Launching: what workers raise reaches the driver as it is, faults are tried again, impossible wishes are refused at once."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from cluster.errors import ClusterError
+from cluster.launch import ClusterConfig, connect, launch, storage_uri
+from cluster.worker import restore_checkpoint, save_checkpoint, this_worker
+from datasets.errors import InputError
+
+TWO = ClusterConfig(workers=2, max_failures=1)
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def start(work: Any, runs: Path, config: ClusterConfig = TWO, **settings: Any) -> tuple[Any, list[Any], list[str]]:
+    told, said = list[Any](), list[str]()
+
+    def show(records: list[Any], notices: list[str]) -> None:
+        told.extend(records)
+        said.extend(notices)
+
+    result = launch(work, settings, config, name=f"run-{uuid.uuid4().hex[:8]}", runs=str(runs), show=show)
+    return result, told, said
+
+
+def sums(settings: dict[str, Any]) -> float:
+    worker = this_worker(settings)
+    total = torch.tensor(float(worker.rank + 1))
+    dist.all_reduce(total, group=worker.group)
+    worker.say(f"rank {worker.rank} of {worker.world}")
+    if worker.rank == 0:
+        worker.record({"step": 1})
+    return float(total)
+
+
+def refuses(settings: dict[str, Any]) -> None:
+    worker = this_worker(settings)
+    with Path(settings["log"]).open("a") as log:
+        log.write(f"{worker.rank}\n")
+    if worker.rank == 1:
+        raise InputError("the set is torn", "s3://b/x", "mend it")
+    dist.barrier()
+
+
+def dies_once(settings: dict[str, Any]) -> int:
+    worker = this_worker(settings)
+    begun = restore_checkpoint(lambda folder: int((folder / "done").read_text()))
+    for step in range(begun or 0, 6):
+        save_checkpoint(worker, f"step-{step}", lambda folder, step=step: (folder / "done").write_text(str(step + 1)))
+        if step == 5 and begun is None and worker.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+    return int(begun or 0)
+
+
+def fails(settings: dict[str, Any]) -> None:
+    raise RuntimeError("a fault of ours")
+
+
+def test_workers_work_together_and_tell(tmp_path: Path) -> None:
+    result, told, said = start(sums, tmp_path)
+    assert result == 3.0
+    assert told == [{"step": 1}]
+    assert sorted(said) == ["rank 0 of 2", "rank 1 of 2"]
+
+
+def test_an_input_error_of_one_worker_ends_the_run_at_once_and_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        start(refuses, tmp_path, log=str(tmp_path / "log"))
+    assert str(caught.value) == "the set is torn: s3://b/x; mend it"
+    assert sorted((tmp_path / "log").read_text().split()) == ["0", "1"]  # nobody was started again
+
+
+def test_a_killed_worker_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    result, _, _ = start(dies_once, tmp_path)
+    assert 1 <= result <= 6
+
+
+def test_a_fault_ends_the_run_when_it_comes_too_often(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailedError, match="a fault of ours"):
+        start(fails, tmp_path, ClusterConfig(workers=1, max_failures=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ClusterConfig(workers=400), "400 workers of 1 CPUs were asked for and the cluster has 4 CPUs"),
+        (ClusterConfig(workers=2, gpu=True), "2 GPUs were asked for and the cluster has 0"),
+    ],
+)
+def test_more_than_there_is_is_refused_not_waited_for(config: ClusterConfig, message: str) -> None:
+    with pytest.raises(ClusterError, match=message):
+        connect(config)
+
+
+def test_no_cluster_at_the_address_is_one_line() -> None:
+    code = (
+        "from cluster.launch import ClusterConfig, connect\n"
+        "from datasets.errors import run_main\n"
+        "run_main(lambda: connect(ClusterConfig()))"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "127.0.0.1:1" in errors[0]
+
+
+def test_errors_pickle() -> None:
+    error = pickle.loads(pickle.dumps(ClusterError("what", "where", "remedy")))  # noqa: S301 - our own
+    assert (str(error), error.exit_code) == ("what: where; remedy", 2)
+
+
+def test_storage_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:8333")
+    assert storage_uri("s3://b/runs") == "s3://b/runs?endpoint_override=127.0.0.1%3A8333&scheme=http"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert storage_uri("s3://b/runs") == "s3://b/runs"
+    assert storage_uri("runs") == str(Path("runs").absolute())

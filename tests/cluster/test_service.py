@@ -1,0 +1,143 @@
+"""The difficulty actor: versions reach their followers, survive its death, and never come from another incarnation."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.difficulty import NAMESPACE, Follower, Publisher, actor_name, start_service, stop_service
+from cluster.errors import ClusterError
+from datasets.errors import InputError
+from datasets.sampling import SamplerConfig, Version
+from datasets.versions import VersionTable
+
+N = 50
+PINNED = SamplerConfig(interval=10, lag=5, patience=2.0)
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def version(number: int, seed: int = 0) -> Version:
+    rng = np.random.default_rng([seed, number])
+    return Version(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N))
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> Iterator[str]:
+    run = f"run-{uuid.uuid4().hex[:8]}"
+    start_service(run, str(tmp_path), keep=3)
+    yield run
+    stop_service(run)
+
+
+def until(reached: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.02)
+
+
+def kill(name: str, *, for_good: bool) -> None:
+    ray.kill(ray.get_actor(actor_name(name), namespace=NAMESPACE), no_restart=for_good)
+
+
+def test_every_version_reaches_a_follower_in_order(name: str) -> None:
+    table, seen = VersionTable(N, PINNED), list[Version]()
+    publisher = Publisher(name, 3, [], print, 30)
+
+    def put(new: Version) -> None:
+        table.put(new)
+        seen.append(new)
+
+    follower = Follower(name, 0, put, Version, print)
+    for number in (1, 2, 3):
+        publisher.publish(version(number))
+    until(lambda: len(seen) == 3)
+    follower.close()
+    publisher.close()
+    assert [new.number for new in seen] == [1, 2, 3]
+    newest = table.at(35)
+    assert newest is not None
+    np.testing.assert_array_equal(newest.cosine, version(3).cosine)
+    np.testing.assert_array_equal(newest.nearest, version(3).nearest)
+
+
+def test_an_actor_that_dies_comes_back_with_its_versions(name: str) -> None:
+    said, seen = list[str](), dict[int, Version]()
+    publisher = Publisher(name, 3, [], said.append, 30)
+    publisher.publish(version(1))
+    publisher.publish(version(2))
+    publisher.close()
+    kill(name, for_good=False)
+    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, said.append)
+    until(lambda: {1, 2} <= seen.keys())
+    follower.close()
+    np.testing.assert_array_equal(seen[2].cosine, version(2).cosine)
+
+
+def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
+    seen = dict[int, Version]()
+    publisher = Publisher(name, 3, [], print, 30)
+    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    publisher.publish(version(1))
+    until(lambda: 1 in seen)
+    kill(name, for_good=False)
+    publisher.publish(version(2))
+    until(lambda: 2 in seen)
+    follower.close()
+    publisher.close()
+
+
+def test_begin_forgets_versions_of_steps_that_are_made_again(name: str) -> None:
+    dead = Publisher(name, 3, [], print, 30)
+    for number in (1, 2, 3):
+        dead.publish(version(number))
+    until(lambda: not dead._queue)
+    alive = Publisher(name, 3, [version(1)], print, 30)
+    seen = dict[int, Version]()
+    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    until(lambda: 1 in seen)
+    said = threading.Event()
+    dead._line.say = lambda _: said.set()
+    dead.publish(version(2))  # of the incarnation that is over: goes unheard
+    assert said.wait(30)
+    alive.publish(version(2, seed=1))
+    until(lambda: 2 in seen)
+    np.testing.assert_array_equal(seen[2].cosine, version(2, seed=1).cosine)
+    for end in (follower, alive, dead):
+        end.close()
+
+
+def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -> None:
+    said = list[str]()
+    pinned = VersionTable(N, PINNED)
+    freshest = VersionTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
+
+    def put(new: Version) -> None:
+        pinned.put(new)
+        freshest.put(new)
+
+    publisher = Publisher(name, 3, [], print, 30)
+    follower = Follower(name, 0, put, Version, said.append)
+    publisher.publish(version(1))
+    until(lambda: pinned.get(1) is not None)
+    kill(name, for_good=True)
+    publisher.publish(version(2))
+    with pytest.raises(InputError, match=r"version 2 .* step 25, did not come in 2 s"):
+        pinned.at(25)
+    current = freshest.at(25)
+    assert current is not None
+    assert current.number == 1
+    until(lambda: any("is away" in text for text in said))
+    follower.close()
+    publisher.close()
+
+
+def test_a_run_does_not_begin_without_the_actor() -> None:
+    with pytest.raises(ClusterError, match=r"difficulty actor was away for 0\.5 s: difficulty-v\d:nobody"):
+        Publisher("nobody", 3, [], print, patience=0.5)

@@ -1,0 +1,40 @@
+"""A small shard set whose every byte is known, for the tests of those who read it."""
+
+from pathlib import Path
+
+import numpy as np
+from pictures import jpeg, put
+
+from datasets.index import Index, read_index
+from datasets.pack import Options, pack
+
+IDENTITIES, EACH = 12, 8
+OPTIONS = Options(held_out=0, shard_size=40 << 10, max_block=8 << 10)  # several blocks an identity, several shards
+
+
+def pictures_in(folder: Path) -> Path:
+    """One folder per identity, pictures of about 1 to 3 KB."""
+    names = [f"p{identity:02d}/{number:02d}.jpg" for identity in range(IDENTITIES) for number in range(EACH)]
+    return put(folder, {name: jpeg(seed, 32, 16 + seed % 32) for seed, name in enumerate(names)})
+
+
+def packed(source: Path, url: str, options: Options = OPTIONS) -> Index:
+    """Pack the pictures to a place, and read the index from there."""
+    pack("folders", source, url, options, overwrite=True)
+    return read_index(url)
+
+
+def truth(source: Path, index: Index) -> list[bytes]:
+    """What every sample must give, by its key alone: an identity's pictures are counted in the order of their names."""
+    pictures = {folder.name: sorted(folder.iterdir()) for folder in source.iterdir()}
+    places = [key.split("/") for key in index.keys]
+    return [pictures[identity][int(number)].read_bytes() for identity, number in places]
+
+
+def ranges_of(index: Index, blocks: "np.ndarray | range") -> list[tuple[str, str]]:
+    """The path and Range header of the GET of each block."""
+    table, path = index.blocks, index.url.removeprefix("s3:/")
+    return [
+        (f"{path}/{index.shards[table['shard'][b]].name}", f"bytes={table['offset'][b]}-{table['offset'][b] + table['size'][b] - 1}")
+        for b in blocks
+    ]
