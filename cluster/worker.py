@@ -54,5 +54,7 @@ def restore_checkpoint(read: Callable[[Path], Any]) -> Any:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
-    with checkpoint.as_directory() as folder:
-        return read(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        # Into a folder of our own: as_directory() shares one among a node's ranks, and one that comes later downloads over the
+        # file that another is reading (seen with Ray 2.60 and S3).
+        return read(Path(checkpoint.to_directory(folder)))

@@ -150,7 +150,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     worker, run, data = this_worker(settings), Run(config.runs, config.name), open_data(config)
     torch.manual_seed(config.seed)
-    task = ReidTask(config.model, config.head, len(data.train.counts)).to(worker.device)
+    task = ReidTask(config.model, config.head, len(data.train.counts))
+    task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     journal, restored = restore(task, optimiser)
     model = DistributedDataParallel(task) if worker.group else task

@@ -1,8 +1,8 @@
 """A small shard set whose every byte is known, for the tests of those who read it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from pictures import jpeg, put
 
 from datasets.index import Index, read_index
@@ -31,10 +31,14 @@ def truth(source: Path, index: Index) -> list[bytes]:
     return [pictures[identity][int(number)].read_bytes() for identity, number in places]
 
 
-def ranges_of(index: Index, blocks: "np.ndarray | range") -> list[tuple[str, str]]:
+def ranges_of(index: Index, blocks: Iterable[int]) -> list[tuple[str, str]]:
     """The path and Range header of the GET of each block."""
-    table, path = index.blocks, index.url.removeprefix("s3:/")
-    return [
-        (f"{path}/{index.shards[table['shard'][b]].name}", f"bytes={table['offset'][b]}-{table['offset'][b] + table['size'][b] - 1}")
-        for b in blocks
-    ]
+    rows = zip(*(index.blocks[name] for name in ("shard", "offset", "size")), strict=True)
+    ranges = [(index.shards[shard].name, f"bytes={offset}-{offset + size - 1}") for shard, offset, size in rows]
+    return [(f"{index.url.removeprefix('s3:/')}/{ranges[block][0]}", ranges[block][1]) for block in blocks]
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files below a folder that this process has open; those that were removed since end in "(deleted)"."""
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link.startswith(f"{folder}/")]

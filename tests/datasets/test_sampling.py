@@ -215,7 +215,7 @@ def test_pk_draws_identities_evenly_whatever_their_size() -> None:
 
 
 def test_pairs_bring_the_nearest_with_each_anchor() -> None:
-    split = identities_of(4, 4, 4, 4, 4)
+    split = identities_of(5, 5, 5, 5, 5)
     of = Version(1, GOLDEN, np.array([3, 0, 4, 1, 2]))
     sampler = Sampler(config("pairs", batch=24, uniform_share=0, instances=3), split, 0)
     for step in range(20):
@@ -289,7 +289,7 @@ def test_instances_come_from_one_block_where_it_holds_enough() -> None:
 def test_identity_with_fewer_samples_than_instances_repeats_them() -> None:
     split = split_with([(0, 0, 2), (1, 0, 1), (1, 1, 9)])
     sampler = Sampler(config("proportional", batch=5, instances=5, uniform_share=0), split, 0)
-    assert sorted(np.bincount(sampler.draw(0, version([1, 0])), minlength=3)) == [0] * 0 + [1, 2, 2]
+    assert sorted(np.bincount(sampler.draw(0, version([1, 0])), minlength=3)) == [1, 2, 2]
 
 
 # ---- the even part
@@ -319,12 +319,10 @@ def test_groups_stay_whole_and_side_by_side() -> None:
     split = identities_of(*[8] * 12)
     of = Version(1, np.eye(12, dtype=np.float32)[3], np.full(12, 5, np.int64))
     positions = Sampler(config("pairs", batch=32, instances=2), split, 0).draw(1, of)
-    even = UniformEpochs(split, 0).batch(32, 16).tolist()
     labels, runs = split.labels_of(positions).tolist(), 0
     for i in range(len(labels) - 3):
         runs += labels[i : i + 4] == [3, 3, 5, 5]
     assert runs >= 4
-    assert [p for p in positions.tolist() if p in even][: len(even)]
 
 
 @pytest.mark.parametrize("kind", ["hardest", "proportional", "pairs"])

@@ -1,0 +1,199 @@
+"""The difficulty vector against the plain formula, on any tiles and any number of ranks."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import on_ranks
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainers.engine.difficulty import Difficulty, difficulty, tiles_of
+
+tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
+
+
+def plainly(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """c_i = max over n != i of cos(i, n), and the smallest n that has it; with the whole matrix, in float64."""
+    w = normalize(rows.double(), dim=1)
+    cosines = w @ w.T
+    cosines.fill_diagonal_(-math.inf)
+    best = cosines.max(dim=1).values
+    return best, torch.argmax((cosines == best[:, None]).int(), dim=1)
+
+
+def check(found: Difficulty, rows: Tensor) -> None:
+    """Right within rounding; of several that are equal within rounding any may be the nearest."""
+    w = normalize(rows.double(), dim=1)
+    assert found.cosine.dtype == torch.float32
+    assert found.nearest.dtype == torch.int64
+    torch.testing.assert_close(found.cosine.double(), plainly(rows)[0], atol=1e-6, rtol=0)
+    assert (found.nearest != torch.arange(len(rows))).all()
+    torch.testing.assert_close((w * w[found.nearest]).sum(1), found.cosine.double(), atol=1e-6, rtol=0)
+    assert found.cosine.abs().max() <= 1
+
+
+def same_bits(one: Difficulty, other: Difficulty) -> bool:
+    return torch.equal(one.cosine.view(torch.int32), other.cosine.view(torch.int32)) and torch.equal(one.nearest, other.nearest)
+
+
+def test_golden() -> None:
+    """ALGORITHMS.md §1."""
+    found = difficulty(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.4, 1.96]]))
+    torch.testing.assert_close(found.cosine, torch.tensor([0.2, 0.98, 0.98]), atol=1e-3, rtol=0)
+    assert found.nearest.tolist() == [2, 2, 1]
+
+
+@given(
+    st.integers(2, 40),
+    st.integers(1, 9),
+    tiles,
+    st.integers(0, 1000),
+    st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
+)
+@settings(deadline=None)
+def test_against_the_formula(count: int, features: int, tile: int, seed: int, kind: str) -> None:
+    rows = torch.randn(count, features, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, kind))
+    before = rows.clone()
+    check(difficulty(rows, tile=tile), rows)
+    assert torch.equal(rows, before)
+
+
+axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # on an axis cosines are -1, 0 and 1 without rounding
+
+
+@given(st.lists(axes, min_size=2, max_size=30), tiles)
+@settings(deadline=None)
+def test_ties_zeros_and_duplicates_exactly(rows: list[tuple[int, float]], tile: int) -> None:
+    matrix = torch.zeros(len(rows), 4)
+    for row, (axis, length) in zip(matrix, rows, strict=True):
+        row[axis] = length
+    found = difficulty(matrix, tile=tile)
+    cosine, nearest = plainly(matrix)
+    assert torch.equal(found.cosine.double(), cosine)
+    assert torch.equal(found.nearest, nearest)
+    assert not torch.signbit(found.cosine)[found.cosine == 0].any()
+
+
+@pytest.mark.parametrize("tile", [1, 1024])
+def test_two_identities(tile: int) -> None:
+    found = difficulty(torch.tensor([[3.0, 4.0], [-4.0, -3.0]]), tile=tile)
+    torch.testing.assert_close(found.cosine, torch.tensor([-0.96, -0.96]))
+    assert found.nearest.tolist() == [1, 0]
+
+
+def test_a_row_of_zeros_has_cosine_0() -> None:
+    found = difficulty(torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+    assert found.cosine.tolist() == [0, 0, 0]
+    assert found.nearest.tolist() == [1, 0, 0]
+
+
+def test_equal_rows_have_cosine_1_and_no_more() -> None:
+    rows = torch.randn(100, 33, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
+    found = difficulty(rows, tile=64)
+    check(found, rows)
+    assert found.cosine.min() > 1 - 1e-6
+
+
+@pytest.mark.parametrize("length", [1e-37, 1e-30, 1e-12, 1e12, 1e30, 1e37])
+def test_length_does_not_matter(length: float) -> None:
+    rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    lengths = torch.ones(20, 1)
+    lengths[::2] = length
+    torch.testing.assert_close(difficulty(rows * lengths).cosine, difficulty(rows).cosine, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [1, 5, 9, 10, 11, 20, 21])
+def test_tile_sizes(tile: int) -> None:
+    rows = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    check(difficulty(rows, tile=tile), rows)
+
+
+def test_the_hardest_is_a_pair() -> None:
+    rows = torch.randn(333, 40, generator=torch.Generator().manual_seed(1))
+    cosine, nearest = difficulty(rows, tile=50)
+    assert (cosine[nearest] >= cosine).all()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two(count: int) -> None:
+    with pytest.raises(ValueError, match="needs another one"):
+        difficulty(torch.ones(count, 4))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite(value: float) -> None:
+    rows = torch.ones(9, 4)
+    rows[3, 1] = rows[7, 0] = value
+    with pytest.raises(ValueError, match=r"first: \[3, 7\] of 2"):
+        difficulty(rows)
+
+
+def test_no_gradient_is_kept() -> None:
+    rows = torch.randn(5, 3, requires_grad=True)
+    assert not difficulty(rows).cosine.requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_the_matrix_is_never_held() -> None:
+    count, features, tile = 500, 6, 64
+    with Largest() as seen:
+        difficulty(torch.randn(count, features), tile=tile)
+    assert tile * tile <= seen.elements <= max(tile * tile, count * features)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("side", [0, 1, 2, 5, 12])
+def test_tiles_cover_half_the_matrix_once_and_evenly(side: int, world: int) -> None:
+    shares = [tiles_of(side, rank, world) for rank in range(world)]
+    dealt = [tile for share in shares for tile in share]
+    assert sorted(dealt) == [(a, b) for a in range(side) for b in range(a, side)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def cases() -> list[tuple[Tensor, int]]:
+    """Rows and tile sizes: a remainder; ties; zeros; negative cosines; fewer tiles than ranks."""
+    random = torch.Generator().manual_seed(3)
+    ties = torch.eye(6).repeat(5, 1)
+    return [
+        (torch.randn(301, 48, generator=random), 64),
+        (torch.randn(37, 3, generator=random).bfloat16(), 5),
+        (torch.cat([ties, -ties, torch.zeros(4, 6)]), 4),
+        (torch.tensor([[1.0, 0.0], [-1.0, 0.1]]), 1024),
+        (torch.tensor([[0.0], [-1.0], [0.0]]), 1),
+    ]
+
+
+def on_rank(rank: int) -> list[Any]:
+    """All cases on three ranks, then on the first two alone, then on one."""
+    pair = dist.new_group([0, 1])
+    found = [difficulty(rows, tile=tile, group=dist.group.WORLD) for rows, tile in cases()]
+    if rank < 2:
+        found += [difficulty(rows, tile=tile, group=pair) for rows, tile in cases()]
+    found += [difficulty(rows, tile=tile) for rows, tile in cases()]
+    return [tuple(d) for d in found]
+
+
+def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
+    alone = [difficulty(rows, tile=tile) for rows, tile in cases()]
+    for results in on_ranks(3, on_rank):
+        assert len(results) % len(alone) == 0
+        for place, result in enumerate(results):
+            assert same_bits(Difficulty(*result), alone[place % len(alone)]), place

@@ -1,0 +1,154 @@
+"""The training loop: a function of the batches' steps, so that a resumed run goes on as if it had not stopped."""
+
+import math
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from trainers.engine.loop import Batch, Meter, OptimConfig, Step, build_optimiser, steps
+
+CPU = torch.device("cpu")
+
+
+class Toy(nn.Module):
+    """A line to fit, behind dropout."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.line, self.dropout = nn.Linear(8, 1), nn.Dropout(dropout)
+        nn.init.ones_(self.line.weight)
+        nn.init.zeros_(self.line.bias)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = self.line(self.dropout(batch["x"])).squeeze(1) - batch["y"]
+        return {"loss": error.square().mean(), "largest": error.detach().abs().max()}
+
+
+def batch(step: int) -> Batch:
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+    return {"x": x, "y": x @ torch.arange(8.0), "step": step, "bad": []}
+
+
+def train(
+    config: OptimConfig, task: nn.Module, first: int, last: int, optimiser: torch.optim.Optimizer | None = None
+) -> list[Step]:
+    optimiser = optimiser or build_optimiser(config, task)
+    return list(steps(task, optimiser, config, map(batch, range(first, last)), CPU, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "expected"),
+    [
+        (8, 4, [0.25, 0.5, 0.75, 1, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0, 0]),
+        (4, 0, [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]),
+        (2, 4, [0.25, 0.5]),
+        (4, 4, [0.25, 0.5, 0.75, 1]),
+        (1, 0, [1]),
+    ],
+)
+def test_learning_rate(steps: int, warmup: int, expected: list[float]) -> None:
+    config = OptimConfig(steps=steps, warmup=warmup, lr=2.0)
+    assert [config.lr_at(step) for step in range(len(expected))] == pytest.approx([2 * value for value in expected])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_the_loss_falls_and_steps_tell_what_they_did(kind: str) -> None:
+    config = OptimConfig(steps=200, warmup=5, lr=0.05 if kind == "sgd" else 0.3, weight_decay=0)
+    config = replace(config, kind=kind)
+    done = train(config, Toy(), 0, 200)
+    assert [step.done for step in done] == list(range(1, 201))
+    assert done[-1].results["loss"] < done[0].results["loss"] / 100
+    for step in done:
+        assert set(step.results) == {"loss", "largest"}
+        assert not step.results["loss"].requires_grad
+        assert 0 <= step.waited <= step.took
+        assert step.batch["step"] == step.done - 1
+
+
+def test_the_learning_rate_of_the_step_is_used() -> None:
+    config = OptimConfig(kind="sgd", steps=10, warmup=4, lr=0.1)
+    task = Toy()
+    optimiser = build_optimiser(config, task)
+    for step in steps(task, optimiser, config, map(batch, range(10)), CPU, 0):
+        assert optimiser.param_groups[0]["lr"] == config.lr_at(step.done - 1)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
+    config = replace(OptimConfig(steps=12, warmup=3), kind=kind)
+    whole, first, second = Toy(0.5), Toy(0.5), Toy(0.5)
+    train(config, whole, 0, 12)
+    optimiser = build_optimiser(config, first)
+    train(config, first, 0, 7, optimiser)
+    second.load_state_dict(first.state_dict())
+    resumed = build_optimiser(config, second)
+    resumed.load_state_dict(optimiser.state_dict())
+    torch.rand(5)  # the global generator stands elsewhere
+    train(config, second, 7, 12, resumed)
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_dropout_differs_between_steps_and_seeds() -> None:
+    config = OptimConfig(kind="sgd", lr=1e-12)
+    task, optimiser = Toy(0.5), build_optimiser(config, Toy())
+
+    def loss(step: int, seed: int) -> float:
+        (done,) = steps(task, optimiser, config, [{**batch(0), "step": step}], CPU, seed)
+        return float(done.results["loss"])
+
+    assert loss(4, 0) == loss(4, 0)
+    assert len({loss(4, 0), loss(5, 0), loss(4, 1)}) == 3
+
+
+def test_training_mode_is_on_and_frozen_weights_stay() -> None:
+    task = Toy()
+    task.line.bias.requires_grad_(False)
+    task.eval()
+    train(OptimConfig(warmup=0, weight_decay=0.1), task, 0, 3)
+    assert task.training
+    assert task.line.bias.item() == 0
+    assert not torch.equal(task.line.weight, torch.ones(1, 8))
+
+
+def step(done: int, loss: float, waited: float = 0.1, took: float = 0.5) -> Step:
+    return Step(done, {"images": torch.zeros(1)}, {"loss": torch.tensor(loss), "accuracy": torch.tensor(done / 10)}, waited, took)
+
+
+def test_meter_reads_means_since_the_last_reading() -> None:
+    meter = Meter()
+    meter.add(step(1, 2.0))
+    meter.add(step(2, 4.0, waited=0.2))
+    means = meter.read(samples=64)
+    assert means == pytest.approx({"loss": 3, "accuracy": 0.15, "samples_per_s": 128, "wait": 0.3})
+    meter.add(step(3, 1.0))
+    assert meter.read(64)["loss"] == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
+    meter = Meter()
+    meter.add(step(7, 1.0))
+    meter.add(step(8, loss))
+    with pytest.raises(InputError, match=r"training has diverged: steps 7-8; lower --optim\.lr"):
+        meter.read(64)
+
+
+def test_meter_does_not_keep_pixels() -> None:
+    meter, images = Meter(), torch.zeros(4)
+    watched = weakref.ref(images)
+    meter.add(Step(1, {"images": images}, {"loss": torch.tensor(1.0)}, 0.1, 0.5))
+    del images
+    assert watched() is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"warmup": -1}, {"weight_decay": -1e-3}, {"lr": 0}, {"lr": math.inf}, {"lr": math.nan}]
+)
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="optim"):
+        OptimConfig(**options)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""The job as people run it: real Ray, real shards, two workers; interrupted, resumed, evaluated, asked."""
+
+import json
+import sys
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+from s3server import S3Server
+from testdata import archive
+
+from cluster.launch import ClusterConfig
+from datasets.errors import InputError
+from datasets.index import read_index
+from datasets.loader import LoaderConfig
+from datasets.objects import open_objects
+from datasets.pack import pack
+from datasets.sampling import SamplerConfig
+from datasets.shipped import ARCHIVE, OPTIONS
+from trainers.engine.loop import OptimConfig
+from trainers.engine.run import Run
+from trainers.reid import Evaluate, Export, Predict, Train
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+TIMES = {"seconds"}  # what may differ between two runs of the same seed
+
+
+@pytest.fixture(scope="module")
+def shards(s3_server: S3Server) -> str:
+    """The shipped data, packed into a bucket."""
+    url = s3_server.make_bucket(f"shards-{uuid.uuid4().hex[:8]}") + "/omniglot"
+    pack("omniglot", ARCHIVE, url, OPTIONS)
+    return url
+
+
+def short(data: str, runs: str, **changes: Any) -> Train:
+    return Train(
+        data=data, runs=runs, name=f"run-{uuid.uuid4().hex[:8]}", checkpoint_every=10, record_every=5,
+        sampler=SamplerConfig(kind="pairs", batch=32, uniform_share=0.5, instances=2, interval=5, lag=3),
+        loader=LoaderConfig(workers=1, size=(32, 32)), optim=OptimConfig(steps=40, warmup=5), **changes,
+    )  # fmt: skip
+
+
+def metrics_of(train: Train) -> dict[str, Any]:
+    metrics: dict[str, Any] = Run(train.runs, train.name).read_json("metrics.json")
+    return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+def kill_worker_after(train: Train, checkpoint: str) -> threading.Thread:
+    """Kill -9 one of the run's training processes as soon as a checkpoint stands in its folder."""
+
+    def watch() -> None:
+        objects = open_objects(f"{train.runs}/{train.name}")
+        while not any(name.startswith(checkpoint) for name in objects.sizes()):
+            time.sleep(0.05)
+        time.sleep(0.5)  # until Ray Train has it on its list
+        workers = [p for p in psutil.process_iter(["name"]) if "RayTrainWorker" in "".join(p.info["name"] or "")]
+        titled = workers or [p for p in psutil.process_iter() if "RayTrainWorker" in _title(p)]
+        oldest = max(titled, key=lambda process: len(process.children()))  # a training process, not one of its loaders
+        oldest.kill()
+        killed.append(oldest.pid)
+
+    killed: list[int] = []
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.killed = killed  # type: ignore[attr-defined]
+    thread.start()
+    return thread
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: str) -> None:
+    undisturbed, interrupted = short(shards, f"{s3_bucket}/runs"), short(shards, f"{s3_bucket}/runs")
+    undisturbed.run()
+    killer = kill_worker_after(interrupted, "step-00000010")
+    interrupted.run()
+    killer.join(timeout=1)
+    assert killer.killed  # type: ignore[attr-defined]
+    assert metrics_of(interrupted) == metrics_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_no_trace_on_cuhk03(s3_bucket: str, tmp_path: Path) -> None:
+    pack("cuhk03", archive("cuhk03.tar"), f"{s3_bucket}/cuhk03")
+    base = short(f"{s3_bucket}/cuhk03", f"{s3_bucket}/runs")
+    base = replace(base, loader=LoaderConfig(workers=1), optim=OptimConfig(steps=200, warmup=20), checkpoint_every=50)
+    undisturbed, interrupted = base, replace(base, name=f"{base.name}-again")
+    undisturbed.run()
+    killer = kill_worker_after(interrupted, "step-00000100")
+    interrupted.run()
+    assert killer.killed  # type: ignore[attr-defined]
+    assert metrics_of(interrupted) == metrics_of(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def trained(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A run of 20 steps on one worker, ended."""
+    train = short(shards, str(tmp_path_factory.mktemp("runs")), cluster=ClusterConfig(workers=1))
+    train = replace(train, optim=OptimConfig(steps=20, warmup=5))
+    train.run()
+    return train
+
+
+def test_a_run_leaves_everything_in_its_folder(trained: Train) -> None:
+    folder = Path(trained.runs) / trained.name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["before"]["step"] == 0
+    assert metrics["after"]["step"] == metrics["step"] == 20
+    history = json.loads((folder / "history.json").read_text())
+    assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20]
+    assert [entry["version"] for entry in history["records"]] == [0, 1, 2, 3]  # steps 4, 9, 14, 19, each 3 or more behind
+    assert [entry["step"] for entry in history["difficulty"]] == [5, 10, 15, 20]
+    assert list((folder / "tensorboard").iterdir())
+    report = (folder / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 8  # four pictures, light and dark
+    assert "Most confusable identities" in report
+
+
+def test_resume_goes_on_from_the_end(trained: Train) -> None:
+    longer = replace(trained, resume=True, optim=replace(trained.optim, steps=30))
+    longer.run()
+    history = json.loads((Path(trained.runs) / trained.name / "history.json").read_text())
+    assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20, 25, 30]
+    assert [entry["step"] for entry in history["evaluations"]] == [0, 20, 30]
+
+
+def test_a_used_name_and_changed_settings_are_refused(trained: Train) -> None:
+    with pytest.raises(InputError, match=r"exists.*--resume"):
+        trained.run()
+    with pytest.raises(InputError, match="another seed"):
+        replace(trained, resume=True, seed=7).run()
+    with pytest.raises(InputError, match="no run 'nobody' to resume"):
+        replace(trained, resume=True, name="nobody").run()
+
+
+def test_evaluate_again_gives_what_training_gave(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    Evaluate(name=trained.name, runs=trained.runs).run()
+    assert "mAP" in capsys.readouterr().out
+    metrics = metrics_of(trained)
+    again = metrics["evaluations"][read_index(trained.data).url]
+    for name in ("mAP", "rank1", "queries", "gallery"):
+        assert again[name] == pytest.approx(metrics["after"][name], abs=1e-6)
+
+
+def test_predict_finds_the_image_itself_first(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    query = tmp_path / "3.png"
+    Predict(name=trained.name, runs=trained.runs, query=(query,), gallery=tmp_path, top=3).run()
+    run = Run(trained.runs, trained.name)
+    (answer,) = run.read_json("prediction.json")
+    assert answer["found"][0]["name"] == str(query)
+    assert answer["found"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert len(answer["found"]) == 3
+    assert run.objects.get("prediction.png").startswith(b"\x89PNG")
+    Predict(name=trained.name, runs=trained.runs, query=(query,), top=4).run()
+    (answer,) = run.read_json("prediction.json")
+    assert len(answer["found"]) == 4
+    Predict(name=trained.name, runs=trained.runs, pair=(query, query)).run()
+    assert run.read_json("prediction.json")["same"] is True
+    with pytest.raises(InputError, match="cannot read an image"):
+        Predict(name=trained.name, runs=trained.runs, pair=(query, tmp_path / "none.png")).run()
+    assert "picture:" in capsys.readouterr().out
+
+
+def test_export_writes_both_forms(trained: Train, tmp_path: Path) -> None:
+    for suffix in (".onnx", ".pt2"):
+        Export(name=trained.name, runs=trained.runs, to=tmp_path / f"model{suffix}").run()
+        assert (tmp_path / f"model{suffix}").stat().st_size > 100_000
+    with pytest.raises(InputError, match="not a format"):
+        Export(name=trained.name, runs=trained.runs, to=tmp_path / "model.h5").run()
+
+
+def test_too_many_unreadable_samples_end_the_run_with_their_list(tmp_path: Path) -> None:
+    pack("omniglot", ARCHIVE, str(tmp_path / "set"), OPTIONS)
+    index = read_index(str(tmp_path / "set"))
+    for shard in index.shards:
+        if shard.split == "train":
+            path = tmp_path / "set" / shard.name
+            path.write_bytes(b"\0" * path.stat().st_size)  # the same size: only reading tells
+    train = replace(short(str(tmp_path / "set"), str(tmp_path / "runs")), cluster=ClusterConfig(workers=1))
+    with pytest.raises(InputError, match=r"32 of 32 samples could not be read.*train-0000"):
+        train.run()
+    assert not (Path(train.runs) / train.name / "metrics.json").exists()
+
+
+def test_the_command_line_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "argv", ["trainers/reid.py", "evaluate", "--name", "nobody", "--runs", str(tmp_path)])
+        import runpy
+
+        runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "reid.py"), run_name="__main__")
+    assert ended.value.code == 2
