@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.fs
 import ray
+import torch
 from ray.exceptions import RayError
 
 from cluster.errors import ClusterError
@@ -190,6 +191,10 @@ class Publisher:
         self.recent.append(version)
         self._queue.append(version)
         self._wake.set()
+
+    def state(self) -> list[list[Any]]:
+        """The recent versions as plain data and tensors, for a checkpoint: number, cosine [N], nearest [N]."""
+        return [[v.number, torch.from_numpy(v.cosine), torch.from_numpy(v.nearest)] for v in self.recent]
 
     def _run(self) -> None:
         while not self._line.ended.is_set():

@@ -154,13 +154,14 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended:
 def _cause(error: TrainingFailedError) -> Exception:
     """What the user should read: the input error behind a failed run if there is one, else the failure itself."""
     if isinstance(error, ControllerError):
-        return _input_error(error.controller_failure) or error
+        cause = _input_error(error.controller_failure)
+        return cause or error
     if isinstance(error, WorkerGroupError):
-        return next((cause for e in error.worker_failures.values() if (cause := _input_error(e))), error)
+        return next((found for e in error.worker_failures.values() if (found := _input_error(e))), error)
     return error
 
 
-def _input_error(error: BaseException | None) -> Exception | None:
+def _input_error(error: Any) -> Exception | None:
     """The error with exit code 2 in a chain of causes, if any; Ray wraps what a worker raises."""
     while error is not None:
         if isinstance(error, Exception) and getattr(error, "exit_code", 1) == 2:

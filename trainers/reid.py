@@ -8,12 +8,11 @@ python trainers/reid.py predict --name market --query someone.jpg
 python trainers/reid.py export --name market --to market.onnx
 """
 
-import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,17 +30,17 @@ from datasets.sampling import Sampler, SamplerConfig, Version
 from datasets.shipped import shipped_set
 from datasets.store import shard_etags
 from datasets.versions import VersionTable
-from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
-from trainers.engine.console import LiveLine, summary_table
+from trainers.engine.console import summary_table
 from trainers.engine.difficulty import difficulty
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.gallery import can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
+from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
 from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
-from trainers.engine.run import CONFIG, HISTORY, METRICS, Run
-from trainers.engine.scalars import Scalars
+from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
 
@@ -50,24 +49,11 @@ PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(JobConfig):
     """Train a model: draw by difficulty, checkpoint, evaluate, report."""
 
     data: str = ""
     """A shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that the repository ships."""
-    name: str = ""
-    """The run's name; empty: made from the time."""
-    runs: str = "runs"
-    """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix."""
-    resume: bool = False
-    """Go on with the run of that name: its settings are the defaults then."""
-    seed: int = 0
-    evaluate_every: int = 0
-    """Steps between evaluations; 0: before and after training only."""
-    checkpoint_every: int = 200
-    """Steps between checkpoints."""
-    record_every: int = 10
-    """Steps between records of loss and speed."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -78,31 +64,20 @@ class Train:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every < 1 or self.record_every < 1 or self.evaluate_every < 0 or self.seed < 0:
-            raise InputError("checkpoint_every and record_every must be at least 1, evaluate_every and seed at least 0")
+        super().__post_init__()
         if self.sampler.batch % self.cluster.workers:
             what = f"the global batch of {self.sampler.batch} cannot be shared evenly by {self.cluster.workers} workers"
             raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
 
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
-        config = replace(self, name=self.name or time.strftime("reid-%Y%m%d-%H%M%S"), runs=absolute(self.runs))
-        run, data = Run(config.runs, config.name), open_data(config)
+        config, data = resolved(self, "reid"), open_data(self)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
-        check_startable(run, config)
+        run = start_run(config, fixed=("data", "seed", "model", "head"))
         connect(config.cluster)
-        run.write_text(CONFIG, to_json(config))
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
-        with LiveLine() as line, Scalars(run) as scalars:
-
-            def show(records: list[dict[str, Any]], notices: list[str]) -> None:
-                for notice in notices:
-                    line.say(notice)
-                for record in records:
-                    line.update(record)
-                    scalars.add(record)
-
+        with shown(run, config) as show:
             start_service(config.name, storage_uri(run.url), config.sampler.versions_alive)
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
             stop_service(config.name)
@@ -129,22 +104,6 @@ def open_data(config: Train) -> Data:
     return Data(index, split_of(index, "train"), shard_etags(index), (height, width))
 
 
-@dataclass
-class Journal:
-    """How far a run has come and what it has told; part of its checkpoints."""
-
-    step: int = 0
-    seconds: float = 0.0
-    draws: int = 0
-    """crc32c over rank 0's share of all batches drawn."""
-    records: list[dict[str, float]] = field(default_factory=list)
-    difficulty: list[dict[str, Any]] = field(default_factory=list)
-    """Of each version: "step" and the vector's "quantiles"."""
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    """Rankings of the last evaluation, for the report."""
-
-
 def train_worker(settings: dict[str, Any]) -> None:
     """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
     config = from_json(Train, settings["config"], "the driver")
@@ -165,25 +124,14 @@ def train_worker(settings: dict[str, Any]) -> None:
     if worker.group:
         dist.barrier()  # until the actor has begun this incarnation, it may still serve versions of the one before
     follower = Follower(config.name, config.sampler.version_at(journal.step) - 1, table.put, Version, worker.say)
-    share, steps_left = Share(worker.rank, worker.world), (journal.step, config.optim.steps)
     stream = BatchStream(
-        data.train,
-        config.sampler,
-        config.loader,
-        config.augment,
-        config.cache,
-        table,
-        data.etags,
-        share,
-        config.seed,
-        *steps_left,
-    )
+        data.train, config.sampler, config.loader, config.augment, config.cache, table, data.etags,
+        Share(worker.rank, worker.world), config.seed, journal.step, config.optim.steps,
+    )  # fmt: skip
     loader = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    meter, bad, version = Meter(), BadSamples(config.loader.bad_share), None
-    began = time.perf_counter() - journal.seconds
+    meter, bad = Meter(), BadSamples(config.loader.bad_share)
     for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed):
-        journal.step, journal.seconds = step.done, time.perf_counter() - began
-        journal.draws = google_crc32c.extend(journal.draws, step.batch["positions"].numpy().tobytes())
+        journal.note(step)
         meter.add(step)
         for failure in bad.note(step.batch):
             worker.say(f"could not be read and was replaced: {failure}")
@@ -193,12 +141,15 @@ def train_worker(settings: dict[str, Any]) -> None:
             if publisher:
                 publisher.publish(version)
         if step.done % config.record_every == 0 or last:
-            record(config, worker, journal, meter, step.batch["version"])
+            more = {"lr": config.optim.lr_at(step.done - 1), "version": step.batch["version"]}
+            entry = journal.record(meter.read(config.sampler.batch) | more, config.optim.steps, config.sampler.batch)
+            if worker.rank == 0:
+                worker.record(entry)
         if (config.evaluate_every and step.done % config.evaluate_every == 0) or last:
             evaluate(config, worker, data, task, journal)
         if step.done % config.checkpoint_every == 0 or last:
-            versions = list(publisher.recent) if publisher else []
-            save_checkpoint(worker, f"step-{step.done:08d}", lambda folder: save(folder, task, optimiser, journal, versions))
+            write = partial(write_checkpoint, task, optimiser, journal, versions=publisher.state() if publisher else [])
+            save_checkpoint(worker, f"step-{step.done:08d}", write)
     follower.close()
     if publisher:
         publisher.close()
@@ -211,18 +162,8 @@ def measure_difficulty(number: int, task: ReidTask, worker: Worker, journal: Jou
     cosine, nearest = difficulty(task.classifier, group=worker.group)
     version = Version(number, cosine.cpu().numpy(), nearest.cpu().numpy())
     quantiles = np.quantile(version.cosine, np.linspace(0, 1, QUANTILES)).tolist()
-    journal.difficulty.append({"step": journal.step, "quantiles": quantiles})
+    journal.notes.setdefault("difficulty", []).append({"step": journal.step, "quantiles": quantiles})
     return version
-
-
-def record(config: Train, worker: Worker, journal: Journal, meter: Meter, version: int) -> None:
-    """Note the means since the last record, and tell them."""
-    means = meter.read(config.sampler.batch)
-    entry = {"step": journal.step, **means, "lr": config.optim.lr_at(journal.step - 1), "version": version}
-    journal.records.append(entry)
-    if worker.rank == 0:
-        left = (config.optim.steps - journal.step) * config.sampler.batch
-        worker.record({**entry, "steps": config.optim.steps, "eta_s": left / means["samples_per_s"]})
 
 
 def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal: Journal) -> None:
@@ -236,58 +177,35 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
     for failure in result.bad:
         worker.say(f"could not be read and was left out of the evaluation: {failure}")
     journal.evaluations.append({"step": journal.step, **result.metrics})
-    journal.shown = result.shown
+    journal.notes["shown"] = result.shown
     if worker.rank == 0:
         worker.say(f"step {journal.step}: mAP {result.metrics['mAP']:.1%}, Rank-1 {result.metrics['rank1']:.1%}")
 
 
-def save(folder: Path, task: ReidTask, optimiser: torch.optim.Optimizer, journal: Journal, versions: list[Any]) -> None:
-    """Write a checkpoint's files."""
-    kept = [[v.number, torch.from_numpy(v.cosine), torch.from_numpy(v.nearest)] for v in versions]
-    state = {"task": task.state_dict(), "optimiser": optimiser.state_dict(), "journal": vars(journal), "versions": kept}
-    write_state(folder / "state.pt", state)
-
-
 def restore(task: ReidTask, optimiser: torch.optim.Optimizer) -> tuple[Journal, list[Version]]:
     """Load the run's latest checkpoint, if there is one: the journal, and the versions of the difficulty vector."""
-    state = restore_checkpoint(lambda folder: read_state(folder / "state.pt"))
+    state = restore_checkpoint(read_checkpoint)
     if state is None:
         return Journal(), []
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
-    return Journal(**state["journal"]), [Version(n, c.numpy(), k.numpy()) for n, c, k in state["versions"]]
+    return Journal(**state["journal"]), [
+        Version(number, cosine.numpy(), nearest.numpy()) for number, cosine, nearest in state["versions"]
+    ]
 
 
 def write_results(config: Train, run: Run, data: Data, task: ReidTask, journal: Journal) -> None:
     """Rank 0's last act: the model, the figures and what the report is made of go into the run's folder."""
-    weights = 0
-    for tensor in task.state_dict().values():
-        weights = google_crc32c.extend(weights, tensor.cpu().contiguous().numpy().tobytes())
     cosine, nearest = difficulty(task.classifier)
     pairs = {tuple(sorted((i, int(nearest[i])))): float(cosine[i]) for i in torch.argsort(cosine, descending=True).tolist()}
     confusable = [[a, b, value] for (a, b), value in list(pairs.items())[:PAIRS]]
     run.write_model({"embedder": task.embedder.state_dict(), "config": to_json(config), "size": list(data.size)})
-    run.write_json(HISTORY, {**vars(journal), "confusable": confusable})
+    run.write_json(HISTORY, {**journal.state(), "confusable": confusable})
     metrics: dict[str, Any] = {"step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None}
     if journal.evaluations:
         metrics |= {"before": journal.evaluations[0], "after": journal.evaluations[-1]}
-    metrics |= {"weights_crc32c": weights, "draws_crc32c": journal.draws, "seconds": journal.seconds}
+    metrics |= {"weights_crc32c": crc32c_of(task), "draws_crc32c": journal.draws, "seconds": journal.seconds}
     run.write_json(METRICS, metrics)
-
-
-def check_startable(run: Run, config: Train) -> None:
-    """Refuse to mix runs: a used name needs --resume, and a resumed run keeps what its checkpoint depends on."""
-    if not run.exists():
-        if config.resume:
-            raise InputError(f"no run '{config.name}' to resume", config.runs, "is --runs right?")
-        return
-    if not config.resume:
-        raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
-    before = from_json(Train, run.read_text(CONFIG), f"{run.url}/{CONFIG}")
-    for name in ("data", "seed", "model", "head"):
-        if getattr(before, name) != getattr(config, name):
-            what = f"the run was started with another {name}: {getattr(before, name)}"
-            raise InputError(what, run.url, "resume without changing it, or start a new run")
 
 
 def print_retrieval(title: str, evaluations: list[dict[str, float]]) -> None:
@@ -295,11 +213,6 @@ def print_retrieval(title: str, evaluations: list[dict[str, float]]) -> None:
     if evaluations:
         rows = [[e["step"], *(f"{e[name]:.1%}" for name in FIGURES)] for e in evaluations]
         summary_table(f"{title}: retrieval of held-out identities", ["step", *FIGURES], rows)
-
-
-def absolute(runs: str) -> str:
-    """The runs' address in full: workers have other working directories."""
-    return runs if runs.startswith("s3://") else str(Path(runs).absolute())
 
 
 class Trained(NamedTuple):
@@ -315,7 +228,7 @@ class Trained(NamedTuple):
 def open_trained(runs: str, name: str) -> Trained:
     """The model of a run, on the GPU if there is one."""
     run = Run(absolute(runs), name)
-    config = from_json(Train, run.read_text(CONFIG), f"{run.url}/{CONFIG}")
+    config = stored_config(Train, run)
     state, device = run.read_model(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedder = Embedder(replace(config.model, weights=""))
     embedder.load_state_dict(state["embedder"])
@@ -406,17 +319,6 @@ class Export:
         print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
 
 
-def defaults(verb: str, arguments: list[str]) -> Train | None:
-    """A resumed run's own settings are what its options default to."""
-    if verb != "train" or "--resume" not in arguments:
-        return None
-    given = dict(zip(arguments, arguments[1:], strict=False))
-    if "--name" not in given:
-        raise InputError("--resume needs the --name of a run", "train")
-    run = Run(absolute(given.get("--runs", "runs")), given["--name"])
-    return replace(from_json(Train, run.read_text(CONFIG), f"{run.url}/{CONFIG}"), resume=True)
-
-
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
-    run_job("trainers/reid.py", (__doc__ or "").splitlines()[0], verbs, defaults)
+    run_job("trainers/reid.py", (__doc__ or "").splitlines()[0], verbs, partial(resumed_defaults, Train))

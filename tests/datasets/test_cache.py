@@ -250,13 +250,11 @@ def test_a_copy_is_bound_to_its_etag(index: Index, config: CacheConfig) -> None:
     assert again.read(0, 5) == b"bytes"
 
 
-def test_a_shard_cut_into_other_blocks_is_another_copy(
-    source: Path, right: list[bytes], opened: Open, s3_bucket: str, s3_proxy: FaultProxy
-) -> None:
+def test_a_shard_cut_into_other_blocks_is_another_copy(source: Path, right: list[bytes], opened: Open, s3_bucket: str) -> None:
     whole = Options(held_out=0, max_block=1 << 20)
     coarse = packed(source, f"{s3_bucket}/set", whole)
     before = shard_etags(coarse)
-    assert opened(coarse).request(np.arange(len(coarse)))() == right
+    assert opened(coarse).request(np.array([len(coarse) - 1]))() == [right[-1]]  # block 11, which will be another one
     fine = packed(source, f"{s3_bucket}/set", replace(whole, max_block=OPTIONS.max_block))
     assert [shard_etags(fine)[name] for name in before if name.endswith(".tar")] == [
         etag for name, etag in before.items() if name.endswith(".tar")
@@ -351,10 +349,10 @@ def test_a_flag_is_set_after_all_of_the_data(tmp_path: Path, monkeypatch: pytest
 
 def test_a_disk_that_fails_is_not_taken_for_full(tmp_path: Path) -> None:
     copy = CachedShard(tmp_path / "copy", 5000, 0, 1)
-    os.close(copy._file)
+    with Path("/dev/null").open("rb") as unwritable:
+        os.dup2(unwritable.fileno(), copy._file)
     with pytest.raises(OSError, match="Bad file descriptor"):
         copy.write(0, 0, b"data")
-    os.open("/dev/null", os.O_RDONLY)  # takes the number back, for the copy to close
 
 
 @pytest.fixture

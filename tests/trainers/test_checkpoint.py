@@ -78,3 +78,17 @@ def test_random_bytes(tmp_path: Path) -> None:
         (tmp_path / "state.pt").write_bytes(bytes(torch.randint(0, 256, (length,), generator=random).tolist()))
         with pytest.raises(InputError):
             read_state(tmp_path / "state.pt")
+
+
+def test_flipped_bits(tmp_path: Path, state: dict[str, object]) -> None:
+    """Read whole or refused: the zip's checksums tell."""
+    write_state(tmp_path / "whole.pt", state)
+    data = (tmp_path / "whole.pt").read_bytes()
+    refused = 0
+    for place in torch.randint(0, len(data), (200,), generator=torch.Generator().manual_seed(0)).tolist():
+        (tmp_path / "state.pt").write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+        try:
+            read_state(tmp_path / "state.pt")
+        except InputError:
+            refused += 1
+    assert refused

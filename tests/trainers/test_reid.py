@@ -122,7 +122,7 @@ def test_a_run_leaves_everything_in_its_folder(trained: Train) -> None:
     history = json.loads((folder / "history.json").read_text())
     assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20]
     assert [entry["version"] for entry in history["records"]] == [0, 1, 2, 3]  # steps 4, 9, 14, 19, each 3 or more behind
-    assert [entry["step"] for entry in history["difficulty"]] == [5, 10, 15, 20]
+    assert [entry["step"] for entry in history["notes"]["difficulty"]] == [5, 10, 15, 20]
     assert list((folder / "tensorboard").iterdir())
     report = (folder / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 8  # four pictures, light and dark

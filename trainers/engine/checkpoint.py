@@ -22,10 +22,11 @@ def read_state(path: Path, where: str = "") -> dict[str, Any]:
         InputError: the file is damaged, or holds more than data. ``where``: the address to name.
     """
     try:
-        if not zipfile.is_zipfile(path):  # torch would take it for one of its older forms, and stumble somewhere
-            raise ValueError("not a whole zip file")
+        with zipfile.ZipFile(path) as archive:  # torch takes anything else for one of its older forms, and compares no checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         what = f"the checkpoint cannot be read ({(str(error) or repr(error)).splitlines()[0][:100]})"
         raise InputError(what, where or str(path), "it is damaged or was not written by Hardshard") from error
     return state

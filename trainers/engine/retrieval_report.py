@@ -35,19 +35,20 @@ def write_report(
         page.numbers("Held-out identities", [(name, f"{last[name]:.1%}", f"before: {first[name]:.1%}") for name in FIGURES])
         rows = [[e["step"], *(f"{e[name]:.1%}" for name in FIGURES)] for e in history["evaluations"]]
         page.table("Evaluations", ["step", *FIGURES], rows)
-    settings = json.loads(config)
+    settings, notes = json.loads(config), history["notes"]
+    spread = [(version["step"], version["quantiles"]) for version in notes.get("difficulty", [])]
     hard_from = next((record["step"] for record in history["records"] if record["version"]), None)
     pictures: list[tuple[str, str, Any]] = [
         ("Training", "Means between records.", lambda dark: curves(history["records"], CURVES, hard_from, dark)),
         ("Difficulty", "The largest cosine of each identity's classifier row to another's, by version of the vector.",
-         lambda dark: difficulty_over_time([(v["step"], v["quantiles"]) for v in history["difficulty"]], len(train.counts), dark)),
+         lambda dark: difficulty_over_time(spread, len(train.counts), dark)),
     ]  # fmt: skip
     if history["confusable"]:
         pairs = _pairs(train, history["confusable"], cache)
         caption = "The pairs of training identities whose classifier rows are closest, with their cosine."
         pictures.append(("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark)))
-    if history["shown"]:
-        galleries = _galleries(train, history["shown"], cache)
+    if "shown" in notes:
+        galleries = _galleries(train, notes["shown"], cache)
         caption = "Queries of held-out identities and what they find; images of the query's own camera are left out."
         pictures.append(("Ranked galleries", caption, lambda dark: ranked_galleries(galleries, dark)))
     for title, caption, draw in pictures:

@@ -10,7 +10,7 @@ BINS = 4001  # the threshold is found to 0.0005
 
 
 class Verification(NamedTuple):
-    """``threshold``: the cosine from which two images count as the same; ``accuracy``: mean of that over same and different pairs."""
+    """``threshold``: the cosine from which two images count as the same; ``accuracy``: balanced over both."""
 
     threshold: float
     accuracy: float

@@ -1,0 +1,103 @@
+"""What the runs of all jobs have in common: a name, a folder, a seed, and the rules of starting and resuming."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from datasets.errors import InputError
+from trainers.engine.config import from_json, to_json
+from trainers.engine.console import LiveLine
+from trainers.engine.run import CONFIG, Run
+from trainers.engine.scalars import Scalars
+
+C = TypeVar("C", bound="JobConfig")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Settings of any job's run; a job's own config adds to them."""
+
+    name: str = ""
+    """The run's name; empty: made from the time."""
+    runs: str = "runs"
+    """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix."""
+    resume: bool = False
+    """Go on with the run of that name: its settings are the defaults then."""
+    seed: int = 0
+    evaluate_every: int = 0
+    """Steps between evaluations; 0: before and after training only."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    record_every: int = 10
+    """Steps between records of loss and speed."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1 or self.record_every < 1 or self.evaluate_every < 0 or self.seed < 0:
+            raise InputError("checkpoint_every and record_every must be at least 1, evaluate_every and seed at least 0")
+
+
+def resolved(config: C, job: str) -> C:
+    """The config with its name and the full address of its runs."""
+    return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
+
+
+def absolute(runs: str) -> str:
+    """The runs' address in full: workers have other working directories."""
+    return runs if runs.startswith("s3://") else str(Path(runs).absolute())
+
+
+def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
+    """The folder of a run that may start: a used name needs --resume, and what its checkpoint depends on (``fixed``) stays.
+
+    Raises:
+        InputError: it may not start; nothing was written.
+    """
+    run = Run(config.runs, config.name)
+    if not run.exists():
+        if config.resume:
+            raise InputError(f"no run '{config.name}' to resume", config.runs, "is --runs right?")
+        return run
+    if not config.resume:
+        raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
+    before = stored_config(type(config), run)
+    for name in fixed:
+        if getattr(before, name) != getattr(config, name):
+            what = f"the run was started with another {name}: {getattr(before, name)}"
+            raise InputError(what, run.url, "resume without changing it, or start a new run")
+    return run
+
+
+def stored_config(kind: type[C], run: Run) -> C:
+    """The config that a run was last started with; raises InputError."""
+    return from_json(kind, run.read_text(CONFIG), f"{run.url}/{CONFIG}")
+
+
+def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None:
+    """What a command line's options default to: a resumed run's own settings; None: the options' own defaults."""
+    if verb != "train" or "--resume" not in arguments:
+        return None
+    given = dict(pairwise(arguments))
+    if "--name" not in given:
+        raise InputError("--resume needs the --name of a run", "train")
+    return replace(stored_config(kind, Run(absolute(given.get("--runs", "runs")), given["--name"])), resume=True)
+
+
+@contextmanager
+def shown(run: Run, config: JobConfig) -> Iterator[Any]:
+    """A run under way: its config is stored, and the function that this gives shows records and notices on the console
+    and in TensorBoard."""
+    run.write_text(CONFIG, to_json(config))
+    with LiveLine() as line, Scalars(run) as scalars:
+
+        def show(records: list[dict[str, Any]], notices: list[str]) -> None:
+            for notice in notices:
+                line.say(notice)
+            for record in records:
+                line.update(record)
+                scalars.add(record)
+
+        yield show
