@@ -151,14 +151,14 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended:
             return
 
 
-def _cause(error: TrainingFailedError) -> Exception:
+def _cause(error: Exception) -> Exception:
     """What the user should read: the input error behind a failed run if there is one, else the failure itself."""
+    failures: list[Any] = []
     if isinstance(error, ControllerError):
-        cause = _input_error(error.controller_failure)
-        return cause or error
-    if isinstance(error, WorkerGroupError):
-        return next((found for e in error.worker_failures.values() if (found := _input_error(e))), error)
-    return error
+        failures = [error.controller_failure]  # type: ignore[attr-defined]
+    elif isinstance(error, WorkerGroupError):
+        failures = list(error.worker_failures.values())  # type: ignore[attr-defined]
+    return next((found for failure in failures if (found := _input_error(failure))), error)
 
 
 def _input_error(error: Any) -> Exception | None:
