@@ -101,7 +101,7 @@ def launch(
         Exception: the first error of a worker that says that the input is wrong, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
-    progress = Progress.remote()  # type: ignore[attr-defined]
+    progress = Progress.remote()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     gpu = config.gpu if config.gpu is not None else gpus >= config.workers
     trainer = TorchTrainer(
@@ -155,9 +155,9 @@ def _cause(error: Exception) -> Exception:
     """What the user should read: the input error behind a failed run if there is one, else the failure itself."""
     failures: list[Any] = []
     if isinstance(error, ControllerError):
-        failures = [error.controller_failure]  # type: ignore[attr-defined]
+        failures = [error.controller_failure]
     elif isinstance(error, WorkerGroupError):
-        failures = list(error.worker_failures.values())  # type: ignore[attr-defined]
+        failures = list(error.worker_failures.values())
     return next((found for failure in failures if (found := _input_error(failure))), error)
 
 
