@@ -98,7 +98,12 @@ def webdataset_in_order(index: Index, options: Loading) -> Batches:
             webdataset.batched(options.batch, list),
             webdataset.map(stack),
         ]
-        return DataLoader(webdataset.DataPipeline(*stages), batch_size=None, num_workers=options.workers, prefetch_factor=2 if options.workers else None)
+        return DataLoader(
+            webdataset.DataPipeline(*stages),
+            batch_size=None,
+            num_workers=options.workers,
+            prefetch_factor=2 if options.workers else None,
+        )
 
     return start
 
@@ -122,7 +127,12 @@ def decode_limit(index: Index, options: Loading) -> Batches:
     """What the cores can decode."""
     store = open_store(index, {}, CacheConfig())
     images = [bytes(data) for data in store.request(np.arange(len(index)))() if not isinstance(data, ValueError)]
-    return lambda: DataLoader(Decoding(images, options.batch), batch_size=None, num_workers=options.workers, prefetch_factor=2 if options.workers else None)
+    return lambda: DataLoader(
+        Decoding(images, options.batch),
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=2 if options.workers else None,
+    )
 
 
 def rate(start: Batches, options: Loading) -> float:

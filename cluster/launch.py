@@ -101,7 +101,7 @@ def launch(
         Exception: the first error of a worker that says that the input is wrong, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
-    progress = Progress.remote()
+    progress = Progress.remote()  # type: ignore[attr-defined]
     gpus = int(ray.cluster_resources().get("GPU", 0))
     gpu = config.gpu if config.gpu is not None else gpus >= config.workers
     trainer = TorchTrainer(

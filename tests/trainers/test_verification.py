@@ -51,3 +51,12 @@ def test_nothing_to_choose_by(pids: list[int]) -> None:
     found = best_threshold(torch.eye(2)[:1], torch.eye(2), torch.tensor([1]), torch.tensor(pids))
     assert math.isnan(found.threshold)
     assert math.isnan(found.accuracy)
+
+
+def test_the_threshold_is_fine_enough_to_part_what_is_close() -> None:
+    """Cosines of 0.8002 and 0.7996 lie in neighbouring bins."""
+    angles = torch.tensor([0.8002, 0.7996], dtype=torch.float64).acos()
+    gallery = torch.stack([angles.cos(), angles.sin()], dim=1)
+    found = best_threshold(torch.tensor([[1.0, 0.0]]), gallery, torch.tensor([1]), torch.tensor([1, 2]))
+    assert found.accuracy == 1
+    assert 0.7996 < found.threshold < 0.8002
