@@ -121,6 +121,13 @@ class Split:
         """Samples of each identity, [N]."""
         return np.diff(self.identity_starts)
 
+    @cached_property
+    def smallest(self) -> Int64s:
+        """Samples in the smallest block of each identity, [N]."""
+        first_block = np.searchsorted(self.labels, np.arange(len(self.identities)))
+        least: Int64s = np.minimum.reduceat(np.diff(self.starts), first_block)
+        return least
+
     def samples(self, positions: Int64s) -> Int64s:
         """The index's sample at each position."""
         block = np.searchsorted(self.starts, positions, side="right") - 1

@@ -26,6 +26,7 @@ from datasets.store import BucketStore, FolderStore, Pending, Sample, open_store
 from datasets.versions import VersionTable
 
 Batch = dict[str, Any]
+STAND_INS = 100  # samples tried in the place of one that cannot be read
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LoaderConfig:
     size: tuple[int, int] | None = None
     """Height and width trained at, in pixels; None: as the data set says."""
     bad_share: float = 0.01
-    """Share of samples that may fail to decode before the run ends; each is named, counted and replaced from its batch."""
+    """Share of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.ahead < 1:
@@ -75,7 +76,7 @@ class BatchStream(IterableDataset[Batch]):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
     A batch: ``images`` uint8 [b, 3, H, W], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
-    evenly), ``bad`` (what could not be decoded: sentences), ``storage`` (counts of GETs, bytes, cache hits so far).
+    evenly), ``bad`` (samples that could not be read and were replaced: sentences), ``storage`` (counts of GETs, bytes, cache hits so far).
     """
 
     def __init__(
@@ -124,29 +125,37 @@ class BatchStream(IterableDataset[Batch]):
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
         rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = np.empty((len(rows), *self.size, 3), np.uint8)
-        good, bad = [], []
+        positions, bad = plan.positions.copy(), []
         for place, data in enumerate(plan.bytes()):
             image = _image(data)
             if isinstance(image, ValueError):
-                bad.append((place, image))
-                continue
+                bad.append(f"{self.split.index.where(int(plan.samples[place]))}: {image}")
+                positions[place], image = self._stand_in(int(plan.positions[place]), store)
             plan.changes.apply(rows[place], resize(image, self.size), images[place])
-            good.append(place)
-        labels = self.split.labels_of(plan.positions)
-        for place, _ in bad:  # a batch keeps its size: the next good sample of it stands in
-            if not good:
-                break
-            other = next((g for g in good if g > place), good[0])
-            images[place], labels[place] = images[other], labels[other]
         return {
             "images": torch.from_numpy(images).permute(0, 3, 1, 2),
-            "labels": torch.from_numpy(labels),
-            "positions": torch.from_numpy(plan.positions),
+            "labels": torch.from_numpy(self.split.labels_of(positions)),
+            "positions": torch.from_numpy(positions),
             "step": plan.step,
             "version": plan.version,
-            "bad": [f"{self.split.index.where(int(plan.samples[place]))}: {error}" for place, error in bad],
+            "bad": bad,
             "storage": dict(store.counts),
         }
+
+    def _stand_in(self, position: int, store: FolderStore | BucketStore) -> tuple[int, Image]:
+        """The sample that replaces a bad one on whatever rank: the next of its identity, or else of the identities after it."""
+        (label,) = self.split.labels_of(np.array([position]))
+        first, end = int(self.split.identity_starts[label]), int(self.split.identity_starts[label + 1])
+        others = [*range(position + 1, end), *range(first, position)]
+        others += [place % len(self.split) for place in range(end, end + STAND_INS)]
+        for other in others[:STAND_INS]:
+            (data,) = store.request(self.split.samples(np.array([other], np.int64)))()
+            image = _image(data)
+            if not isinstance(image, ValueError):
+                return other, image
+        what = f"none of the {STAND_INS} samples after a bad one can be read"
+        where = self.split.index.where(int(self.split.samples(np.array([position], np.int64))[0]))
+        raise InputError(what, where, "check the set with `python -m datasets.inspect`")
 
 
 def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> Iterator[Batch]:
@@ -187,14 +196,13 @@ class BadSamples:
         """Count a batch; returns the failures that were not known yet.
 
         Raises:
-            InputError: more than the set share of the samples failed (of at least a hundred, so that one alone never ends a run),
-                or a whole batch did.
+            InputError: more than the set share of the samples failed, of at least a hundred.
         """
         self.seen += len(batch["labels"])
         self.count += len(batch["bad"])
         fresh = [name for name in batch["bad"] if name not in self.names]
         self.names.update(dict.fromkeys(fresh))
-        if self.count > self.share * max(self.seen, 100) or len(batch["bad"]) == len(batch["labels"]):
+        if self.count > self.share * max(self.seen, 100):
             shown = list(self.names)[:20]
             more = f" (+{len(self.names) - len(shown)} more)" if len(self.names) > len(shown) else ""
             what = f"{self.count} of {self.seen} samples could not be read, more than the share of {self.share:g} allowed"

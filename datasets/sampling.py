@@ -127,7 +127,7 @@ class Sampler:
             return self._epochs.batch(step * config.batch, config.batch)
         rng = generator(self.seed, config.kind, step)
         hard = config.batch - config.uniform_part
-        even = self._epochs.batch(step * config.batch, config.uniform_part)
+        even = self._epochs.batch(step * config.uniform_part, config.uniform_part)
         drawn = np.concatenate([self._hard(rng, hard, version), even])
         # Both parts are spread over the batch, so that every rank's slice holds its share of each: a model keeps the
         # batch-norm statistics of rank 0, and those must not be of the hard samples alone.
@@ -156,12 +156,15 @@ class Sampler:
         return self._prepared[1:]
 
     def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
-        """``each`` samples of every identity, out of one block where that block holds enough: one ranged read."""
+        """``each`` samples of every identity, each of its samples equally likely.
+
+        They come out of one block, which is one ranged read, unless the identity has a block that holds too few.
+        """
         split = self.split
         first, count = split.identity_starts[identities], split.counts[identities]
         probe = first + (rng.random(len(identities)) * count).astype(np.int64)
         block = np.searchsorted(split.starts, probe, side="right") - 1
-        enough = split.starts[block + 1] - split.starts[block] >= np.minimum(each, count)
+        enough = split.smallest[identities] >= np.minimum(each, count)
         first = np.where(enough, split.starts[block], first)
         count = np.where(enough, split.starts[block + 1] - split.starts[block], count)
         positions: Int64s = (first[:, None] + distinct(rng, count, each)).ravel()

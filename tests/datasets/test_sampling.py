@@ -301,7 +301,7 @@ def test_even_part_is_that_of_the_uniform_epoch() -> None:
     for kind in ("hardest", "proportional", "pairs"):
         sampler = Sampler(config(kind), split, 4)
         every = set(sampler.draw(3, version(np.eye(6)[0])).tolist())
-        assert set(epochs.batch(3 * 16, 8).tolist()) <= every
+        assert set(epochs.batch(3 * 8, 8).tolist()) <= every
 
 
 @pytest.mark.parametrize("kind", ["hardest", "proportional", "pairs"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datasets.errors import InputError
 from trainers.engine.difficulty import Difficulty, difficulty, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
@@ -130,7 +131,7 @@ def test_fewer_than_two(count: int) -> None:
 def test_rows_that_are_not_finite(value: float) -> None:
     rows = torch.ones(9, 4)
     rows[3, 1] = rows[7, 0] = value
-    with pytest.raises(ValueError, match=r"first: \[3, 7\] of 2"):
+    with pytest.raises(InputError, match=r"first: \[3, 7\] of 2"):
         difficulty(rows)
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from datasets.errors import InputError
+
 TILE = 1024
 
 
@@ -31,7 +33,8 @@ def difficulty(rows: Tensor, *, tile: int = TILE, group: dist.ProcessGroup | Non
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
 
     Raises:
-        ValueError: fewer than two identities, or a row that is not finite (training has diverged).
+        ValueError: fewer than two identities.
+        InputError: a row is not finite: training has diverged.
     """
     count = len(rows)
     if count < 2:
@@ -41,7 +44,8 @@ def difficulty(rows: Tensor, *, tile: int = TILE, group: dist.ProcessGroup | Non
     w = torch.nn.functional.normalize(rows, dim=1)
     if not torch.isfinite(w).all():
         bad = torch.nonzero(~torch.isfinite(w).all(dim=1)).flatten().tolist()
-        raise ValueError(f"classifier rows are not finite (first: {bad[:5]} of {len(bad)}): training has diverged")
+        what = f"classifier rows are not finite (first: {bad[:5]} of {len(bad)}): training has diverged"
+        raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
     best = Difficulty(torch.full((count,), -2.0, device=w.device), torch.zeros(count, dtype=torch.int64, device=w.device))
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     for a, b in tiles_of(-(-count // tile), rank, world):
