@@ -76,7 +76,8 @@ class BatchStream(IterableDataset[Batch]):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
     A batch: ``images`` uint8 [b, 3, H, W], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
-    evenly), ``bad`` (samples that could not be read and were replaced: sentences), ``storage`` (counts of GETs, bytes, cache hits so far).
+    evenly), ``bad`` (sentences: samples that could not be read and were replaced), ``storage`` (counts of GETs, bytes, cache
+    hits so far).
     """
 
     def __init__(

@@ -79,7 +79,8 @@ def plan_shards(samples: Sequence[Sample], sizes: dict[str, int], shard_size: in
         blocks: list[Block] = []
         for identity in shuffled(list(members[split]), seed, f"identities of {split}"):
             own = shuffled(members[split][identity], seed, f"samples of {split}/{identity}")
-            blocks += _filled(own, [member.span for member in own], max_block)
+            spans = [member.span for member in own]
+            blocks += _filled(own, spans, _even_limit(spans, max_block))
         spans = [sum(member.span for member in block) for block in blocks]
         filled = _filled(blocks, spans, shard_size - len(END))
         shards += [ShardPlan(f"{split}-{number:06d}.tar", split, shard) for number, shard in enumerate(filled)]
@@ -135,6 +136,16 @@ def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict
         seen[sample.identity] += 1
         by_split[sample.split][sample.identity].append(member)
     return by_split
+
+
+def _even_limit(spans: Sequence[int], limit: int) -> int:
+    """The least limit that cuts into as few parts: they come out alike, so that each holds enough samples to draw from."""
+    parts = sum(1 for _ in _filled(spans, spans, limit))
+    low, high = 0, limit
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if sum(1 for _ in _filled(spans, spans, middle)) <= parts else (middle, high)
+    return high
 
 
 def _filled(items: Sequence[T], spans: Sequence[int], limit: int) -> Iterator[tuple[T, ...]]:

@@ -42,7 +42,7 @@ class Run:
             InputError: there is no such run, or it has not come so far.
         """
         if not self.exists():
-            raise InputError(f"no run '{self.name}'", self.runs, "name one with --run; is --runs right?")
+            raise InputError(f"no run '{self.name}'", self.runs, "name one with --name; is --runs right?")
         if not self.objects.exists(name):
             raise InputError(f"the run has no {name} yet", self.url, "let it finish: resume it with --resume")
         return self.objects.get(name).decode()

@@ -35,7 +35,6 @@ def best_threshold(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_p
     below = counts.cumsum(dim=1) - counts  # pairs under each threshold
     accuracy = 0.5 * (below[0] / totals[0] + 1 - below[1] / totals[1])
     best = int(torch.argmax(accuracy))
-    plateau = (
-        int((accuracy[best:] < accuracy[best]).int().argmax()) or 1
-    )  # a gap between the pairs: its middle serves new ones best
+    # Where no pair lies, thresholds are as good as each other: the middle of such a gap serves new images best.
+    plateau = int((accuracy[best:] < accuracy[best]).int().argmax()) or 1
     return Verification((best - 1 + plateau / 2) / (BINS - 1) * 2 - 1, float(accuracy[best]))
