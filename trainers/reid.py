@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty import Follower, Publisher, start_service, stop_service
 from cluster.launch import ClusterConfig, connect, launch, storage_uri
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
