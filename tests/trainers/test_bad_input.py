@@ -1,0 +1,118 @@
+"""What is wrong with the input is said before anything is started or written: one line, exit code 2."""
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from s3server import S3Server
+
+from datasets.errors import run_main
+from datasets.loader import LoaderConfig
+from datasets.pack import Options, pack
+from datasets.sampling import SamplerConfig
+from trainers.reid import Train
+
+
+def images(folder: Path, identities: int, each: int) -> Path:
+    rng = np.random.default_rng(0)
+    for identity in range(identities):
+        home = folder / f"{identity:03d}"
+        home.mkdir(parents=True)
+        for number in range(each):
+            cv2.imwrite(str(home / f"{number}.png"), rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    pack("folders", images(folder / "images", 10, 8), str(folder / "set"), Options(held_out=0))
+    return folder / "set"
+
+
+def told(train: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr that a command ends with, at exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: train().run())
+    assert ended.value.code == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1
+    assert out.out == ""
+    return out.err
+
+
+def test_a_set_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = str(tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    for name in ("missing", "empty"):
+        line = told(lambda name=name: Train(data=str(tmp_path / name), runs=runs), capsys)
+        assert f"{tmp_path / name}; is the address right?" in line
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "train-000000.tar").write_bytes(b"")
+    assert "run the interrupted pack again" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shards_that_do_not_match_their_index(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torn = shutil.copytree(whole, tmp_path / "torn")
+    shard = torn / "train-000000.tar"
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(1000)
+    line = told(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    assert f"the shard has 1000 bytes and its index says {size}: {shard}" in line
+    shard.unlink()
+    assert f"missing: {shard}" in told(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    samples = torn / "index" / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-1] + b"x")
+    assert f"does not match its checksum: {samples}" in told(lambda: Train(data=str(torn)), capsys)
+    (torn / "index.json").write_text("{")
+    assert "index.json is damaged" in told(lambda: Train(data=str(torn)), capsys)
+
+
+def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(data: Path, **sampler: Any) -> Train:
+        return Train(data=str(data), runs=str(tmp_path / "runs"), sampler=SamplerConfig(**sampler))
+
+    assert "the batch of 128 is larger than the data (80 samples)" in told(lambda: train(whole, batch=128), capsys)
+    assert "pk draws 16 different identities and there are 10" in told(lambda: train(whole, kind="pk", batch=64), capsys)
+    line = told(lambda: train(whole, batch=62), capsys)
+    assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
+    assert "cannot be shared evenly by 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
+    pack("folders", images(tmp_path / "few", 5, 1), str(tmp_path / "singles"), Options(held_out=0))
+    line = told(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
+    assert "needs two samples of an identity, and '000' has one" in line
+    pack("folders", images(tmp_path / "two", 2, 4), str(tmp_path / "one"), Options(held_out=0.5))
+    assert "only 1 identity to train on" in told(lambda: train(tmp_path / "one", batch=2, kind="uniform"), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    from trainers.losses.heads import HeadConfig
+    from trainers.models.reid import ModelConfig
+
+    assert "unknown backbone: resnet5; did you mean" in told(lambda: Train(model=ModelConfig(backbone="resnet5")), capsys)
+    assert "give at least 1" in told(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
+    assert "8 pixels or more" in told(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
+    assert "margin" in told(lambda: Train(head=HeadConfig(margin=-1)), capsys)
+    assert "not a name for a run" in told(lambda: Train(name="../etc"), capsys)
+
+
+def test_storage_that_refuses(s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3_server.make_bucket("bad-input")
+    line = told(lambda: Train(data="s3://nowhere-at-all/x"), capsys)
+    assert "nowhere-at-all" in line
+    assert f"{bucket}/none" in told(lambda: Train(data=f"{bucket}/none"), capsys)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    line = told(lambda: Train(data=f"{bucket}/none"), capsys)
+    assert "credentials" in line
+    assert "planted-secret" not in line
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        assert "127.0.0.1" in told(lambda: Train(data=f"{bucket}/none"), capsys)
