@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,28 +55,24 @@ def metrics_of(train: Train) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name not in TIMES}
 
 
-def kill_worker_after(train: Train, checkpoint: str) -> threading.Thread:
-    """Kill -9 one of the run's training processes as soon as a checkpoint stands in its folder."""
+def kill_worker_after(train: Train, checkpoint: str) -> Future[int]:
+    """Kill -9 one of the run's training processes as soon as a checkpoint stands in its folder; gives its process number."""
 
-    def watch() -> None:
+    def watch() -> int:
         objects = open_objects(f"{train.runs}/{train.name}")
         while not any(name.startswith(checkpoint) for name in objects.sizes()):
             time.sleep(0.05)
         time.sleep(0.5)  # until Ray Train has it on its list
-        workers = [p for p in psutil.process_iter(["name"]) if "RayTrainWorker" in "".join(p.info["name"] or "")]
-        titled = workers or [p for p in psutil.process_iter() if "RayTrainWorker" in _title(p)]
-        oldest = max(titled, key=lambda process: len(process.children()))  # a training process, not one of its loaders
-        oldest.kill()
-        killed.append(oldest.pid)
+        ours = psutil.Process().children(recursive=True)
+        workers = [process for process in ours if "RayTrainWorker" in title(process)]
+        training = [worker for worker in workers if worker.parent() not in workers]  # the others are their loaders
+        training[-1].kill()
+        return training[-1].pid
 
-    killed: list[int] = []
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.killed = killed  # type: ignore[attr-defined]
-    thread.start()
-    return thread
+    return ThreadPoolExecutor(1).submit(watch)
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -88,8 +84,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: s
     undisturbed.run()
     killer = kill_worker_after(interrupted, "step-00000010")
     interrupted.run()
-    killer.join(timeout=1)
-    assert killer.killed  # type: ignore[attr-defined]
+    assert killer.result(timeout=1)
     assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 
@@ -102,7 +97,7 @@ def test_a_killed_worker_leaves_no_trace_on_cuhk03(s3_bucket: str, tmp_path: Pat
     undisturbed.run()
     killer = kill_worker_after(interrupted, "step-00000100")
     interrupted.run()
-    assert killer.killed  # type: ignore[attr-defined]
+    assert killer.result(timeout=1)
     assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 
