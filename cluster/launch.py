@@ -46,7 +46,7 @@ class ClusterConfig:
 
 
 def connect(config: ClusterConfig) -> None:
-    """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run.
+    """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run (``local``: in any case).
 
     Raises:
         ClusterError: nobody answers at the address, or the cluster can never hold the workers.
@@ -76,11 +76,11 @@ def _init(config: ClusterConfig) -> None:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        if address:
+        if address not in ("", "local"):
             ray.init(**quiet)
             return
         try:
-            ray.init("auto", **quiet)
+            ray.init("local" if address else "auto", **quiet, **(local if address else {}))
         except ConnectionError:  # no cluster on this machine
             ray.init("local", **quiet, **local)
     except (OSError, ValueError, RuntimeError) as error:

@@ -52,7 +52,7 @@ def cluster(s3_server: S3Server) -> Iterator[None]:
     """A Ray cluster on this machine for the whole session; its processes find the S3 server and import from the tests."""
     folders = [str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "cluster", ROOT / "tests" / "trainers")]
     with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_ADDRESS", "local")  # not one that happens to run on this machine
         environment.setenv("PYTHONPATH", os.pathsep.join(folders))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own, of its future defaults

@@ -243,7 +243,7 @@ class Evaluate:
 
     name: str
     """The run."""
-    runs: str = "runs"
+    runs: str = ""
     data: str = ""
     """Another shard set than the run's own."""
     workers: int = 1
@@ -272,7 +272,7 @@ class Predict:
 
     name: str
     """The run."""
-    runs: str = "runs"
+    runs: str = ""
     query: tuple[Path, ...] = ()
     """Images to look for."""
     gallery: Path | None = None
@@ -308,7 +308,7 @@ class Export:
     """The run."""
     to: Path
     """The file: *.onnx or *.pt2."""
-    runs: str = "runs"
+    runs: str = ""
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives features [B, D]."""

@@ -1,5 +1,6 @@
 """What the runs of all jobs have in common: a name, a folder, a seed, and the rules of starting and resuming."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ class JobConfig:
 
     name: str = ""
     """The run's name; empty: made from the time."""
-    runs: str = "runs"
-    """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix."""
+    runs: str = ""
+    """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: bool = False
     """Go on with the run of that name: its settings are the defaults then."""
     seed: int = 0
@@ -47,6 +48,8 @@ def resolved(config: C, job: str) -> C:
 
 def absolute(runs: str) -> str:
     """The runs' address in full: workers have other working directories."""
+    if not runs:  # a Ray job's working directory is a copy that is thrown away
+        return str((Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()) / "runs")
     return runs if runs.startswith("s3://") else str(Path(runs).absolute())
 
 
@@ -83,7 +86,7 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     given = dict(pairwise(arguments))
     if "--name" not in given:
         raise InputError("--resume needs the --name of a run", "train")
-    return replace(stored_config(kind, Run(absolute(given.get("--runs", "runs")), given["--name"])), resume=True)
+    return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
 
 
 @contextmanager
