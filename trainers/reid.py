@@ -80,8 +80,10 @@ class Train(JobConfig):
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
         with shown(run, config) as show:
             start_service(config.name, storage_uri(run.url), config.sampler.versions_alive)
-            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
-            stop_service(config.name)
+            try:
+                launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+            finally:
+                stop_service(config.name)
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         print_retrieval(config.name, history["evaluations"])
         write_report(run, data.train, to_json(config), metrics, history, config.cache)
