@@ -42,11 +42,12 @@ def summary_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[ob
     """Print a table; columns of numbers are set flush right. Raises ValueError for a row that does not fit the columns."""
     console = console or open_console()
     texts, numeric = table_cells(columns, rows)
-    table = Table(title=_fit(title, console), title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table = Table(header_style="dim", box=SIMPLE_HEAD)
     for name, number in zip(columns, numeric, strict=True):
         table.add_column(_fit(name, console), justify="right" if number else "left", overflow="fold")
     for row in texts:
         table.add_row(*(_fit(text, console) for text in row))
+    console.print(Text(_fit(title, console).plain, "bold"), soft_wrap=True)  # not as the table's title: that folds at its width
     console.print(table)
 
 
