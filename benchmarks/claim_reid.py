@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 import tyro
+from scipy.stats import t
 
+from datasets.errors import InputError, run_main
 from datasets.index import split_of
 from datasets.loader import BatchStream, Share, behind_workers
 from datasets.sampling import Version
@@ -27,8 +29,6 @@ from trainers.engine.gallery import ALONE, evaluate_retrieval
 from trainers.engine.loop import build_optimiser, steps
 from trainers.models.reid import ReidTask
 from trainers.reid import Train, open_data
-
-T95 = [math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26]  # Student's t, two-sided 95%, by degrees of freedom
 
 ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler
     "uniform": {"kind": "uniform"},
@@ -51,6 +51,12 @@ class Claim:
     arms: tuple[str, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
     seeds: int = 3
     json: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.arms) - set(ARMS):
+            raise InputError(f"unknown arms: {', '.join(sorted(unknown))}", "--arms", f"use some of {', '.join(ARMS)}")
+        if self.seeds < 1 or not self.arms:
+            raise InputError("there is nothing to compare", "--arms and --seeds")
 
 
 def train_here(config: Train, table: VersionTable | None = None) -> Iterator[tuple[int, ReidTask]]:
@@ -78,7 +84,7 @@ def measure(config: Train) -> list[dict[str, float]]:
     for done, task in train_here(config):
         if done == config.optim.steps or (config.evaluate_every and done % config.evaluate_every == 0):
             result = evaluate_retrieval(
-                task.embedder, data.index, data.size, config.cache, data.etags, torch.device("cpu"), ALONE, None, 0
+                task.embedder, data.index, data.size, config.cache, data.etags, torch.device("cpu"), ALONE, None, 1
             )
             figures.append({"step": done, "mAP": result.metrics["mAP"], "rank1": result.metrics["rank1"]})
     return figures
@@ -89,7 +95,7 @@ def interval(values: list[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.1%}"
-    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
@@ -115,4 +121,4 @@ def main(options: Claim) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Claim))
+    run_main(lambda: main(tyro.cli(Claim)))

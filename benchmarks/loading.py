@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from datasets.augment import AugmentConfig
 from datasets.cache import CacheConfig
 from datasets.decode import decode
+from datasets.errors import run_main
 from datasets.index import Index, split_of
 from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
 from datasets.pack import Options, pack
@@ -180,4 +181,4 @@ def main(options: Loading) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Loading))
+    run_main(lambda: main(tyro.cli(Loading)))

@@ -2,13 +2,14 @@
 
     rank 0: Publisher -> actor (object store; a snapshot in the run's folder) -> each rank: Follower -> loader workers' memory
 
-The actor outlives the training processes: when those restart from a checkpoint they hand it the versions of that
-checkpoint (`begin`), and it forgets newer ones, which belong to steps that are about to be made again. When the actor
-itself restarts it reads its snapshot. N identities; a version is (number, cosine float32 [N], nearest int64 [N]).
+The actor lives with the driver and outlives the training processes: when those restart from a checkpoint they hand it the
+versions of that checkpoint (`begin`), and it forgets newer ones, which belong to steps that are about to be made again.
+When the actor itself restarts it reads its snapshot. N identities; a version is (number, cosine float32 [N], nearest int64 [N]).
 """
 
 import asyncio
 import io
+import logging
 import threading
 import time
 from collections import deque
@@ -20,17 +21,17 @@ import numpy.typing as npt
 import pyarrow.fs
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from cluster.errors import ClusterError
 
 NAMESPACE = "hardshard"
-SCHEMA = 1  # in the actor's name: a detached actor of older code is not taken for ours
 SNAPSHOT = "difficulty.npz"
 POLL = 5.0  # seconds that one call waits for a version before it asks again: a lost call is noticed
-
+AWAY = (ValueError, RayActorError, ObjectLostError, GetTimeoutError)  # ValueError: there is no actor of that name
 
 V = TypeVar("V")
+log = logging.getLogger(__name__)
 
 
 class VersionLike(Protocol):
@@ -47,6 +48,7 @@ class VersionLike(Protocol):
 class _Kept(NamedTuple):
     number: int
     data: Any  # a reference to (cosine, nearest) in the object store, owned by the actor
+    arrays: tuple[Any, Any]  # the same, for the snapshot
 
 
 class DifficultyService:
@@ -56,19 +58,25 @@ class DifficultyService:
         self._kept: deque[_Kept] = deque(maxlen=keep)
         self._folder = folder
         self._epoch = 0
-        self._news = asyncio.Condition()
-        for number, cosine, nearest in _read_snapshot(folder):
-            self._kept.append(_Kept(number, ray.put((cosine, nearest))))
+        self._news, self._saving = asyncio.Condition(), asyncio.Lock()
+        try:
+            for number, cosine, nearest in _read_snapshot(folder):
+                self._keep(number, cosine, nearest)
+        except (OSError, ValueError, EOFError) as error:  # an actor that fails here would never be started again
+            log.warning("the snapshot in %s cannot be read, versions will come anew: %s", folder, error)
+
+    def _keep(self, number: int, cosine: Any, nearest: Any) -> None:
+        self._kept.append(_Kept(number, ray.put((cosine, nearest)), (cosine, nearest)))
 
     async def begin(self, versions: Sequence[tuple[int, Any, Any]]) -> int:
         """Start a new incarnation of the run from these versions alone; returns its epoch. Older publishers go unheard."""
         async with self._news:
             self._epoch = time.time_ns()  # grows across restarts of the actor, too
             self._kept.clear()
-            for number, cosine, nearest in versions:
-                self._kept.append(_Kept(number, ray.put((cosine, nearest))))
-            self._save()
+            for version in versions:
+                self._keep(*version)
             self._news.notify_all()
+        await self._save()
         return self._epoch
 
     async def publish(self, epoch: int, number: int, cosine: Any, nearest: Any) -> bool:
@@ -78,33 +86,43 @@ class DifficultyService:
                 return False
             self._epoch = epoch  # after a restart the first publisher tells us which incarnation runs
             if number > max((kept.number for kept in self._kept), default=0):
-                self._kept.append(_Kept(number, ray.put((cosine, nearest))))
-                self._save()
+                self._keep(number, cosine, nearest)
                 self._news.notify_all()
+        await self._save()
         return True
 
-    async def after(self, number: int, timeout_s: float) -> _Kept | None:
-        """The oldest version newer than ``number``, waited for; None when it did not come in time."""
+    async def after(self, number: int, timeout_s: float) -> tuple[int, Any] | None:
+        """The oldest version newer than ``number`` and the reference to its data, waited for; None: it did not come in time."""
         async with self._news:
             try:
                 await asyncio.wait_for(self._news.wait_for(lambda: self._next(number) is not None), timeout_s)
             except TimeoutError:
                 return None
-            return self._next(number)
+            kept = self._next(number)
+            return (kept.number, kept.data) if kept else None
 
     def _next(self, number: int) -> _Kept | None:
         return next((kept for kept in self._kept if kept.number > number), None)
 
-    def _save(self) -> None:
-        arrays = {}
-        for kept in self._kept:
-            arrays[f"cosine-{kept.number}"], arrays[f"nearest-{kept.number}"] = ray.get(kept.data)
-        sink = io.BytesIO()
-        np.savez(sink, **arrays)
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self._folder)
-        with filesystem.open_output_stream(f"{path}/{SNAPSHOT}.new") as out:
-            out.write(sink.getvalue())
-        filesystem.move(f"{path}/{SNAPSHOT}.new", f"{path}/{SNAPSHOT}")
+    async def _save(self) -> None:
+        """Put the snapshot in place, beside the event loop: a slow storage keeps nobody from a version."""
+        try:
+            async with self._saving:
+                await asyncio.to_thread(_write_snapshot, self._folder, list(self._kept))
+        except OSError as error:  # the next version brings the next try
+            log.warning("the snapshot in %s cannot be written: %s", self._folder, error)
+
+
+def _write_snapshot(folder: str, versions: Sequence[_Kept]) -> None:
+    arrays = {}
+    for kept in versions:
+        arrays[f"cosine-{kept.number}"], arrays[f"nearest-{kept.number}"] = kept.arrays
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    with filesystem.open_output_stream(f"{path}/{SNAPSHOT}.new") as out:
+        out.write(sink.getvalue())
+    filesystem.move(f"{path}/{SNAPSHOT}.new", f"{path}/{SNAPSHOT}")
 
 
 def _read_snapshot(folder: str) -> list[tuple[int, Any, Any]]:
@@ -117,36 +135,41 @@ def _read_snapshot(folder: str) -> list[tuple[int, Any, Any]]:
         return [(number, arrays[f"cosine-{number}"], arrays[f"nearest-{number}"]) for number in numbers]
 
 
-def actor_name(run: str) -> str:
-    """The name that a run's actor is found by, in the namespace ``hardshard``."""
-    return f"difficulty-v{SCHEMA}:{run}"
+def start_service(name: str, folder: str, keep: int) -> Any:
+    """Start a run's actor; it lives until the driver that holds what this returns ends, whatever becomes of the workers.
 
-
-def start_service(run: str, folder: str, keep: int) -> None:
-    """Create a run's actor, or find the one that is there. Detached: it outlives the driver until `stop_service`.
-
+    ``name``: of this launch alone, in the namespace ``hardshard``, so that two runs of one name on a cluster don't meet;
     ``folder``: the run's, as a pyarrow URI, for the snapshot; ``keep``: versions held.
     """
-    ray.remote(DifficultyService).options(
-        name=actor_name(run), namespace=NAMESPACE, get_if_exists=True, lifetime="detached",
-        num_cpus=0, max_restarts=-1, max_concurrency=1000,
-    ).remote(folder, keep)  # fmt: skip
-
-
-def stop_service(run: str) -> None:
-    """End a run's actor; nothing happens when there is none."""
-    try:
-        ray.kill(ray.get_actor(actor_name(run), namespace=NAMESPACE))
-    except ValueError:
-        return
+    options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1, "max_concurrency": 1000}
+    return ray.remote(DifficultyService).options(**options).remote(folder, keep)
 
 
 class _Line:
-    """Calls to the actor that outlast its restarts and absences, for a thread of a Train worker."""
+    """Calls to the actor that outlast its restarts and absences, for a thread of a Train worker; and that thread."""
 
-    def __init__(self, run: str, say: Callable[[str], None]) -> None:
-        self.run, self.say, self.ended = run, say, threading.Event()
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self.name, self.say, self.ended = name, say, threading.Event()
+        self.failure: Exception | None = None
         self._away_since: float | None = None
+
+    def start(self, work: Callable[[], None]) -> threading.Thread:
+        """Run ``work`` in a thread; what it raises is kept for `check`."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                self.failure = error
+
+        thread = threading.Thread(target=guarded, name="difficulty", daemon=True)
+        thread.start()
+        return thread
+
+    def check(self) -> None:
+        """Raise what ended the thread, if anything did."""
+        if self.failure is not None:
+            raise self.failure
 
     def call(self, method: str, *arguments: Any, patience: float = float("inf")) -> Any:
         """The actor's answer; while it is away, tries again each second until `ended` is set (then None), and says so.
@@ -156,14 +179,16 @@ class _Line:
         """
         while not self.ended.is_set():
             if self._away_since is not None and time.monotonic() - self._away_since > patience:
-                raise ClusterError(f"the difficulty actor was away for {patience:g} s", actor_name(self.run), "resume the run")
+                raise ClusterError(f"the difficulty actor was away for {patience:g} s", self.name, "resume the run")
             try:
-                actor = ray.get_actor(actor_name(self.run), namespace=NAMESPACE)
-                answer = ray.get(getattr(actor, method).remote(*arguments))
-            except (ValueError, RayError) as error:  # no such actor, dead, restarting, or its objects are lost
+                actor = ray.get_actor(self.name, namespace=NAMESPACE)
+                answer = ray.get(getattr(actor, method).remote(*arguments), timeout=6 * POLL)
+            except AWAY as error:
+                if isinstance(error, RayTaskError):  # it is there, and at fault
+                    raise
                 if self._away_since is None:
                     self._away_since = time.monotonic()
-                    self.say(f"the difficulty actor {actor_name(self.run)} is away ({type(error).__name__})")
+                    self.say(f"the difficulty actor {self.name} is away ({type(error).__name__})")
                 self.ended.wait(1.0)
                 continue
             if self._away_since is not None:
@@ -176,15 +201,17 @@ class _Line:
 class Publisher:
     """Rank 0's end: hands new versions to the actor in the background, and keeps the recent ones for checkpoints."""
 
-    def __init__(self, run: str, keep: int, restored: Sequence[VersionLike], say: Callable[[str], None], patience: float) -> None:
+    def __init__(
+        self, name: str, keep: int, restored: Sequence[VersionLike], say: Callable[[str], None], patience: float
+    ) -> None:
         self.recent: deque[VersionLike] = deque(restored, maxlen=keep)
-        self._line = _Line(run, say)
+        self._line = _Line(name, say)
+        self.check = self._line.check
         versions = [(version.number, version.cosine, version.nearest) for version in restored]
         self._epoch: int = self._line.call("begin", versions, patience=patience)
         self._queue: deque[VersionLike] = deque()
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="difficulty-publisher", daemon=True)
-        self._thread.start()
+        self._thread = self._line.start(self._run)
 
     def publish(self, version: VersionLike) -> None:
         """Queue a version; returns at once."""
@@ -205,41 +232,41 @@ class Publisher:
                 heard = self._line.call("publish", self._epoch, version.number, version.cosine, version.nearest)
                 self._queue.popleft()
                 if heard is False:
-                    self._line.say("another incarnation of this run publishes the difficulty vector: this one is over")
-                    return
+                    raise ClusterError("another incarnation of this run publishes the difficulty vector", self._line.name)
 
     def close(self) -> None:
         """Hand over what is queued (for at most a few seconds), then end."""
         deadline = time.monotonic() + POLL
-        while self._queue and time.monotonic() < deadline:
+        while self._queue and self._line.failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
         self._line.ended.set()
         self._wake.set()
-        self._thread.join()
+        self._thread.join(POLL)
 
 
 class Follower:
     """Every rank's end: a thread hands each version newer than ``after`` to ``put(make(number, cosine, nearest))``, in order."""
 
     def __init__(
-        self, run: str, after: int, put: Callable[[V], None], make: Callable[[int, Any, Any], V], say: Callable[[str], None]
+        self, name: str, after: int, put: Callable[[V], None], make: Callable[[int, Any, Any], V], say: Callable[[str], None]
     ) -> None:
-        self._line, self._last = _Line(run, say), after
+        self._line, self._last = _Line(name, say), after
+        self.check = self._line.check
         self._put: Callable[[int, Any, Any], None] = lambda *parts: put(make(*parts))
-        self._thread = threading.Thread(target=self._run, name="difficulty-follower", daemon=True)
-        self._thread.start()
+        self._line.start(self._run)
 
     def _run(self) -> None:
         while not self._line.ended.is_set():
-            kept: _Kept | None = self._line.call("after", self._last, POLL)
-            if kept is None:
+            found: tuple[int, Any] | None = self._line.call("after", self._last, POLL)
+            if found is None:
                 continue
+            number, reference = found
             try:
-                cosine, nearest = ray.get(kept.data)
-            except RayError:  # the actor that owned it died in between: ask its successor
+                cosine, nearest = ray.get(reference)
+            except ObjectLostError:  # the actor that owned it died in between: ask its successor
                 continue
-            self._put(kept.number, cosine, nearest)
-            self._last = kept.number
+            self._put(number, cosine, nearest)
+            self._last = number
 
     def close(self) -> None:
         """End; a call under way is left to itself."""

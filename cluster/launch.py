@@ -7,6 +7,7 @@ would not help.
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -14,13 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import boto3
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
 from cluster.progress import Progress, Record
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class ClusterConfig:
     cpus: int = 1
     """CPU cores reserved for each, its loader processes included."""
     gpu: bool | None = None
-    """Train on GPUs; None: if the cluster has as many as there are workers."""
-    max_failures: int = 3
+    """Train on GPUs; None: if the cluster has any."""
+    max_failures: int = 20
     """Deaths of workers after which the run goes on from its last checkpoint; the next one ends it."""
     keep_checkpoints: int = 2
     """Checkpoints kept in the run's folder."""
@@ -63,8 +68,8 @@ def connect(config: ClusterConfig) -> None:
     if config.workers * config.cpus > cpus:
         what = f"{config.workers} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
-    if config.gpu and config.workers > gpus:
-        what = f"{config.workers} GPUs were asked for and the cluster has {gpus}"
+    if config.workers > gpus and (config.gpu or (config.gpu is None and gpus)):
+        what = f"{config.workers} workers take a GPU each and the cluster has {gpus}"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
 
 
@@ -101,9 +106,12 @@ def launch(
         Exception: the first error of a worker that says that the input is wrong, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
-    progress = Progress.remote()  # type: ignore[attr-defined]
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    gpu = config.gpu if config.gpu is not None else gpus >= config.workers
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = Progress.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    gpu = config.gpu if config.gpu is not None else "GPU" in ray.cluster_resources()
+    free = ray.available_resources()
+    if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
+        show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
     trainer = TorchTrainer(
         work,
         train_loop_config={**settings, "progress": progress},
@@ -122,11 +130,16 @@ def launch(
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
     shower.start()
+    before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error) from error
+    except SystemExit as error:  # Ray's way of ending at Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from error
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
         ended.set()
         shower.join()
         ray.kill(progress)
@@ -137,16 +150,20 @@ class _EndOnInputError(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for error in worker_exceptions.values():
-            if (cause := _input_error(error)) is not None:
+            cause = _input_error(error)
+            if cause is not None and not getattr(cause, "transient", False):
                 raise cause
 
 
 def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended: threading.Event) -> None:
     while True:
         last = ended.wait(0.5)
-        records, notices = ray.get(progress.drain.remote())
-        if records or notices:
-            show(records, notices)
+        try:
+            records, notices = ray.get(progress.drain.remote())
+            if records or notices:
+                show(records, notices)
+        except Exception as error:  # showing is not what the run is for: it goes on
+            log.warning("the progress cannot be shown: %s", error)
         if last:
             return
 
@@ -171,11 +188,12 @@ def _input_error(error: Any) -> Exception | None:
 
 
 def storage_uri(runs: str) -> str:
-    """A folder as Ray and pyarrow address it: a full path, or s3:// with the endpoint of the AWS environment in the query."""
+    """A folder as Ray and pyarrow address it: a full path, or s3:// with boto3's endpoint in the query."""
     if not runs.startswith("s3://"):
         return os.path.abspath(runs)  # noqa: PTH100 - a path that need not exist, and workers do not share our working directory
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint:
+    session = boto3.Session()
+    parts = urlsplit(session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url)
+    host = parts.netloc.rpartition("@")[2]  # what stands before it may be a secret, and the address is logged
+    if host.endswith(".amazonaws.com"):
         return runs
-    parts = urlsplit(endpoint)
-    return f"{runs}?endpoint_override={quote(parts.netloc, safe='')}&scheme={parts.scheme}"
+    return f"{runs}?endpoint_override={quote(host, safe='')}&scheme={parts.scheme}"

@@ -18,6 +18,12 @@ class InputError(Exception):
         return what + (f": {where}" if where else "") + (f"; {remedy}" if remedy else "")
 
 
+class UnreachableError(InputError):
+    """A storage that does not answer: the address may be wrong, or it is away for a while, so that a run tries again."""
+
+    transient = True
+
+
 def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a command to its exit code: 0 done, 2 the input is wrong (one line on stderr), 130 interrupted, else a traceback and 1.
 

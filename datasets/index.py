@@ -18,7 +18,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import google_crc32c
@@ -75,6 +75,12 @@ class Index:
         table = _parquet(open_objects(self.url).get(SAMPLES), ["key"])
         keys: list[str] = table.column("key").to_pylist()
         return keys
+
+    @cached_property
+    def checksum(self) -> int:
+        """crc32c of what the set holds and who is who in it: a repacked set of other content has another."""
+        parts = [self.blocks[name].tobytes() for name in ("crc32c", "identity", "split")] + ["\n".join(self.identities).encode()]
+        return reduce(google_crc32c.extend, parts, 0)
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
         """The identity of each sample."""

@@ -189,24 +189,24 @@ class _Told(IterableDataset[Batch | InputError]):
 class BadSamples:
     """Counts samples that failed to decode, and ends the run when they are too many."""
 
-    def __init__(self, share: float) -> None:
-        self.share, self.seen, self.names = share, 0, dict[str, None]()
-        self.count = 0
+    def __init__(self, share: float, samples: int) -> None:
+        self.share, self.samples, self.seen = share, samples, 0
+        self.names: dict[str, None] = {}  # each sample once, however often hard draws come back to it
 
     def note(self, batch: Batch) -> list[str]:
         """Count a batch; returns the failures that were not known yet.
 
         Raises:
-            InputError: more than the set share of the samples failed, of at least a hundred.
+            InputError: more than the set share of the samples drawn so far failed, of at least a hundred.
         """
         self.seen += len(batch["labels"])
-        self.count += len(batch["bad"])
         fresh = [name for name in batch["bad"] if name not in self.names]
         self.names.update(dict.fromkeys(fresh))
-        if self.count > self.share * max(self.seen, 100):
+        seen = min(self.seen, self.samples)
+        if len(self.names) > self.share * max(seen, 100):
             shown = list(self.names)[:20]
             more = f" (+{len(self.names) - len(shown)} more)" if len(self.names) > len(shown) else ""
-            what = f"{self.count} of {self.seen} samples could not be read, more than the share of {self.share:g} allowed"
+            what = f"{len(self.names)} of {seen} samples could not be read, more than the share of {self.share:g} allowed"
             remedy = "check the set with `python -m datasets.inspect`, or raise --loader.bad-share"
             raise InputError(what, "; ".join(shown) + more, remedy)
         return fresh

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, NoCredentialsError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
-from datasets.errors import InputError
+from datasets.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, ObjectTypeDef
@@ -25,6 +25,7 @@ UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 RETRIES = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
 READS = 4  # botocore retries requests, but not the reading of an answer's body
 CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
 REMEDIES = {
     "NoSuchBucket": ("no such bucket", "create it, or correct the URL or AWS_ENDPOINT_URL"),
     "NoSuchKey": ("no such object", "correct the URL, or pack the data there first"),
@@ -234,12 +235,13 @@ class Bucket:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             what, remedy = REMEDIES.get(code, (f"S3 answered {code}", ""))
-            raise InputError(what, where, remedy) from error
+            busy = code in BUSY or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+            raise (UnreachableError if busy else InputError)(what, where, remedy) from error
         except NoCredentialsError as error:
             raise InputError("no credentials for S3", where, CREDENTIALS.replace("check", "set")) from error
         except (HTTPClientError, IncompleteReadError, NoConnectionError) as error:
             remedy = "check the network and AWS_ENDPOINT_URL"
-            raise InputError(f"S3 cannot be reached ({type(error).__name__})", where, remedy) from error
+            raise UnreachableError(f"S3 cannot be reached ({type(error).__name__})", where, remedy) from error
         except BotoCoreError as error:
             raise InputError(f"S3 failed ({error})", where, CREDENTIALS) from error
 

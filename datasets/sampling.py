@@ -55,7 +55,7 @@ class SamplerConfig:
     interval: int = 50
     """Steps between two versions of the difficulty vector; version k is computed after k * interval steps."""
     lag: int = 16
-    """Steps from computing a version to its first use, so that nobody waits for it."""
+    """Steps from computing a version to its first use; nobody waits for it from loader.workers * (loader.ahead + 2) on."""
     begin: int = 0
     """Step before which everything is drawn evenly."""
     mode: Literal["pinned", "freshest"] = "pinned"
@@ -185,8 +185,8 @@ class UniformEpochs:
     def __init__(self, split: Split, seed: int) -> None:
         self.split, self.seed = split, seed
         shard_of = split.index.blocks["shard"][split.blocks]
-        self.shards = np.unique(shard_of)
-        self.blocks = [np.flatnonzero(shard_of == shard) for shard in self.shards]
+        self.shards, starts = np.unique(np.sort(shard_of), return_index=True)
+        self.blocks = np.split(np.argsort(shard_of, kind="stable"), starts[1:])
         self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
         self._window = lru_cache(maxsize=3)(self._make_window)
 

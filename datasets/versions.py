@@ -25,8 +25,13 @@ class VersionTable:
         self.config = config
         slots = config.versions_alive + 1
         self._numbers = _shared(slots, np.int64)
+        self._done = _shared(1, np.int64)
         self._cosine = _shared(slots * identities, np.float32).reshape(slots, identities)
         self._nearest = _shared(slots * identities, np.int64).reshape(slots, identities)
+
+    def note(self, done: int) -> None:
+        """Tell the readers how many steps are done: a version is overdue only once the step that it is made at is."""
+        self._done[0] = done
 
     def put(self, version: Version) -> None:
         """Make a version visible. One that is there already is left as it is."""
@@ -69,11 +74,13 @@ class VersionTable:
             return None
         if self.config.mode == "freshest":
             return self.latest()
-        waited, parent = time.monotonic() + self.config.patience, os.getppid()
+        overdue, parent = None, os.getppid()
         while (version := self.get(number)) is None:
             if os.getppid() != parent:
                 raise SystemExit(1)  # the process that would bring it is dead
-            if time.monotonic() > waited:
+            if overdue is None and self._done[0] >= number * self.config.interval:
+                overdue = time.monotonic() + self.config.patience
+            if overdue is not None and time.monotonic() > overdue:
                 what = f"version {number} of the difficulty vector, for step {step}, did not come in {self.config.patience:g} s"
                 raise InputError(what, "sampler", "is the difficulty actor alive? Resume the run, or use --sampler.mode freshest")
             time.sleep(0.002)

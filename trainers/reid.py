@@ -8,18 +8,20 @@ python trainers/reid.py predict --name market --query someone.jpg
 python trainers/reid.py export --name market --to market.onnx
 """
 
+import secrets
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.difficulty import Follower, Publisher, start_service, stop_service
+from cluster.difficulty import Follower, Publisher, start_service
 from cluster.launch import ClusterConfig, connect, launch, storage_uri
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
 from datasets.augment import AugmentConfig
@@ -46,6 +48,11 @@ from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
 
 QUANTILES = 101  # of the difficulty vector, kept of each version for the report
+FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
+    "data", "seed", "model", "head", "augment", "loader.size", "optim.kind", "optim.weight_decay",
+    *(f"sampler.{name}" for name in ("kind", "batch", "instances", "uniform_share", "hardest", "temperature", "floor",
+                                     "interval", "lag", "begin")),
+)  # fmt: skip
 PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 
@@ -72,18 +79,18 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
-        config, data = resolved(self, "reid"), open_data(self)
+        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "reid")
+        data = open_data(config)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
-        run = start_run(config, fixed=("data", "seed", "model", "head"))
+        run = start_run(config, FIXED)
         connect(config.cluster)
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
+        settings = {"config": to_json(config), "service": f"difficulty:{config.name}-{secrets.token_hex(4)}"}
         with shown(run, config) as show:
-            start_service(config.name, storage_uri(run.url), config.sampler.versions_alive)
-            try:
-                launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
-            finally:
-                stop_service(config.name)
+            service = start_service(settings["service"], storage_uri(run.url), config.sampler.versions_alive)
+            launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
+            ray.kill(service)
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         print_retrieval(config.name, history["evaluations"])
         write_report(run, data.train, to_json(config), metrics, history, config.cache)
@@ -115,34 +122,27 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = ReidTask(config.model, config.head, len(data.train.counts))
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
-    journal, restored = restore(task, optimiser)
+    journal, restored = restore(task, optimiser, data.index)
     model = DistributedDataParallel(task) if worker.group else task
     if not journal.evaluations:
         evaluate(config, worker, data, task, journal)
-
     table = VersionTable(len(data.train.counts), config.sampler)
-    publisher = None
-    if worker.rank == 0:
-        publisher = Publisher(config.name, config.sampler.versions_alive, restored, worker.say, config.sampler.patience)
-    if worker.group:
-        dist.barrier()  # until the actor has begun this incarnation, it may still serve versions of the one before
-    follower = Follower(config.name, config.sampler.version_at(journal.step) - 1, table.put, Version, worker.say)
+    exchange = Exchange(config.sampler, worker, settings["service"], restored, table, journal.step)
     stream = BatchStream(
         data.train, config.sampler, config.loader, config.augment, config.cache, table, data.etags,
         Share(worker.rank, worker.world), config.seed, journal.step, config.optim.steps,
     )  # fmt: skip
     loader = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    meter, bad = Meter(), BadSamples(config.loader.bad_share)
-    for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed):
+    meter, bad = Meter(), BadSamples(config.loader.bad_share, len(data.train))
+    for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed, worker.rank):
         journal.note(step)
+        table.note(step.done)
         meter.add(step)
         for failure in bad.note(step.batch):
             worker.say(f"could not be read and was replaced: {failure}")
         last = step.done == config.optim.steps
         if step.done % config.sampler.interval == 0:
-            version = measure_difficulty(step.done // config.sampler.interval, task, worker, journal)
-            if publisher:
-                publisher.publish(version)
+            exchange.publish(measure_difficulty(step.done // config.sampler.interval, task, worker, journal))
         if step.done % config.record_every == 0 or last:
             more = {"lr": config.optim.lr_at(step.done - 1), "version": step.batch["version"]}
             entry = journal.record(meter.read(config.sampler.batch) | more, config.optim.steps, config.sampler.batch)
@@ -151,13 +151,48 @@ def train_worker(settings: dict[str, Any]) -> None:
         if (config.evaluate_every and step.done % config.evaluate_every == 0) or last:
             evaluate(config, worker, data, task, journal)
         if step.done % config.checkpoint_every == 0 or last:
-            write = partial(write_checkpoint, task, optimiser, journal, versions=publisher.state() if publisher else [])
+            write = partial(write_checkpoint, task, optimiser, journal, versions=exchange.state(), data=data.index.checksum)
             save_checkpoint(worker, f"step-{step.done:08d}", write)
-    follower.close()
-    if publisher:
-        publisher.close()
+    exchange.close()
+    confusable = confusable_pairs(task, worker)
     if worker.rank == 0:
-        write_results(config, run, data, task, journal)
+        write_results(config, run, data, task, journal, confusable)
+
+
+class Exchange:
+    """This rank's ends of the difficulty service: rank 0 publishes, all follow into the table. Nothing for other draws."""
+
+    def __init__(
+        self, config: SamplerConfig, worker: Worker, service: str, restored: list[Version], table: VersionTable, step: int
+    ) -> None:
+        self.publisher: Publisher | None = None
+        self.follower: Follower | None = None
+        if not config.by_difficulty:
+            return
+        if worker.rank == 0:
+            self.publisher = Publisher(service, config.versions_alive, restored, worker.say, config.patience)
+        if worker.group:
+            dist.barrier()  # until the actor has begun this incarnation, it may still serve versions of the one before
+        self.follower = Follower(service, config.version_at(step) - 1, table.put, Version, worker.say)
+
+    def publish(self, version: Version) -> None:
+        """Hand a version over; raises what ended the service's threads, if anything did."""
+        if self.follower:
+            self.follower.check()
+        if self.publisher:
+            self.publisher.check()
+            self.publisher.publish(version)
+
+    def state(self) -> list[list[Any]]:
+        """The versions that a checkpoint needs."""
+        return self.publisher.state() if self.publisher else []
+
+    def close(self) -> None:
+        """End both."""
+        if self.follower:
+            self.follower.close()
+        if self.publisher:
+            self.publisher.close()
 
 
 def measure_difficulty(number: int, task: ReidTask, worker: Worker, journal: Journal) -> Version:
@@ -173,6 +208,9 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
     """Note mAP and CMC on the held-out identities; all ranks embed their share."""
     if not can_retrieve(data.index):
         return
+    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
+        for buffer in task.buffers():
+            dist.broadcast(buffer, 0)
     share, workers = Share(worker.rank, worker.world), config.loader.workers
     result = evaluate_retrieval(
         task.embedder, data.index, data.size, config.cache, data.etags, worker.device, share, worker.group, workers
@@ -185,23 +223,32 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
         worker.say(f"step {journal.step}: mAP {result.metrics['mAP']:.1%}, Rank-1 {result.metrics['rank1']:.1%}")
 
 
-def restore(task: ReidTask, optimiser: torch.optim.Optimizer) -> tuple[Journal, list[Version]]:
+def restore(task: ReidTask, optimiser: torch.optim.Optimizer, index: Index) -> tuple[Journal, list[Version]]:
     """Load the run's latest checkpoint, if there is one: the journal, and the versions of the difficulty vector."""
     state = restore_checkpoint(read_checkpoint)
     if state is None:
         return Journal(), []
+    if state["data"] != index.checksum:
+        raise InputError("the data set was changed since the run began", index.url, "start a new run, or put the old set back")
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
-    return Journal(**state["journal"]), [
-        Version(number, cosine.numpy(), nearest.numpy()) for number, cosine, nearest in state["versions"]
-    ]
+    versions = [Version(number, cosine.numpy(), nearest.numpy()) for number, cosine, nearest in state["versions"]]
+    return Journal(**state["journal"]), versions
 
 
-def write_results(config: Train, run: Run, data: Data, task: ReidTask, journal: Journal) -> None:
+def confusable_pairs(task: ReidTask, worker: Worker) -> list[tuple[int, int, float]]:
+    """The pairs of identities whose rows are closest, with their cosine; computed by all ranks together."""
+    cosine, nearest = difficulty(task.classifier, group=worker.group)
+    highest = cosine.topk(min(4 * PAIRS, len(cosine)))
+    rows = zip(highest.indices.tolist(), nearest[highest.indices].tolist(), highest.values.tolist(), strict=True)
+    pairs = {(min(a, b), max(a, b)): value for a, b, value in rows}
+    return [(a, b, value) for (a, b), value in list(pairs.items())[:PAIRS]]
+
+
+def write_results(
+    config: Train, run: Run, data: Data, task: ReidTask, journal: Journal, confusable: list[tuple[int, int, float]]
+) -> None:
     """Rank 0's last act: the model, the figures and what the report is made of go into the run's folder."""
-    cosine, nearest = difficulty(task.classifier)
-    pairs = {tuple(sorted((i, int(nearest[i])))): float(cosine[i]) for i in torch.argsort(cosine, descending=True).tolist()}
-    confusable = [[a, b, value] for (a, b), value in list(pairs.items())[:PAIRS]]
     run.write_model({"embedder": task.embedder.state_dict(), "config": to_json(config), "size": list(data.size)})
     run.write_json(HISTORY, {**journal.state(), "confusable": confusable})
     metrics: dict[str, Any] = {"step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None}
@@ -290,7 +337,7 @@ class Predict:
             raise InputError("predict takes either --query with --top of at least 1, or --pair", "", "see `predict --help`")
         trained = open_trained(self.runs, self.name)
         if self.pair:
-            threshold = trained.run.read_json(METRICS).get("after", {}).get("threshold", float("nan"))
+            threshold = trained.run.read_json(METRICS).get("after", {}).get("threshold")
             write_pair(trained.run, self.pair, embed_files(trained.embedder, self.pair, trained.size, trained.device), threshold)
             return
         queries = embed_files(trained.embedder, self.query, trained.size, trained.device)
@@ -298,7 +345,9 @@ class Predict:
             ranking = rank_files(trained.embedder, queries, self.gallery, self.top, trained.size, trained.device)
         else:
             data = open_data(trained.config)
-            ranking = rank_split(trained.embedder, queries, data.index, self.top, trained.size, trained.device, data.etags)
+            ranking = rank_split(
+                trained.embedder, queries, data.index, self.top, trained.size, trained.device, data.etags, trained.config.cache
+            )
         write_ranking(trained.run, self.query, ranking)
 
 

@@ -97,7 +97,7 @@ def test_a_fault_ends_the_run_when_it_comes_too_often(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (ClusterConfig(workers=400), "400 workers of 1 CPUs were asked for and the cluster has 4 CPUs"),
-        (ClusterConfig(workers=2, gpu=True), "2 GPUs were asked for and the cluster has 0"),
+        (ClusterConfig(workers=2, gpu=True), "2 workers take a GPU each and the cluster has 0"),
     ],
 )
 def test_more_than_there_is_is_refused_not_waited_for(config: ClusterConfig, message: str) -> None:

@@ -1,6 +1,5 @@
 """The difficulty actor: versions reach their followers, survive its death, and never come from another incarnation."""
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.difficulty import NAMESPACE, Follower, Publisher, actor_name, start_service, stop_service
+from cluster.difficulty import NAMESPACE, Follower, Publisher, start_service
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.sampling import SamplerConfig, Version
@@ -30,9 +29,9 @@ def version(number: int, seed: int = 0) -> Version:
 @pytest.fixture
 def name(tmp_path: Path) -> Iterator[str]:
     run = f"run-{uuid.uuid4().hex[:8]}"
-    start_service(run, str(tmp_path), keep=3)
+    service = start_service(run, str(tmp_path), keep=3)
     yield run
-    stop_service(run)
+    ray.kill(service)
 
 
 def until(reached: Callable[[], bool], seconds: float = 60) -> None:
@@ -43,7 +42,7 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def kill(name: str, *, for_good: bool) -> None:
-    ray.kill(ray.get_actor(actor_name(name), namespace=NAMESPACE), no_restart=for_good)
+    ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=for_good)
 
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:
@@ -102,10 +101,10 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str) -> None:
     seen = dict[int, Version]()
     follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
     until(lambda: 1 in seen)
-    said = threading.Event()
-    dead._line.say = lambda _: said.set()
     dead.publish(version(2))  # of the incarnation that is over: goes unheard
-    assert said.wait(30)
+    until(lambda: dead._line.failure is not None)
+    with pytest.raises(ClusterError, match="another incarnation"):
+        dead.check()
     alive.publish(version(2, seed=1))
     until(lambda: 2 in seen)
     np.testing.assert_array_equal(seen[2].cosine, version(2, seed=1).cosine)
@@ -139,5 +138,5 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
 
 
 def test_a_run_does_not_begin_without_the_actor() -> None:
-    with pytest.raises(ClusterError, match=r"difficulty actor was away for 0\.5 s: difficulty-v\d:nobody"):
+    with pytest.raises(ClusterError, match=r"difficulty actor was away for 0\.5 s: nobody"):
         Publisher("nobody", 3, [], print, patience=0.5)

@@ -225,7 +225,7 @@ def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int)
     first, end = split.identity_starts[label : label + 2]
     stand_in = first + (int(position) + 1 - first) % (end - first)  # the next of its identity
     corrupt(broken, sample)
-    bad, named = BadSamples(0.05), []
+    bad, named = BadSamples(0.05, 1000), []
     after = list(behind_workers(stream_of(broken, uniform, None, ALONE, 0, 4, augment=PLAIN), workers))
     for batch in after:
         named += bad.note(batch)
@@ -251,7 +251,7 @@ def test_more_than_the_share_ends_the_run_with_the_list(broken: Index) -> None:
     corrupt(broken, samples)
     (batch,) = behind_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)
     with pytest.raises(InputError) as error:
-        BadSamples(0.02).note(batch)
+        BadSamples(0.02, 1000).note(batch)
     told = str(error.value)
     assert told.startswith("3 of 16 samples could not be read, more than the share of 0.02 allowed: ")
     assert all(broken.keys[int(sample)] in told for sample in samples)
@@ -273,19 +273,19 @@ def noted(seen: int, bad: list[str]) -> Batch:
 
 
 def test_thresholds_of_bad_samples() -> None:
-    one_alone = BadSamples(0.01)
+    one_alone = BadSamples(0.01, 1000)
     assert one_alone.note(noted(16, ["a"])) == ["a"]
     with pytest.raises(InputError, match="2 of 32"):
         one_alone.note(noted(16, ["a"]))  # the same one again counts again, and is named once
     assert list(one_alone.names) == ["a"]
 
-    exactly = BadSamples(0.1)
+    exactly = BadSamples(0.1, 1000)
     assert exactly.note(noted(200, [f"{i}" for i in range(20)])) == [f"{i}" for i in range(20)]
     assert exactly.note(noted(200, [f"{i}" for i in range(20)])) == []
     with pytest.raises(InputError, match=r"101 of 500 .*; \d+ \(\+"):
         exactly.note(noted(100, [f"x{i}" for i in range(61)]))
 
-    none = BadSamples(0)
+    none = BadSamples(0, 1000)
     assert none.note(noted(16, [])) == []
     with pytest.raises(InputError, match="1 of 32"):
         none.note(noted(16, ["a"]))

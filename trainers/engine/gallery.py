@@ -1,5 +1,6 @@
 """Retrieval on a set's query and gallery: embed both over all ranks, then rank. Q queries, G gallery images, D features."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,13 +51,15 @@ def evaluate_retrieval(
     embedder: nn.Module, index: Index, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], device: torch.device,
     share: Share = ALONE, group: dist.ProcessGroup | None = None, workers: int = 0,
 ) -> Retrieval:  # fmt: skip
-    """Market-1501's protocol on the set's query and gallery; every rank embeds its share, and all get the result."""
+    """Market-1501's protocol on the set's query and gallery; every rank embeds its share, rank 0 gets the figures."""
     bad: list[str] = []
     sides = []
     for name in ("query", "gallery"):
         split = split_of(index, name)
         stream = SplitStream(split, size, cache, etags, share, CHUNK)
         sides.append(embed(embedder, split, behind_workers(stream, workers), device, group, bad))
+    if share.rank:
+        return Retrieval({}, [], bad)
     query, gallery = sides
     result = evaluate_ranking(
         query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
@@ -65,9 +68,10 @@ def evaluate_retrieval(
     verification = best_threshold(query.features, gallery.features[known], query.pids, gallery.pids[known])
     metrics = {
         "mAP": result.mean_ap, **{f"rank{k}": share for k, share in result.cmc.items()},
-        "threshold": verification.threshold, "verification": verification.accuracy,
         "queries": result.valid_queries, "skipped_queries": result.skipped_queries, "gallery": len(gallery.features),
     }  # fmt: skip
+    if not math.isnan(verification.threshold):
+        metrics |= {"threshold": verification.threshold, "verification": verification.accuracy}
     return Retrieval(metrics, _shown(query, gallery), bad)
 
 
@@ -166,12 +170,14 @@ def rank_files(
 
 def rank_split(
     embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device,
-    etags: dict[str, str],
+    etags: dict[str, str], cache: CacheConfig,
 ) -> list[list[Found]]:  # fmt: skip
     """The same with a set's own gallery; an image is named by its key, which begins with its identity."""
-    split, cache = split_of(index, "gallery"), CacheConfig()
+    split, bad = split_of(index, "gallery"), list[str]()
     chunks = behind_workers(SplitStream(split, size, cache, etags, ALONE, CHUNK), 1)
-    gallery = embed(embedder, split, chunks, device, None, [])
+    gallery = embed(embedder, split, chunks, device, None, bad)
+    for failure in bad:
+        print(f"could not be read and was left out: {failure}")
     order, cosines = rank(queries, gallery.features, top)
     found = []
     for row, cosine in zip(order, cosines.tolist(), strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,9 @@ class JobConfig:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1 or self.record_every < 1 or self.evaluate_every < 0 or self.seed < 0:
             raise InputError("checkpoint_every and record_every must be at least 1, evaluate_every and seed at least 0")
+        if self.checkpoint_every % self.record_every:
+            what = f"checkpoint_every is {self.checkpoint_every} and record_every {self.record_every}"
+            raise InputError(what, remedy="make the former a multiple of the latter, so that a resumed run's records are whole")
 
 
 def resolved(config: C, job: str) -> C:
@@ -47,14 +51,14 @@ def resolved(config: C, job: str) -> C:
 
 
 def absolute(runs: str) -> str:
-    """The runs' address in full: workers have other working directories."""
+    """An address in full: workers have other working directories. Empty: where runs are kept by default."""
     if not runs:  # a Ray job's working directory is a copy that is thrown away
         return str((Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()) / "runs")
-    return runs if runs.startswith("s3://") else str(Path(runs).absolute())
+    return runs if "://" in runs else str(Path(runs).absolute())
 
 
 def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
-    """The folder of a run that may start: a used name needs --resume, and what its checkpoint depends on (``fixed``) stays.
+    """The folder of a run that may start: a used name needs --resume, and the settings named in ``fixed`` ("a.b") stay.
 
     Raises:
         InputError: it may not start; nothing was written.
@@ -68,8 +72,9 @@ def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
         raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
     before = stored_config(type(config), run)
     for name in fixed:
-        if getattr(before, name) != getattr(config, name):
-            what = f"the run was started with another {name}: {getattr(before, name)}"
+        was = attrgetter(name)(before)
+        if was != attrgetter(name)(config):
+            what = f"the run was started with another {name}: {was}"
             raise InputError(what, run.url, "resume without changing it, or start a new run")
     return run
 
@@ -83,7 +88,8 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     """What a command line's options default to: a resumed run's own settings; None: the options' own defaults."""
     if verb != "train" or "--resume" not in arguments:
         return None
-    given = dict(pairwise(arguments))
+    words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
+    given = dict(pairwise(words))
     if "--name" not in given:
         raise InputError("--resume needs the --name of a run", "train")
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+from datasets.sampling import generator
 
 Batch = dict[str, Any]
 
@@ -62,21 +63,18 @@ def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
 
 
 def steps(
-    task: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    config: OptimConfig,
-    batches: Iterable[Batch],
-    device: torch.device,
-    seed: int,
-) -> Iterator[Step]:
+    task: nn.Module, optimiser: torch.optim.Optimizer, config: OptimConfig, batches: Iterable[Batch], device: torch.device,
+    seed: int, rank: int = 0,
+) -> Iterator[Step]:  # fmt: skip
     """Train on each batch in turn; a batch holds tensors for the task, and its number under "step"."""
     task.train()
-    amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     began = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - began
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        torch.manual_seed(seed * 1_000_003 + batch["step"])  # dropout's: a resumed step drops what it would have dropped
+        # Dropout's: a resumed step drops what it would have dropped.
+        torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
         for group in optimiser.param_groups:
             group["lr"] = config.lr_at(batch["step"])
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -105,14 +103,15 @@ class Meter:
         Raises:
             InputError: the loss is not finite any more.
         """
+        began = time.perf_counter()
         sums = {k: torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results}
         means = {name: float(value) for name, value in sums.items()}
+        took = sum(step.took for step in self._steps) + time.perf_counter() - began  # here a GPU is waited for
         if not math.isfinite(means["loss"]):
             where = f"steps {self._steps[0].done}-{self._steps[-1].done}"
             raise InputError(
                 f"the loss is {means['loss']}: training has diverged", where, "lower --optim.lr, or give more --optim.warmup"
             )
-        took = sum(step.took for step in self._steps)
         means |= {"samples_per_s": samples * len(self._steps) / took, "wait": sum(step.waited for step in self._steps) / took}
         self._steps.clear()
         return means

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from datasets.cache import CacheConfig
 from datasets.decode import Image, decode
+from datasets.errors import InputError
 from datasets.index import Int64s, Split, split_of
 from datasets.store import read_samples
 from trainers.engine.console import summary_table
@@ -57,8 +58,15 @@ def write_report(
     run.write_text(REPORT, page.html())
 
 
-def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: float) -> None:
-    """Tell whether two images [2, D] show the same identity; JSON and a picture go into the run's folder."""
+def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: float | None) -> None:
+    """Tell whether two images [2, D] show the same identity; JSON and a picture go into the run's folder.
+
+    Raises:
+        InputError: there is no threshold, since the run was never evaluated.
+    """
+    if threshold is None:
+        remedy = "train on a set with query and gallery, or `evaluate` cannot choose one"
+        raise InputError("the run has no threshold to tell same from different by", run.url, remedy)
     cosine = float(cosine_similarity(features[0], features[1], dim=0))
     same = cosine >= threshold
     verdict = "same" if same else "different"

@@ -57,7 +57,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON document into the folder."""
-        self.write_text(name, json.dumps(value, indent=1))
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
 
     def write_model(self, state: dict[str, Any]) -> None:
         """Put the trained model into the folder, whole or not at all."""

@@ -21,6 +21,7 @@ class Scalars:
         self._run = run
         self._spool = None if isinstance(run.objects, Folder) else tempfile.TemporaryDirectory()
         self._folder = Path(self._spool.name if self._spool else f"{run.url}/tensorboard")
+        self._last = 0.0
         self._writer = SummaryWriter(self._folder)
 
     def __enter__(self) -> Self:
@@ -28,6 +29,9 @@ class Scalars:
 
     def add(self, record: Mapping[str, float]) -> None:
         """Write a record's numbers at its "step"."""
+        if record["step"] <= self._last:  # made again after a restart
+            return
+        self._last = record["step"]
         for name, value in record.items():
             if name in GROUPS:
                 self._writer.add_scalar(f"{GROUPS[name]}/{name}", value, record["step"])
