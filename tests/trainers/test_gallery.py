@@ -153,7 +153,9 @@ def on_rank(rank: int, url: str) -> dict[str, Any]:
 
 def test_two_ranks_find_what_one_finds(market: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = retrieval(market.url, Share(0, 1), None)
-    assert on_ranks(2, on_rank, market.url) == [alone] * 2
+    first, second = on_ranks(2, on_rank, market.url)
+    assert first == alone
+    assert second["metrics"] == {}  # rank 0 has the figures
     monkeypatch.setattr("trainers.engine.gallery.CHUNK", 3)
     assert retrieval(market.url, Share(0, 1), None, workers=2) == alone
 
@@ -219,7 +221,7 @@ def test_rank_files(images: list[Path]) -> None:
 
 def test_rank_split(market: Index) -> None:
     query = torch.cat([chunk["images"] for chunk in chunks_of(market, "query")])
-    found = rank_split(Pixels().eval(), Pixels().eval()(query), market, 4, SIZE, CPU, {})
+    found = rank_split(Pixels().eval(), Pixels().eval()(query), market, 4, SIZE, CPU, {}, CacheConfig())
     assert len(found) == 5
     assert found[1][0].name.startswith("0901/")
     for row in found:
