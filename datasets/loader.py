@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -134,9 +135,9 @@ class BatchStream(IterableDataset[Batch]):
                 positions[place], image = self._stand_in(int(plan.positions[place]), store)
             plan.changes.apply(rows[place], resize(image, self.size), images[place])
         return {
-            "images": torch.from_numpy(images).permute(0, 3, 1, 2),
-            "labels": torch.from_numpy(self.split.labels_of(positions)),
-            "positions": torch.from_numpy(positions),
+            "images": images,
+            "labels": self.split.labels_of(positions),
+            "positions": positions,
             "step": plan.step,
             "version": plan.version,
             "bad": bad,
@@ -167,10 +168,25 @@ def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bo
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": 2, "multiprocessing_context": multiprocessing.get_context("fork")}
-    for item in DataLoader(_Told(stream), batch_size=None, num_workers=workers, pin_memory=pin, **options):
+    for item in DataLoader(_Told(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
             raise item
-        yield item
+        yield {name: _tensor(value, pin) if isinstance(value, np.ndarray) else value for name, value in item.items()}
+
+
+def _tensor(array: npt.NDArray[Any], pin: bool) -> torch.Tensor:
+    """Images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is.
+
+    Batches cross the processes as arrays through a pipe: torch would send a file descriptor a tensor through a server in the
+    loader process, and a run restarted after a kill -9 was seen to hang there.
+    """
+    tensor = torch.from_numpy(array)
+    tensor = tensor.pin_memory() if pin else tensor
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 class _Told(IterableDataset[Batch | InputError]):
@@ -260,7 +276,7 @@ class SplitStream(IterableDataset[Batch]):
             places.append(place)
         stacked = np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
         return {
-            "images": torch.from_numpy(stacked).permute(0, 3, 1, 2),
-            "positions": torch.from_numpy(positions[places]),
+            "images": stacked,
+            "positions": positions[places],
             "bad": bad,
         }
