@@ -6,7 +6,9 @@ while it decodes. What a batch holds depends on the step alone, not on how many 
 b images of this rank, B of all ranks.
 """
 
+import ctypes
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from datasets.store import BucketStore, FolderStore, Pending, Sample, open_store
 from datasets.versions import VersionTable
 
 Batch = dict[str, Any]
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STAND_INS = 100  # samples tried in the place of one that cannot be read
 
 
@@ -168,6 +171,7 @@ def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bo
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": 2, "multiprocessing_context": multiprocessing.get_context("fork")}
+        options["worker_init_fn"] = _die_with_parent
     for item in DataLoader(_Told(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
             raise item
@@ -178,11 +182,17 @@ def _tensor(array: npt.NDArray[Any], pin: bool) -> torch.Tensor:
     """Images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is.
 
     Batches cross the processes as arrays through a pipe: torch would send a file descriptor a tensor through a server in the
-    loader process, and a run restarted after a kill -9 was seen to hang there.
+    loader process, and a run with a killed worker was seen to hang there.
     """
     tensor = torch.from_numpy(array)
     tensor = tensor.pin_memory() if pin else tensor
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _die_with_parent(_: int) -> None:
+    """A loader whose training process was killed would wait for ever to hand a batch over, and keep the dead one's sockets
+    open, so that Ray would not notice the death."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_it_is(item: Any) -> Any:
