@@ -79,6 +79,7 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: str) -> None:
     undisturbed, interrupted = short(shards, f"{s3_bucket}/runs"), short(shards, f"{s3_bucket}/runs")
     undisturbed.run()
