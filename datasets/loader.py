@@ -79,9 +79,9 @@ class _Plan(NamedTuple):
 class BatchStream(IterableDataset[Batch]):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
-    A batch: ``images`` uint8 [b, 3, H, W], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
+    A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
     evenly), ``bad`` (sentences: samples that could not be read and were replaced), ``storage`` (counts of GETs, bytes, cache
-    hits so far).
+    hits so far). ``behind_workers`` hands its arrays on as tensors, images as [b, 3, H, W].
     """
 
     def __init__(
@@ -165,6 +165,8 @@ class BatchStream(IterableDataset[Batch]):
 
 def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> Iterator[Batch]:
     """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
+
+    Its arrays come as tensors, images as [b, 3, H, W].
 
     ``pin`` copies batches to page-locked memory, for a GPU. What the stream raises as InputError is raised as it is.
     """
@@ -250,7 +252,8 @@ def _image(data: Sample) -> Image | ValueError:
 class SplitStream(IterableDataset[Batch]):
     """Every sample of a split once, in order, in chunks shared out over ranks and loader workers: for evaluation.
 
-    A chunk: ``images`` uint8 [n, 3, H, W] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't.
+    A chunk: ``images`` uint8 [n, H, W, 3] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't;
+    as tensors from ``behind_workers``, like a batch.
     """
 
     def __init__(

@@ -104,7 +104,7 @@ def pack(
         listing = _trained_on(LAYOUTS[layout](opened, HeldOut(options.held_out, options.seed)), opened.where, options, console)
         fingerprint = _fingerprint(listing, opened, layout, options)
         if (done := claim(objects, fingerprint, overwrite)) is not None:
-            console.print(f"already whole: {objects.url}", markup=False, highlight=False)
+            console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
             return done
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
         written = _write_all(shards, opened, objects, fingerprint, allow_unreadable, console)
@@ -117,7 +117,7 @@ def pack(
     write_index(objects, index, keys)
     forget(objects)
     for name, reason in unreadable.items():
-        console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+        console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     total = sum(shard.size for shard in index.shards) / 2**20
     what = f"{len(index):,} images of {len(index.identities):,} identities into {len(shards)} shards, {total:.1f} MiB"
     console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)

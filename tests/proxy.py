@@ -146,7 +146,8 @@ class FaultProxy:
         await asyncio.sleep(self.latency_ms / 1000)
         fault = self.faults.draw(self.rng) if answer.status in ("200", "206") else ""
         if not fault:
-            self.counts["bytes"] += await pass_answer(request, answer, server, to_client)
+            self.counts["bytes"] += int(answer.headers["content-length"])  # before the client can have them
+            await pass_answer(request, answer, server, to_client)
             return
         self.counts[fault] += 1
         body = bytearray(await server.readexactly(int(answer.headers["content-length"])))
@@ -188,30 +189,29 @@ async def left(client: asyncio.StreamReader) -> NoReturn:
     raise ConnectionAbortedError
 
 
-async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> int:
-    """Pass one answer on as it is; the number of its body's bytes."""
+async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+    """Pass one answer on as it is."""
     to_client.write(answer.raw)
     if request.start.startswith("HEAD ") or answer.status in ("204", "304"):
-        return 0
-    return await copy_body(server, to_client, answer)
+        return
+    await copy_body(server, to_client, answer)
 
 
-async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head) -> int:
-    """Pass on the body that the headers announce, by its length, in chunks, or none; the number of its bytes."""
+async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head) -> None:
+    """Pass on the body that the headers announce, by its length, in chunks, or none."""
     if "chunked" not in head.headers.get("transfer-encoding", ""):
-        return await copy(reader, writer, int(head.headers.get("content-length", 0)))
-    total, size = 0, -1
+        await copy(reader, writer, int(head.headers.get("content-length", 0)))
+        return
+    size = -1
     while size != 0:
         line = await reader.readline()
         size = int(line.split(b";")[0], 16)
         writer.write(line)
-        total += await copy(reader, writer, size + 2) - 2
-    return total
+        await copy(reader, writer, size + 2)
 
 
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> int:
-    """Pass on exactly ``size`` bytes, and return it."""
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+    """Pass on exactly ``size`` bytes."""
     for start in range(0, size, PIECE):
         writer.write(await reader.readexactly(min(size - start, PIECE)))
         await writer.drain()
-    return size

@@ -57,8 +57,8 @@ def cache(tmp_path: Path) -> CacheConfig:
 
 @pytest.fixture
 def opened(cache: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens stores that give up after milliseconds and not minutes, and closes them."""
-    monkeypatch.setattr(store_module, "TIMEOUTS", {"connect_timeout": "1s", "read_timeout": "200ms", "timeout": "5s"})
+    """Opens stores that give up after seconds and not minutes, and closes them."""
+    monkeypatch.setattr(store_module, "TIMEOUTS", {"connect_timeout": "5s", "read_timeout": "5s", "timeout": "10s"})
     quick = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=10), "base": 2}
     monkeypatch.setattr(store_module, "RETRIES", {"max_retries": 12, "retry_timeout": timedelta(seconds=20), "backoff": quick})
     stores = []
@@ -221,6 +221,7 @@ def test_faults_that_pass_are_not_seen(
     faults: Faults, streaming: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(store_module, "SPAN", 8 << 10)
+    monkeypatch.setitem(store_module.TIMEOUTS, "read_timeout", "200ms")  # stalls are many
     s3_proxy.match = ".tar"
     store = opened(bucket_set)
     s3_proxy.faults = faults

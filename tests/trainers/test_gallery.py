@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from datasets.cache import CacheConfig
 from datasets.errors import InputError
 from datasets.index import Index, read_index, split_of
-from datasets.loader import Share, SplitStream
+from datasets.loader import Share, SplitStream, behind_workers
 from datasets.pack import pack
 from trainers.engine.gallery import can_retrieve, embed, embed_files, evaluate_retrieval, rank_files, rank_split
 
@@ -59,7 +59,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def chunks_of(index: Index, name: str, share: Share = Share(0, 1), chunk: int = 4) -> list[dict[str, Any]]:  # noqa: B008
-    return list(SplitStream(split_of(index, name), SIZE, CACHE, {}, share, chunk))
+    return list(behind_workers(SplitStream(split_of(index, name), SIZE, CACHE, {}, share, chunk), 0))
 
 
 def test_features_are_ordered_by_position_whatever_the_order_of_chunks(market: Index) -> None:
