@@ -1,7 +1,7 @@
 """A worker's end of a run: which one it is, what it tells, and its checkpoints."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +39,18 @@ def this_worker(settings: dict[str, Any]) -> Worker:
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), settings["progress"])
 
 
-def save_checkpoint(worker: Worker, name: str, write: Callable[[Path], None]) -> None:
-    """Store a checkpoint: every rank calls this at the same step, rank 0 writes its files into the folder that it is given."""
+def save_checkpoint(worker: Worker, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None) -> None:
+    """Store a checkpoint: every rank calls this at the same step, rank 0 writes its files into the folder that it is given.
+
+    ``figures``: what a sweep should know of the run by then.
+    """
     if worker.rank != 0:
         ray.train.report({}, checkpoint=None)
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         write(Path(folder))
-        ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        stored = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(dict(figures or {}), checkpoint=stored, checkpoint_dir_name=name)
 
 
 def restore_checkpoint(read: Callable[[Path], Any]) -> Any:

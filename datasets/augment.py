@@ -1,4 +1,4 @@
-"""Training images: resized, and changed at random in ways that keep who is on them.
+"""Training images: resized, and changed at random in ways that keep who is on them (`datasets.labels` changes the labels along).
 
 The random numbers of a whole global batch come from one generator of (seed, step), so an image is changed in the same way
 on whatever worker it is prepared. B images, H x W the size trained at.
@@ -25,19 +25,24 @@ class AugmentConfig:
     """Mirror every second image; None: if the data set says that this keeps the identity (persons yes, letters no)."""
     shift: float = 0.05
     """Pad by this share of the height, then crop at random."""
+    turn: float = 0.0
+    """Turn about the centre by up to so many degrees, either way."""
     erase: float = 0.0
     """Share of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1 or not 0 <= self.erase <= 1:
             raise InputError("augment.shift and augment.erase are shares", "augment", "give numbers from 0 to 1")
+        if not 0 <= self.turn <= 180:
+            raise InputError(f"augment.turn is {self.turn}", "augment", "give degrees from 0 to 180")
 
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """What is done to each image of a global batch, arrays of [B]; pixels of the H x W image."""
+    """What is done to each image of a global batch, in this order; arrays of [B], pixels of the H x W image."""
 
     flip: npt.NDArray[np.bool_]
+    turn: npt.NDArray[np.float64]  # degrees, clockwise as seen
     down: npt.NDArray[np.int64]
     right: npt.NDArray[np.int64]
     erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
@@ -48,6 +53,8 @@ class Changes:
         down, right = int(self.down[row]), int(self.right[row])
         if self.flip[row]:
             image = image[:, ::-1]
+        if self.turn[row]:
+            image = turned(image, self.turn[row])
         if down or right:
             out[:] = MEAN
             source = image[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
@@ -56,6 +63,11 @@ class Changes:
             out[:] = image
         top, left, tall, wide = self.erase[row]
         out[top : top + tall, left : left + wide] = MEAN
+
+    def geometry(self, rows: range, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """What moves the content of these rows [b, 4]: flip (0 or 1), turn in degrees, down and right as shares of (H, W)."""
+        moves = [self.flip[rows], self.turn[rows], self.down[rows] / size[0], self.right[rows] / size[1]]
+        return np.stack(moves, axis=1).astype(np.float32)
 
 
 def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], batch: int, seed: int, step: int) -> Changes:
@@ -71,7 +83,16 @@ def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], bat
     top, left = (place[0] * (height - tall + 1)).astype(np.int64), (place[1] * (width - wide + 1)).astype(np.int64)
     shifts = (u[1:3] * (2 * most + 1)).astype(np.int64) - most
     right = np.clip(shifts[1], -width, width)  # the padding follows the height, which may be many times the width
-    return Changes(flip, shifts[0], right, np.stack([top, left, tall, wide], axis=1))
+    turn = (rng.random(batch) * 2 - 1) * config.turn
+    return Changes(flip, turn, shifts[0], right, np.stack([top, left, tall, wide], axis=1))
+
+
+def turned(image: Image, degrees: float) -> Image:
+    """An image turned about its centre, clockwise as seen; what comes in from outside is MEAN."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
+    out: Image = cv2.warpAffine(image, matrix, (width, height), borderValue=MEAN.tolist())  # type: ignore[assignment]
+    return out
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:

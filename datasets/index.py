@@ -6,6 +6,7 @@ Shards are plain WebDataset tar files; the index is an addition beside them, in 
     index/samples.parquet      key, identity, block, offset, size, camera       one row a sample, in the order of (block, offset)
     index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c    in the order of (shard, offset)
     index/identities.parquet   name, sorted; the row number is the identity
+    index/labels.parquet       only where images have labels: a float32 column each, NaN where absent; rows as the samples'
 
 A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
 member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
@@ -16,7 +17,7 @@ M samples, K blocks, N identities.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -33,6 +34,7 @@ from datasets.objects import Bucket, Folder, open_objects
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
 SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
+LABELS = "index/labels.parquet"
 JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
 
 SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
@@ -81,6 +83,14 @@ class Index:
         """crc32c of what the set holds and who is who in it: a repacked set of other content has another."""
         parts = [self.blocks[name].tobytes() for name in ("crc32c", "identity", "split")] + ["\n".join(self.identities).encode()]
         return reduce(google_crc32c.extend, parts, 0)
+
+    @cached_property
+    def labels(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
+        objects = open_objects(self.url)
+        mark = _manifest(objects)["tables"].get(LABELS)
+        table = _table(objects, LABELS, mark) if mark else pa.table({})
+        return {name: table.column(name).to_numpy() for name in table.column_names}
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
         """The identity of each sample."""
@@ -191,13 +201,16 @@ def read_index(url: str) -> Index:
     )
 
 
-def write_index(objects: Folder | Bucket, index: Index, keys: Sequence[str]) -> None:
+def write_index(
+    objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None
+) -> None:
     """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
     of_sample = index.identity_of(np.arange(len(index)))
     tables = {
         SAMPLES: pa.table({"key": pa.array(keys, pa.string()), "identity": of_sample, **index.samples}),
         BLOCKS: pa.table(index.blocks),
         IDENTITIES: pa.table({"name": pa.array(index.identities, pa.string())}),
+        **({LABELS: pa.table(dict(labels))} if labels else {}),
     }  # fmt: skip
     marks = {}
     for name, table in tables.items():

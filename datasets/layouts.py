@@ -9,8 +9,8 @@ Identity names become folder names in the shards, so they are cleaned (``clean``
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar, get_args
 from zlib import crc32
@@ -29,12 +29,13 @@ QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``name`` is its path in the source."""
+    """One image: ``name`` is its path in the source, ``labels`` those of the columns in `datasets.labels` that are known of it."""
 
     split: str
     identity: str
     camera: str
     name: str
+    labels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def msmt17(source: Source, _: HeldOut) -> Listing:
     different people from 0, so their names carry ``train-`` or ``test-``. The validation list holds training people:
     it belongs to the 32,621 training images of the paper.
     """
-    root = _root_above(source, "list_train.txt", "MSMT17 has list_train.txt, list_query.txt and list_gallery.txt")
+    root = root_above(source, "list_train.txt", "MSMT17 has list_train.txt, list_query.txt and list_gallery.txt")
     v2 = any(name.startswith(f"{root}mask_train_v2/") for name in source.sizes)
     train, test = ("mask_train_v2", "mask_test_v2") if v2 else ("train", "test")
     samples = []
@@ -85,7 +86,7 @@ def msmt17(source: Source, _: HeldOut) -> Listing:
         list_name = f"{root}list_{part}.txt"
         if part == "val" and list_name not in source.sizes:
             continue
-        for number, line in enumerate(_text(source, list_name).splitlines(), 1):
+        for number, line in enumerate(text_of(source, list_name).splitlines(), 1):
             if not line.strip():
                 continue
             parsed = re.fullmatch(r"(\S+/\d+_\d+_(\d+)_\S+)\s+(\d+)", line.strip())
@@ -105,8 +106,8 @@ def cuhk03(source: Source, _: HeldOut) -> Listing:
     protocol, so that the same-camera rule has work to do. A camera's only image of a person stays in the gallery:
     the person's queries in the other camera need something to find.
     """
-    manifest = _root_above(source, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
-    rows = csv.DictReader(_text(source, manifest).splitlines())
+    manifest = root_above(source, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
+    rows = csv.DictReader(text_of(source, manifest).splitlines())
     if missing := {"path", "pid", "cam", "split"} - set(rows.fieldnames or ()):
         what = f"no column {', '.join(sorted(missing))}"
         raise InputError(what, f"{manifest} in {source.where}", "path,pid,cam,split are expected")
@@ -139,7 +140,7 @@ def folders(source: Source, held_out: HeldOut) -> Listing:
     ``test`` becomes queries and gallery; with no such folders a share of the identities does. Cameras are unknown: each
     split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
     """
-    names = list(_images(source, list(source.sizes)))
+    names = list(images_in(source, list(source.sizes)))
     parts = {name: PurePosixPath(name).parts for name in names}
     if len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
         parts = {name: p[1:] for name, p in parts.items()}  # one folder around everything
@@ -167,7 +168,7 @@ def omniglot(source: Source, held_out: HeldOut) -> Listing:
     """Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the source. A character is an identity, its drawer a
     camera. Alphabets that stand in several of its parts (Greek, Latin) are taken once."""
     samples: dict[str, Sample] = {}
-    for name in _images(source, list(source.sizes)):
+    for name in images_in(source, list(source.sizes)):
         parts = PurePosixPath(name).parts[-3:]
         drawer = re.fullmatch(r"\d+_(\d+)", PurePosixPath(name).stem)
         if len(parts) < 3 or drawer is None:
@@ -207,13 +208,13 @@ def _no_two_alike(names: Iterable[str], source: Source) -> None:
 
 
 def _three_folders(source: Source, pattern: str, example: str) -> list[Sample]:
-    root = _root_above(source, "bounding_box_train", "bounding_box_train, query and bounding_box_test are expected")
+    root = root_above(source, "bounding_box_train", "bounding_box_train, query and bounding_box_test are expected")
     samples = []
     for folder, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
         inside = [name for name in source.sizes if name.startswith(f"{root}{folder}/")]
         if not inside:
             raise InputError("an empty or missing folder", f"{root}{folder} in {source.where}", "is the download whole?")
-        for name in _images(source, inside):
+        for name in images_in(source, inside):
             parsed = re.match(pattern, PurePosixPath(name).name)
             if parsed is None:
                 expected = f"a name like {example} is expected"
@@ -247,7 +248,8 @@ def _queries(samples: list[Sample], seed: int) -> list[Sample]:
     return test
 
 
-def _images(source: Source, names: list[str]) -> Iterable[str]:
+def images_in(source: Source, names: list[str]) -> Iterable[str]:
+    """Those of the names that are images; what is neither image nor companion is refused."""
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in IMAGES:
@@ -257,7 +259,7 @@ def _images(source: Source, names: list[str]) -> Iterable[str]:
             raise InputError("not an image by its name", f"{name} in {source.where}", f"{expected}: convert it or take it out")
 
 
-def _root_above(source: Source, marker: str, expected: str) -> str:
+def root_above(source: Source, marker: str, expected: str) -> str:
     """The path, with its last slash, above the file or folder ``marker`` that lies nearest to the top."""
     found = [PurePosixPath(name).parts for name in source.sizes]
     roots = [parts[: parts.index(marker)] for parts in found if marker in parts]
@@ -266,7 +268,8 @@ def _root_above(source: Source, marker: str, expected: str) -> str:
     return "".join(f"{part}/" for part in min(roots, key=len))
 
 
-def _text(source: Source, name: str) -> str:
+def text_of(source: Source, name: str) -> str:
+    """A file as text; raises InputError."""
     try:
         return source.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:

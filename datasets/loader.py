@@ -79,9 +79,10 @@ class _Plan(NamedTuple):
 class BatchStream(IterableDataset[Batch]):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
-    A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``step``, ``version`` (0: drawn
-    evenly), ``bad`` (sentences: samples that could not be read and were replaced), ``storage`` (counts of GETs, bytes, cache
-    hits so far). ``behind_workers`` hands its arrays on as tensors, images as [b, 3, H, W].
+    A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
+    `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``bad`` (sentences: samples that could not be read and were
+    replaced), ``storage`` (counts of GETs, bytes, cache hits so far). ``behind_workers`` hands its arrays on as tensors, images
+    as [b, 3, H, W].
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class BatchStream(IterableDataset[Batch]):
             "images": images,
             "labels": self.split.labels_of(positions),
             "positions": positions,
+            "moves": plan.changes.geometry(rows, self.size),
             "step": plan.step,
             "version": plan.version,
             "bad": bad,
@@ -163,7 +165,7 @@ class BatchStream(IterableDataset[Batch]):
         raise InputError(what, where, "check the set with `python -m datasets.inspect`")
 
 
-def behind_workers(stream: "BatchStream | SplitStream", workers: int, *, pin: bool = False) -> Iterator[Batch]:
+def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = False) -> Iterator[Batch]:
     """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
 
     Its arrays come as tensors, images as [b, 3, H, W].
@@ -204,7 +206,7 @@ def _as_it_is(item: Any) -> Any:
 class _Told(IterableDataset[Batch | InputError]):
     """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback."""
 
-    def __init__(self, stream: "BatchStream | SplitStream") -> None:
+    def __init__(self, stream: IterableDataset[Batch]) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[Batch | InputError]:

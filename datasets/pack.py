@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import google_crc32c
 import tyro
@@ -22,14 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from datasets.decode import decode
 from datasets.destination import claim, forget, note_name
 from datasets.errors import InputError, run_main
+from datasets.face_layouts import FACE_LAYOUTS, FaceName
 from datasets.index import Index, write_index
 from datasets.layouts import LAYOUTS, HeldOut, Listing, Name
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.plan import ShardPlan, Written, index_of, plan_shards
+from datasets.plan import ShardPlan, Written, index_of, labels_of, plan_shards
 from datasets.source import Source, open_source
 from datasets.tar import END, header, padded
 
 VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
+Layout = Literal[Name, FaceName]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -59,7 +61,7 @@ class Options:
     seed: int = 0
     """Draws the order of the images, and the identities that are held out."""
     held_out: float = 0.25
-    """Share of identities kept for query and gallery, where the data set does not say (folders, omniglot)."""
+    """Share kept from training where the data set does not say: identities (folders, omniglot), or images (faces)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
 
@@ -73,7 +75,7 @@ class Options:
 class Pack(Options):
     """Pack a data set into shards in which an identity's images lie side by side."""
 
-    layout: tyro.conf.Positional[Name] = tyro.MISSING
+    layout: tyro.conf.Positional[Layout] = tyro.MISSING
     source: tyro.conf.Positional[Path] = tyro.MISSING
     """The folder, zip or tar that was downloaded."""
     destination: tyro.conf.Positional[str] = tyro.MISSING
@@ -87,7 +89,7 @@ class Pack(Options):
 
 
 def pack(
-    layout: Name, source: Path, destination: str, options: Options | None = None, *,
+    layout: Layout, source: Path, destination: str, options: Options | None = None, *,
     allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
 ) -> Index:  # fmt: skip
     """Pack a data set, or finish a pack that was interrupted, or find that it is done.
@@ -101,7 +103,9 @@ def pack(
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", destination, "pack to another place")
     with open_source(source) as opened:
-        listing = _trained_on(LAYOUTS[layout](opened, HeldOut(options.held_out, options.seed)), opened.where, options, console)
+        listing = _trained_on(
+            (LAYOUTS | FACE_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed)), opened.where, options, console
+        )
         fingerprint = _fingerprint(listing, opened, layout, options)
         if (done := claim(objects, fingerprint, overwrite)) is not None:
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
@@ -114,7 +118,7 @@ def pack(
         "source": source.resolve().name, **asdict(options), "unreadable": unreadable, "fingerprint": fingerprint,
     }  # fmt: skip
     index, keys = index_of(objects.url, shards, written, about)
-    write_index(objects, index, keys)
+    write_index(objects, index, keys, labels_of(shards, written))
     forget(objects)
     for name, reason in unreadable.items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
@@ -132,7 +136,7 @@ def _trained_on(listing: Listing, where: str, options: Options, console: Console
         console.print(f"left out {len(few)} training identities with fewer than {options.min_samples} images")
     samples = [sample for sample in listing.samples if sample.split != "train" or sample.identity not in few]
     identities = {sample.identity for sample in samples}
-    if len(identities) < 2:
+    if len(identities) < 2 and not any(sample.labels for sample in samples):
         found = f"only '{next(iter(identities))}'" if identities else "none"
         remedy = "there is nobody to tell apart: are the layout and --min-samples right?"
         raise InputError(f"fewer than two identities ({found})", where, remedy)
@@ -143,7 +147,8 @@ def _fingerprint(listing: Listing, source: Source, layout: str, options: Options
     """The same for packs that lead to the same shards, as far as names and sizes can tell."""
     digest = hashlib.sha256(json.dumps([VERSION, layout, asdict(options)], sort_keys=True).encode())
     for sample in sorted(listing.samples, key=lambda s: s.name):
-        digest.update(json.dumps([sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]).encode())
+        told = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
+        digest.update(json.dumps([*told, sorted(sample.labels.items())] if sample.labels else told).encode())
     return digest.hexdigest()[:16]
 
 

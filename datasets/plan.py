@@ -5,19 +5,20 @@ random order. An identity's run is cut into blocks, and blocks fill shards; no b
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from datasets.errors import InputError
 from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.layouts import Sample, shuffled
 from datasets.tar import END, RECORD, padded
 
-SPLITS = ("train", "query", "gallery")  # the order of shards
+SPLITS = ("train", "query", "gallery", "test")  # the order of shards
 T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
 
@@ -31,6 +32,7 @@ class Member:
     camera: str
     source: str
     size: int
+    labels: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -116,6 +118,18 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
     return Index(url, tars, tuple(splits), tuple(cameras), tuple(identities), *tables, about), keys
 
 
+def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
+    """The labels of the samples of `index_of`, in its order: a column [M] for each that any sample has, NaN where one is absent."""
+    members = [
+        member
+        for shard, result in zip(shards, written, strict=True)
+        for block in left(shard, result.unreadable.keys())
+        for member in block
+    ]
+    names = sorted({name for member in members for name in member.labels})
+    return {name: np.array([member.labels.get(name, np.nan) for member in members], np.float32) for name in names}
+
+
 def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
     """The shard's blocks without the samples that could not be read, and without blocks of which nothing is left."""
     for block in shard.blocks:
@@ -129,7 +143,7 @@ def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict
     seen: dict[str, int] = defaultdict(int)
     for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
         key = f"{sample.identity}/{seen[sample.identity]:06d}"
-        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name])
+        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels)
         if len(member.name) > LONGEST:
             remedy = f"{LONGEST} characters fit, /000000.jpg among them"
             raise InputError("an identity's name is too long for a tar", sample.identity, remedy)

@@ -260,7 +260,7 @@ def generator(seed: int, purpose: str, *place: int) -> np.random.Generator:
 
 def _check_fits(config: SamplerConfig, split: Split) -> None:
     identities, where = len(split.counts), f"split '{split.name}' of {split.index.url}"
-    if identities < 2:
+    if identities < 2 and config.kind != "uniform":
         raise InputError(
             f"only {identities} identity to train on", where, "re-identification needs two or more: check the layout"
         )

@@ -111,7 +111,10 @@ def open_data(config: Train) -> Data:
     """Open the set; every worker does so for itself."""
     index = read_index(config.data or shipped_set())
     height, width = config.loader.size or index.about["size"]
-    return Data(index, split_of(index, "train"), shard_etags(index), (height, width))
+    train = split_of(index, "train")
+    if len(train.counts) < 2:
+        raise InputError(f"only {len(train.counts)} identity to train on", index.url, "re-identification needs two or more")
+    return Data(index, train, shard_etags(index), (height, width))
 
 
 def train_worker(settings: dict[str, Any]) -> None:

@@ -30,6 +30,14 @@ def from_json(kind: type[T], text: str, where: str) -> T:
         ) from error
 
 
+def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings within settings as rows of dotted name and value, for a table."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        rows += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows
+
+
 def _build(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)

@@ -7,6 +7,7 @@ cosine.
 import copy
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -19,13 +20,13 @@ TOLERANCE = 1e-4
 _Run = Callable[[Tensor], Tensor]
 
 
-def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path) -> float:
-    """Write an ONNX file (input "images", output "features") for images of ``size`` (height, width).
+def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path, output: str = "features") -> float:
+    """Write an ONNX file (input "images", output named by ``output``) for images of ``size`` (height, width).
 
     ``path`` is written whole or not at all, and only when onnxruntime's features equal the embedder's: returns the
     largest difference of L2-normalised features, raises RuntimeError from 1e-4 up.
     """
-    return _export(embedder, size, path, _write_onnx, _load_onnx)
+    return _export(embedder, size, path, partial(_write_onnx, output=output), partial(_load_onnx, output=output))
 
 
 def export_program(embedder: nn.Module, size: tuple[int, int], path: Path) -> float:
@@ -72,13 +73,13 @@ def _images(batch: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
 
 
-def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, output: str) -> None:
     torch.onnx.export(
         model,
         (images,),
         path,
         input_names=["images"],
-        output_names=["features"],
+        output_names=[output],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         dynamo=True,
         external_data=False,
@@ -86,9 +87,9 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     )
 
 
-def _load_onnx(path: Path) -> _Run:
+def _load_onnx(path: Path, output: str) -> _Run:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run([output], {"images": images.numpy()})[0])
 
 
 def _write_program(model: nn.Module, images: Tensor, path: Path) -> None:

@@ -25,6 +25,8 @@ class JobConfig:
 
     name: str = ""
     """The run's name; empty: made from the time."""
+    config: str = ""
+    """A JSON file of settings, such as a run's config.json or a sweep's best.json, that the options default to."""
     runs: str = ""
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: bool = False
@@ -85,14 +87,27 @@ def stored_config(kind: type[C], run: Run) -> C:
 
 
 def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None:
-    """What a command line's options default to: a resumed run's own settings; None: the options' own defaults."""
-    if verb != "train" or "--resume" not in arguments:
-        return None
+    """What a command line's options default to: a resumed run's own settings or those of the file that --config names; None: the
+    options' own defaults."""
     words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
     given = dict(pairwise(words))
+    if verb == "train" and "--config" in given:
+        return config_file(kind, given["--config"])
+    if verb != "train" or "--resume" not in arguments:
+        return None
     if "--name" not in given:
         raise InputError("--resume needs the --name of a run", "train")
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
+
+
+def config_file(kind: type[C], path: str) -> C:
+    """The settings in a file, for a run of another name; raises InputError."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise InputError(f"cannot read the settings ({error.strerror})", path, "name a JSON file such as config.json") from error
+    defaults = kind()
+    return replace(from_json(kind, text, path), name=defaults.name, runs=defaults.runs, resume=False, config=path)
 
 
 @contextmanager

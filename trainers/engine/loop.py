@@ -64,9 +64,12 @@ def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
 
 def steps(
     task: nn.Module, optimiser: torch.optim.Optimizer, config: OptimConfig, batches: Iterable[Batch], device: torch.device,
-    seed: int, rank: int = 0,
+    seed: int, rank: int = 0, first: int = 0,
 ) -> Iterator[Step]:  # fmt: skip
-    """Train on each batch in turn; a batch holds tensors for the task, and its number under "step"."""
+    """Train on each batch in turn; a batch holds tensors for the task, and its number under "step".
+
+    ``first``: the step with which this stage of the run began, and from which its learning rate is counted.
+    """
     task.train()
     amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     began = time.perf_counter()
@@ -76,7 +79,7 @@ def steps(
         # Dropout's: a resumed step drops what it would have dropped.
         torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
         for group in optimiser.param_groups:
-            group["lr"] = config.lr_at(batch["step"])
+            group["lr"] = config.lr_at(batch["step"] - first)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             results = task(inputs)
         optimiser.zero_grad(set_to_none=True)

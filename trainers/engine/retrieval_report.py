@@ -15,6 +15,7 @@ from datasets.decode import Image, decode
 from datasets.errors import InputError
 from datasets.index import Int64s, Split, split_of
 from datasets.store import read_samples
+from trainers.engine.config import flat
 from trainers.engine.console import summary_table
 from trainers.engine.gallery import Found, read_image
 from trainers.engine.pictures import confusable_pairs, curves, difficulty_over_time, ranked_galleries, two_images
@@ -54,7 +55,7 @@ def write_report(
         pictures.append(("Ranked galleries", caption, lambda dark: ranked_galleries(galleries, dark)))
     for title, caption, draw in pictures:
         page.figure(title, draw(False), caption, draw(True))
-    page.table("Settings", ["setting", "value"], [[name, str(value)] for name, value in _flat(settings)])
+    page.table("Settings", ["setting", "value"], [[name, str(value)] for name, value in flat(settings)])
     run.write_text(REPORT, page.html())
 
 
@@ -126,10 +127,3 @@ def _decoded(data: bytes | memoryview | ValueError) -> Image | None:
         return None if isinstance(data, ValueError) else decode(data)
     except ValueError:
         return None
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return rows

@@ -3,12 +3,16 @@
 import difflib
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from datasets.errors import InputError
 
 SMALL = "hardshard_small"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights are trained with
+LEVELS = 3  # of a backbone's feature maps, the deepest of each size
 # Classifiers that take any image size and end in one flat vector before an `fc` or `classifier`.
 _FAMILIES = ("resnet*", "resnext*", "wide_resnet*", "mobilenet*", "shufflenet*", "mnasnet*", "efficientnet*", "regnet*")
 
@@ -39,6 +43,21 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
     return name
 
 
+class Normalise(nn.Module):
+    """RGB images [B, 3, H, W], uint8 or float in 0..255, as the backbones take them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
 def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2) -> tuple[nn.Module, int]:
     """Return a module that maps images [B, 3, H, W] (float, normalised) to pooled features [B, F], and F.
 
@@ -61,6 +80,33 @@ def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2)
     first = next(module for module in getattr(model, classifier).modules() if isinstance(module, nn.Linear))
     setattr(model, classifier, nn.Identity())
     return model, first.in_features
+
+
+def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, list[int]]:
+    """A backbone that also gives what it finds on the way: images -> {"pooled": [B, F], "0": [B, C0, h, w], ...}; F; C0, C1, ...
+
+    The levels are the last maps of the LEVELS smallest sizes, the largest first. Raises as ``build_backbone``.
+    """
+    backbone, features = build_backbone(name, weights)
+    maps: dict[int, tuple[str, int]] = {}  # by height: the last module that gives such a map, and its channels
+
+    def note(module_name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            maps[output.shape[2]] = (module_name, output.shape[1])
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=module_name: note(name, output))
+        for module_name, module in backbone.named_modules()
+        if module_name.count(".") < 2 and not isinstance(module, nn.AdaptiveAvgPool2d)
+    ]
+    with torch.no_grad():
+        backbone.eval()(torch.zeros(1, 3, 128, 128))
+    for hook in hooks:
+        hook.remove()
+    levels = [maps[height] for height in sorted(maps, reverse=True)[-LEVELS:]]
+    last = "fc" if hasattr(backbone, "fc") else "classifier"
+    nodes = {**{module_name: str(level) for level, (module_name, _) in enumerate(levels)}, last: "pooled"}
+    return create_feature_extractor(backbone, nodes), features, [channels for _, channels in levels]
 
 
 def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.losses.heads import BatchHardTriplet, HeadConfig, build_head
-from trainers.models.backbones import SMALL, build_backbone, check_backbone
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights are trained with
+from trainers.models.backbones import SMALL, Normalise, build_backbone, check_backbone
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,9 @@ class Embedder(nn.Module):
     after it.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.normalise = Normalise()
         self.backbone, width = build_backbone(config.backbone, config.weights, config.last_stride)
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(width, config.embedding, bias=False)
@@ -58,8 +51,7 @@ class Embedder(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features before and after the neck, [B, D] each. In training B must be at least 2 (batch norm)."""
-        pixels = (images - self.mean) / self.std
-        before: Tensor = self.project(self.dropout(self.backbone(pixels)))
+        before: Tensor = self.project(self.dropout(self.backbone(self.normalise(images))))
         after: Tensor = self.neck(before)
         return before, after
 

@@ -1,0 +1,51 @@
+"""Several shard sets in one batch: each set has a stream of its own that gives a fixed part of every global batch.
+
+A part is a whole number of ``unit`` samples and depends on batch and weights alone, never on the number of workers; so whoever
+resumes on another number of workers sees the same samples.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from datasets.errors import InputError
+from datasets.loader import Batch, BatchStream
+
+
+def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
+    """Samples of each set in a global batch: by weight, whole units, the rest to the largest remainders.
+
+    Raises:
+        InputError: a weight is not above 0, the batch is no multiple of the unit, or a set would get nothing.
+    """
+    if not weights or not all(0 < weight < np.inf for weight in weights):
+        raise InputError(f"the sets' weights are {', '.join(f'{weight:g}' for weight in weights)}", "mix", "give numbers above 0")
+    if unit < 1 or batch % unit:
+        raise InputError(f"the batch of {batch} is no multiple of {unit}", "mix.unit", "choose another batch or unit")
+    exact = np.array(weights, np.float64) / sum(weights) * (batch // unit)
+    units = np.floor(exact).astype(np.int64)
+    largest = np.argsort(units - exact, kind="stable")[: batch // unit - units.sum()]
+    units[largest] += 1
+    if not units.all():
+        what = f"a batch of {batch} in parts of {unit} leaves nothing for a set of weight {weights[int(units.argmin())]:g}"
+        raise InputError(what, "mix", "raise the batch or that weight, or lower mix.unit")
+    return [int(count) * unit for count in units]
+
+
+class MixedStream(IterableDataset[Batch]):
+    """The streams of several sets, step by step: their samples side by side, ``set`` int64 [b] says whose each is."""
+
+    def __init__(self, streams: Sequence[BatchStream]) -> None:
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batches in zip(*self.streams, strict=True):
+            tensors = {name: [b[name] for b in batches] for name in ("images", "labels", "positions", "moves")}
+            yield {
+                **{name: torch.cat(parts) for name, parts in tensors.items()},
+                "set": torch.cat([torch.full((len(b["labels"]),), number) for number, b in enumerate(batches)]),
+                "step": batches[0]["step"],
+                "bad": [failure for b in batches for failure in b["bad"]],
+            }

@@ -1,0 +1,414 @@
+"""Face attributes from one model: trained in stages, with a part that decouples what is coupled.
+
+python trainers/attributes.py --data s3://bucket/celeba s3://bucket/utkface --name faces --cluster.workers 8
+python trainers/attributes.py --name faces --resume             go on with a run
+python trainers/attributes.py evaluate --name faces
+python trainers/attributes.py predict --name faces --images someone.jpg a_folder
+python trainers/attributes.py predict --name faces --stream 0   a webcam, a video file or its address
+python trainers/attributes.py export --name faces --to faces.onnx
+python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, in one table
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import torch
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.launch import ClusterConfig, connect, launch
+from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
+from datasets.augment import AugmentConfig
+from datasets.cache import CacheConfig
+from datasets.errors import InputError
+from datasets.index import check_shards
+from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
+from trainers.engine.cli import run_job
+from trainers.engine.config import from_json, to_json
+from trainers.engine.export import export_onnx, export_program
+from trainers.engine.face_report import print_comparison, print_figures, tell_faces, write_report
+from trainers.engine.faces import (
+    FaceSet,
+    MixConfig,
+    evaluate_faces,
+    mixed_parts,
+    mixed_stream,
+    open_sets,
+    tasks_with_labels,
+    with_targets,
+)
+from trainers.engine.frames import frames_of_files, frames_of_stream
+from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
+from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
+from trainers.engine.run import HISTORY, METRICS, Run
+from trainers.engine.stages import StageConfig, StageLog
+from trainers.losses.attributes import TASKS, Weights
+from trainers.models.attributes import BACKBONE, Attributes, AttributesTask, FaceModelConfig
+
+Arm = Literal["single", "joint", "staged", "staged+decoupler"]
+INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
+COUPLED = ("age", "quality", "attractiveness")
+DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
+
+
+@dataclass(frozen=True)
+class Stage(StageConfig):
+    """A stage of the curriculum. Raises InputError for an unknown task."""
+
+    tasks: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    """What is not trained: "backbone", or heads by their task."""
+    weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in (*self.tasks, *self.freeze) if name not in TASKS and name != BACKBONE]:
+            raise InputError(f"unknown task {', '.join(unknown)}", "stage", f"there are: {', '.join(TASKS)}")
+
+    def task_weights(self) -> dict[str, float]:
+        """What this stage trains, and the weight of each task's loss."""
+        return {task: float(getattr(self.weights, task)) for task in self.tasks}
+
+
+@dataclass(frozen=True)
+class Train(JobConfig):
+    """Train a model in stages: mix the sets, checkpoint, evaluate, report."""
+
+    data: tuple[str, ...] = ()
+    """Shard sets with labels: folders or s3://bucket/prefix."""
+    arm: Arm = "staged+decoupler"
+    """single: a model for each task; joint: one model, all tasks from the start; staged; and with the decoupling part."""
+    batch: int = 64
+    """Samples of a global batch, over all sets and workers."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    loader: LoaderConfig = field(default_factory=lambda: LoaderConfig(size=(64, 64)))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(turn=30.0))
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    make_roll: bool = True
+    """Take images without a roll for upright, so that augment.turn makes roll labels."""
+    model: FaceModelConfig = field(default_factory=FaceModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """kind, weight_decay and amp; the stages say the rest."""
+    stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
+    stage2: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED)))
+    stage3: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED, "pose")))
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loader.size is None:
+            raise InputError("loader.size is not set", "loader", "sets of several sizes are mixed: give a height and a width")
+        if self.batch < 1 or self.mix.unit % self.cluster.workers:
+            what = f"parts of {self.mix.unit} samples cannot be shared evenly by {self.cluster.workers} workers"
+            raise InputError(what, "mix.unit", "choose a multiple of the number of workers, and a batch of at least 1")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the arm goes through; without a curriculum all tasks have all the steps."""
+        stages = (self.stage1, self.stage2, self.stage3)
+        if self.arm in ("single", "joint"):
+            least, most = sum(stage.least for stage in stages), sum(stage.most for stage in stages)
+            stages = (replace(self.stage3, least=least, most=most, lr=self.stage1.lr),)
+        return stages
+
+    @property
+    def steps(self) -> int:
+        """The most steps that the run takes."""
+        return sum(stage.most for stage in self.stages)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H, W trained at."""
+        assert self.loader.size is not None
+        return self.loader.size
+
+    @property
+    def rolls_made(self) -> bool:
+        """Whether turned images have a roll."""
+        return self.make_roll and self.augment.turn > 0
+
+    def run(self) -> None:
+        """Check all that can be checked here, train on the cluster, write the report."""
+        config = replace(resolved(self, "attributes"), data=tuple(_whole(url) for url in self.data))
+        sets = open_sets(config.data)
+        for face_set in sets:
+            check_shards(face_set.index)
+        mixed_parts(sets, config.mix, config.batch)
+        tasks = trained_tasks(config, sets)
+        run = start_run(config, fixed=("data", "seed", "model", "arm", "mix", "batch", "loader"))
+        connect(config.cluster)
+        count = sum(len(face_set.train) for face_set in sets)
+        print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
+        with shown(run, config) as show:
+            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+        metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
+        print_figures(config.name, metrics.get("after", {}))
+        write_report(run, to_json(config), metrics, history)
+        print(f"report: {run.url}/report.html")
+
+
+def _whole(url: str) -> str:
+    return url if "://" in url else str(Path(url).absolute())  # workers have other working directories
+
+
+def trained_tasks(config: Train, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
+    """The tasks of all stages of which there is a label, in the order of `TASKS`.
+
+    Raises:
+        InputError: a stage has none.
+    """
+    there = tasks_with_labels(sets, make_roll=config.rolls_made)
+    for number, stage in enumerate(config.stages, 1):
+        if not set(stage.tasks) & set(there):
+            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.tasks) or 'no task'}"
+            raise InputError(what, ", ".join(config.data), f"labels are there of: {', '.join(there) or 'none'}")
+    return tuple(task for task in there if any(task in stage.tasks for stage in config.stages))
+
+
+class Job(NamedTuple):
+    """What a worker has at hand in every stage."""
+
+    config: Train
+    worker: Worker
+    sets: tuple[FaceSet, ...]
+    task: AttributesTask
+    journal: Journal
+    log: StageLog
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    config = from_json(Train, settings["config"], "the driver")
+    worker, run, sets = this_worker(settings), Run(config.runs, config.name), open_sets(config.data)
+    torch.manual_seed(config.seed)
+    model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single")
+    task = AttributesTask(model, worker.group)
+    task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
+    stored = restore_checkpoint(read_checkpoint)
+    journal = Journal(**stored["journal"]) if stored else Journal()
+    job = Job(config, worker, sets, task, journal, StageLog(journal.notes, worker.group))
+    restored = job.log.now
+    if restored < 0:
+        evaluate(job)
+    for number, stage in enumerate(config.stages):
+        if config.arm == "staged+decoupler" and number == DECOUPLED_FROM:
+            torch.manual_seed(config.seed + number)
+            model.insert_decoupler()
+        if number < restored:
+            continue
+        task.enter(stage.task_weights(), stage.freeze)
+        optimiser = build_optimiser(stage.optim(config.optim), task)
+        if stored and number == restored:
+            task.load_state_dict(stored["task"])
+            optimiser.load_state_dict(stored["optimiser"])
+        else:
+            job.log.enter(journal.step)
+        if not job.log.over:
+            train_stage(job, stage, optimiser)
+    if worker.rank == 0:
+        write_results(job, run)
+
+
+def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
+    """Train one stage from where the journal stands to its end."""
+    config, worker, journal, log = job.config, job.worker, job.journal, job.log
+    model = DistributedDataParallel(job.task) if worker.group else job.task
+    stream = mixed_stream(
+        job.sets, config.mix, config.batch, config.loader, config.augment, config.cache,
+        Share(worker.rank, worker.world), config.seed, journal.step, log.first + stage.most,
+    )  # fmt: skip
+    batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
+    labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
+    meter, bad, optim = Meter(), BadSamples(config.loader.bad_share), stage.optim(config.optim)
+    for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, log.first):
+        journal.note(step)
+        meter.add(step)
+        over = log.add(step.results["loss"], stage)
+        for failure in bad.note(step.batch):
+            worker.say(f"could not be read and was replaced: {failure}")
+        if step.done % config.record_every == 0 or over:
+            more = {"lr": optim.lr_at(step.done - 1 - log.first), "stage": log.now + 1}
+            entry = journal.record(meter.read(config.batch) | more, config.steps, config.batch)
+            if worker.rank == 0:
+                worker.record(entry)
+        if (config.evaluate_every and step.done % config.evaluate_every == 0) or over:
+            evaluate(job)
+        if step.done % config.checkpoint_every == 0 or over:
+            log.settle()
+            figures = {"step": journal.step, "score": journal.evaluations[-1]["score"]}
+            write = partial(write_checkpoint, job.task, optimiser, journal)
+            save_checkpoint(worker, f"step-{step.done:08d}", write, figures)
+        if over:
+            break
+    labelled.close()
+    batches.close()
+    if worker.rank == 0:
+        worker.say(f"stage {log.now + 1} ended at step {journal.step}: {log.entries[-1]['ended']}")
+
+
+def evaluate(job: Job) -> None:
+    """Note the figures of the held-out images; all ranks evaluate their share."""
+    config, worker = job.config, job.worker
+    result = evaluate_faces(
+        job.task.model, job.sets, config.size, config.cache, worker.device, config.augment.turn if config.rolls_made else 0.0,
+        Share(worker.rank, worker.world), worker.group, config.loader.workers,
+    )  # fmt: skip
+    for failure in result.bad:
+        worker.say(f"could not be read and was left out of the evaluation: {failure}")
+    job.journal.evaluations.append({"step": job.journal.step, **result.figures})
+    if worker.rank == 0:
+        worker.say(f"step {job.journal.step}: score {result.figures['score']:.3f}")
+
+
+def write_results(job: Job, run: Run) -> None:
+    """Rank 0's last act: the model, the figures and what the report is made of go into the run's folder."""
+    model, journal, config = job.task.model, job.journal, job.config
+    decoupled = any(net.decoupler is not None for net in model.nets.values())
+    shape = {"tasks": list(model.tasks), "single": config.arm == "single", "decoupled": decoupled, "size": list(config.size)}
+    run.write_model({"model": model.state_dict(), **shape})
+    run.write_json(HISTORY, journal.state())
+    run.write_json(METRICS, {
+        "step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None,
+        "before": journal.evaluations[0], "after": journal.evaluations[-1], "stages": job.log.entries,
+        "weights_crc32c": crc32c_of(job.task), "draws_crc32c": journal.draws, "seconds": journal.seconds,
+    })  # fmt: skip
+
+
+class Trained(NamedTuple):
+    """A run's trained model."""
+
+    run: Run
+    config: Train
+    model: Attributes
+    size: tuple[int, int]
+    device: torch.device
+
+
+def open_trained(runs: str, name: str) -> Trained:
+    """The model of a run, on the GPU if there is one."""
+    run = Run(absolute(runs), name)
+    config, state = stored_config(Train, run), run.read_model()
+    model = Attributes(replace(config.model, weights=""), state["tasks"], single=state["single"])
+    if state["decoupled"]:
+        model.insert_decoupler()
+    model.load_state_dict(state["model"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    height, width = state["size"]
+    return Trained(run, config, model.to(device).eval(), (height, width), device)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained run on the held-out images of its sets, or of others."""
+
+    name: str
+    """The run."""
+    runs: str = "runs"
+    data: tuple[str, ...] = ()
+    """Other shard sets than the run's own."""
+    workers: int = 1
+    """Loader processes."""
+
+    def run(self) -> None:
+        """Evaluate here, without the cluster."""
+        trained = open_trained(self.runs, self.name)
+        config, sets = trained.config, open_sets(self.data or trained.config.data)
+        turn = config.augment.turn if config.rolls_made else 0.0
+        result = evaluate_faces(trained.model, sets, trained.size, config.cache, trained.device, turn, workers=self.workers)
+        for failure in result.bad:
+            print(f"could not be read and was left out: {failure}")
+        print_figures(f"{self.name} on {', '.join(s.index.url for s in sets)}", result.figures)
+        metrics = trained.run.read_json(METRICS)
+        metrics.setdefault("evaluations", {})[" ".join(s.index.url for s in sets)] = result.figures
+        trained.run.write_json(METRICS, metrics)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Tell the attributes of images, of those in folders, or of a stream of frames, each by one pass through the model."""
+
+    name: str
+    """The run."""
+    runs: str = "runs"
+    images: tuple[Path, ...] = ()
+    """Images, and folders of images."""
+    stream: str = ""
+    """A camera's number, a video file, or the address of a video stream."""
+    frames: int = 0
+    """Frames of the stream after which to end; 0: at its end."""
+
+    def run(self) -> None:
+        """A line of JSON for each image, here and in the run's prediction.jsonl; a picture of the first ones."""
+        if bool(self.images) == bool(self.stream) or self.frames < 0:
+            raise InputError("predict takes either --images or --stream, and --frames of at least 0", "", "see `predict --help`")
+        trained = open_trained(self.runs, self.name)
+        source = frames_of_files(self.images) if self.images else frames_of_stream(self.stream, self.frames)
+        tell_faces(trained.run, trained.model, source, trained.size, trained.device)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export the model of a trained run: ONNX or torch.export, checked for equal output."""
+
+    name: str
+    """The run."""
+    to: Path
+    """The file: *.onnx or *.pt2."""
+    runs: str = "runs"
+
+    def run(self) -> None:
+        """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
+        exports = {".onnx": partial(export_onnx, output="labels"), ".pt2": export_program}
+        if self.to.suffix not in exports:
+            raise InputError("not a format to export to", str(self.to), f"end it with {' or '.join(exports)}")
+        trained = open_trained(self.runs, self.name)
+        difference = exports[self.to.suffix](trained.model.cpu(), trained.size, self.to)
+        print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
+        print(f"columns: {', '.join(trained.model.columns)}")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
+
+    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
+    arms: tuple[Arm, ...] = get_args(Arm)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def run(self) -> None:
+        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
+        if not self.arms or len(self.seeds) < 2:
+            raise InputError("a comparison needs an arm and two seeds or more", "compare", "give --arms and --seeds")
+        base = resolved(self.train, "compare")
+        figures: dict[str, list[dict[str, float]]] = {}
+        for seed in self.seeds:
+            for arm, config in self._configs(base, seed):
+                run = Run(config.runs, config.name)
+                if not (run.exists() and run.objects.exists(METRICS)):
+                    replace(config, resume=run.exists()).run()
+                figures.setdefault(arm, []).append(run.read_json(METRICS)["after"])
+        print_comparison(base.name, figures)
+        Run(base.runs, base.name).write_json(
+            "comparison.json", {"seeds": self.seeds, "settings": asdict(base), "figures": figures}
+        )
+
+    def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
+        for arm in self.arms:
+            yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
+
+
+def defaults(verb: str, arguments: list[str]) -> Any:
+    """What a verb's options default to."""
+    if verb != "compare":
+        return resumed_defaults(Train, verb, arguments)
+    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
+    return Compare(train) if train else None
+
+
+if __name__ == "__main__":
+    verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
+    run_job("trainers/attributes.py", (__doc__ or "").splitlines()[0], verbs, defaults)

@@ -1,0 +1,104 @@
+"""What a face-attribute run leaves for people: tables, its report, and what it told of images."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+
+from datasets.augment import resize
+from datasets.decode import Image
+from trainers.engine.config import flat
+from trainers.engine.console import summary_table
+from trainers.engine.face_pictures import labelled_faces
+from trainers.engine.pictures import curves
+from trainers.engine.report import Page
+from trainers.engine.run import REPORT, Run
+from trainers.losses.attributes import TASKS
+from trainers.metrics.intervals import interval
+from trainers.models.attributes import Attributes
+
+SHARES = ("accuracy", "balanced", "auc", "nme")
+LESS_IS_BETTER = ("mae", "nme")
+SHOWN = 24  # images in the picture of a prediction
+BATCH = 32  # images told at once
+
+
+def _told(name: str, value: float) -> str:
+    return f"{value:.1%}" if name.rpartition(".")[2] in SHARES else f"{value:.3g}"
+
+
+def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
+    """A row a task: its name, how many images it was evaluated on, its figures in words."""
+    rows: list[list[object]] = []
+    for task in TASKS:
+        own = {name.partition(".")[2]: value for name, value in figures.items() if name.startswith(f"{task}.")}
+        if own:
+            words = ", ".join(f"{name} {_told(name, value)}" for name, value in own.items() if name != "n")
+            rows.append([task, int(own["n"]), words])
+    return rows
+
+
+def print_figures(title: str, figures: Mapping[str, float]) -> None:
+    """The table of a run's figures."""
+    summary_table(f"{title}: score {figures.get('score', float('nan')):.3f}", ["task", "images", "figures"], figure_rows(figures))
+
+
+def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Two tables: each arm's figures over seeds, and their differences to the first arm's, seed by seed; 95% intervals by t."""
+    arms = list(figures)
+    names = [name for name in figures[arms[0]][0] if name not in ("step",) and not name.endswith((".n", ".skill"))]
+    seeds = len(figures[arms[0]])
+
+    def cell(values: Sequence[float], name: str, sign: str) -> str:
+        mean, half = interval(values)
+        scale, unit = (100, " %") if name.rpartition(".")[2] in SHARES else (1, "")
+        return f"{mean * scale:{sign}.2f} ± {half * scale:.2f}{unit}" if unit or mean > 1 else f"{mean:{sign}.3f} ± {half:.3f}"
+
+    rows = [[_arrow(name), *(cell([run[name] for run in figures[arm]], name, "") for arm in arms)] for name in names]
+    summary_table(f"{title}: {seeds} seeds, mean ± 95% interval", ["figure", *arms], rows)
+    first, *others = arms
+    pairs = {arm: [{n: a[n] - b[n] for n in names} for a, b in zip(figures[arm], figures[first], strict=True)] for arm in others}
+    rows = [[_arrow(name), *(cell([run[name] for run in pairs[arm]], name, "+") for arm in others)] for name in names]
+    summary_table(f"{title}: difference to {first}, seed by seed", ["figure", *others], rows)
+
+
+def _arrow(name: str) -> str:
+    return f"{name} {'↓' if name.rpartition('.')[2].endswith(LESS_IS_BETTER) else '↑'}"
+
+
+def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any]) -> None:
+    """Put ``report.html`` into the run's folder: figures, stages, curves, settings."""
+    settings, after, before = json.loads(config), metrics["after"], metrics["before"]
+    page = Page(run.name, f"{settings['arm']}, {len(settings['data'])} sets, {metrics['step']:,} steps")
+    page.numbers("Held-out images", [("score", f"{after['score']:.3f}", f"before: {before['score']:.3f}")])
+    page.table("Figures", ["task", "images", "figures"], figure_rows(after))
+    stages = [[number, entry["first"], entry["steps"], entry["ended"]] for number, entry in enumerate(metrics["stages"], 1)]
+    page.table("Stages", ["stage", "first step", "steps", "why it ended"], stages)
+    losses = sorted({name for record in history["records"] for name in record if name.startswith("loss_")})
+    names = ("loss", *losses, "lr", "stage", "samples_per_s", "wait")
+    page.figure(
+        "Training", curves(history["records"], names), "Means between records.", curves(history["records"], names, dark=True)
+    )
+    page.table("Evaluations", ["step", "score"], [[e["step"], f"{e['score']:.3f}"] for e in history["evaluations"]])
+    page.table("Settings", ["setting", "value"], [[name, str(value)] for name, value in flat(settings)])
+    run.write_text(REPORT, page.html())
+
+
+@torch.no_grad()
+def tell_faces(
+    run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device
+) -> None:
+    """Print a line of JSON for each image as it comes; the lines and a picture of the first ones go into the run's folder."""
+    lines, shown, frames = [], [], iter(source)
+    while several := list(islice(frames, BATCH)):
+        images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
+        for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):
+            told = dict(zip(model.columns, (round(value, 4) for value in values), strict=True))
+            lines.append(json.dumps({"image": name, **told}))
+            print(lines[-1])
+            if len(shown) < SHOWN:
+                shown.append((image, name, told))
+    run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
+    run.objects.put("prediction.png", labelled_faces(shown))

@@ -1,0 +1,180 @@
+"""Sets of labelled faces as the jobs use them: opened, mixed, with their labels in the batches, and evaluated.
+
+b images of this rank, C columns of labels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from datasets.augment import AugmentConfig, turned
+from datasets.cache import CacheConfig
+from datasets.errors import InputError
+from datasets.index import Index, Split, read_index, split_of
+from datasets.labels import Floats, labels_by_position, moved_labels
+from datasets.loader import Batch, BatchStream, LoaderConfig, Share, SplitStream, behind_workers
+from datasets.mix import MixedStream, parts_of
+from datasets.sampling import SamplerConfig, generator
+from datasets.store import shard_etags
+from trainers.losses.attributes import TASKS
+from trainers.metrics.attributes import score, task_figures
+from trainers.models.attributes import Attributes
+
+CHUNK = 128  # images evaluated at once
+HELD_OUT = "test"
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How several sets are mixed."""
+
+    weights: tuple[float, ...] = ()
+    """Each set's weight in a batch; empty: all the same."""
+    unit: int = 4
+    """A set's part of a batch is a multiple of this; the number of workers must divide it."""
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """A set, opened; every worker does so for itself."""
+
+    index: Index
+    train: Split
+    etags: dict[str, str]
+
+
+def open_sets(urls: Sequence[str]) -> tuple[FaceSet, ...]:
+    """Open sets of labelled faces.
+
+    Raises:
+        InputError: there is none, or one is not whole or has no labels.
+    """
+    if not urls:
+        raise InputError("no data to train on", "--data", "give one or more shard sets, packed by `python -m datasets.pack`")
+    sets = []
+    for url in urls:
+        index = read_index(url)
+        if not index.labels:
+            raise InputError("the set has no labels", url, "pack it by a layout of faces: celeba, utkface, attributes_csv, ...")
+        sets.append(FaceSet(index, split_of(index, "train"), shard_etags(index)))
+    return tuple(sets)
+
+
+def tasks_with_labels(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:
+    """The tasks of which at least one training image has a label. ``make_roll``: turned images have a roll."""
+    found = {"roll"} if make_roll else set()
+    for face_set in sets:
+        of_train = face_set.train.samples(np.arange(len(face_set.train)))
+        found |= {name for name, values in face_set.index.labels.items() if not np.isnan(values[of_train]).all()}
+    return tuple(name for name, task in TASKS.items() if found & set(task.columns))
+
+
+def mixed_stream(
+    sets: Sequence[FaceSet], mix: MixConfig, batch: int, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
+    share: Share, seed: int, start: int, stop: int,
+) -> MixedStream:  # fmt: skip
+    """Batches of steps ``start`` .. ``stop`` - 1 out of all sets, each drawn evenly."""
+    streams = []
+    for number, (face_set, part) in enumerate(zip(sets, mixed_parts(sets, mix, batch), strict=True)):
+        sampler, own = SamplerConfig(kind="uniform", batch=part), seed * 1009 + number  # else all sets' images change alike
+        streams.append(
+            BatchStream(face_set.train, sampler, loader, augment, cache, None, face_set.etags, share, own, start, stop)
+        )
+    return MixedStream(streams)
+
+
+def mixed_parts(sets: Sequence[FaceSet], mix: MixConfig, batch: int) -> list[int]:
+    """Samples of each set in a global batch; raises InputError."""
+    weights = mix.weights or (1.0,) * len(sets)
+    if len(weights) != len(sets):
+        raise InputError(f"{len(weights)} weights for {len(sets)} sets", "--mix.weights", "give one for each set of --data")
+    return parts_of(batch, weights, mix.unit)
+
+
+def with_targets(
+    batches: Iterable[Batch], sets: Sequence[FaceSet], columns: Sequence[str], size: tuple[int, int], *, make_roll: bool
+) -> Iterator[Batch]:
+    """The batches with "targets", float32 [b, C]: the images' labels, changed as the images were; NaN where absent."""
+    tables = [labels_by_position(face_set.train, columns) for face_set in sets]
+    starts = np.cumsum([0, *(len(table) for table in tables)])
+    labels = np.concatenate(tables)
+    for batch in batches:
+        rows = labels[starts[batch["set"].numpy()] + batch["positions"].numpy()]
+        moved = moved_labels(rows, columns, batch["moves"].numpy(), size, make_roll=make_roll)
+        yield batch | {"targets": torch.from_numpy(moved)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``figures`` as of `task_figures`, and "score"; ``bad``: what this rank could not read."""
+
+    figures: dict[str, float]
+    bad: list[str]
+
+
+@torch.no_grad()
+def evaluate_faces(
+    model: Attributes, sets: Sequence[FaceSet], size: tuple[int, int], cache: CacheConfig, device: torch.device, turn: float,
+    share: Share = Share(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
+) -> Evaluation:  # fmt: skip
+    """Figures on the held-out split of all sets together; every rank evaluates its share, and all get the result.
+
+    ``turn`` above 0: images without a roll are shown once more, turned by up to so many degrees, always the same ones by the
+    same angle; these have the roll to be told.
+
+    Raises:
+        InputError: no set has a held-out split.
+    """
+    training = model.training
+    model.eval()
+    told, true, bad = [], [], list[str]()
+    for face_set in (s for s in sets if HELD_OUT in s.index.splits):
+        split = split_of(face_set.index, HELD_OUT)
+        labels = labels_by_position(split, model.columns)
+        angles = generator(0, "turned for evaluation").uniform(-turn, turn, len(split)).astype(np.float32)
+        stream = SplitStream(split, size, cache, face_set.etags, share, CHUNK)
+        for chunk in behind_workers(stream, workers):
+            bad += chunk["bad"]
+            places = chunk["positions"].numpy()
+            if len(places):
+                told_here = model(chunk["images"].to(device)).float().cpu().numpy()
+                true_here = labels[places]
+                if turn:
+                    _tell_rolls(model, chunk["images"], angles[places], told_here, true_here, device)
+                told.append(told_here)
+                true.append(true_here)
+    model.train(training)
+    parts: list[Any] = [(told, true)]
+    if group is not None:
+        parts = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, (told, true), group=group)
+    told, true = [t for part in parts for t in part[0]], [t for part in parts for t in part[1]]
+    if not told:
+        raise InputError(f"no set has a split '{HELD_OUT}'", sets[0].index.url, "pack with --held-out above 0")
+    return Evaluation(_figures(model, np.concatenate(told), np.concatenate(true)), bad)
+
+
+def _tell_rolls(
+    model: Attributes, images: torch.Tensor, angles: Floats, told: Floats, true: Floats, device: torch.device
+) -> None:
+    """Where the roll is not known, put in what the model tells of the turned image, and the angle."""
+    if "roll" not in model.columns:
+        return
+    column = model.columns.index("roll")
+    unknown = np.isnan(true[:, column])
+    upright = images.permute(0, 2, 3, 1).numpy()
+    tilted = np.stack([turned(image, float(angle)) for image, angle in zip(upright, angles, strict=True)])
+    again = model(torch.from_numpy(tilted).permute(0, 3, 1, 2).to(device))[:, column].float().cpu().numpy()
+    told[unknown, column], true[unknown, column] = again[unknown], angles[unknown]
+
+
+def _figures(model: Attributes, told: Floats, true: Floats) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for task in model.tasks:
+        places = [model.columns.index(column) for column in TASKS[task].columns]
+        figures |= task_figures(task, told[:, places], true[:, places])
+    return figures | {"score": score(figures)}

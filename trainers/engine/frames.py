@@ -1,0 +1,41 @@
+"""Images to tell something about: of files, of folders, of a camera or a video."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+
+from datasets.decode import Image
+from datasets.errors import InputError
+from trainers.engine.gallery import SUFFIXES, read_image
+
+
+def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
+    """Each image with its name; a folder stands for the images in it and below, by name. Raises InputError."""
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError("no images in the folder", str(path), f"it takes {', '.join(sorted(SUFFIXES))}")
+        for each in inside:
+            yield str(each), read_image(each)
+
+
+def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]]:
+    """The frames of a camera (by its number), a video file or an address, as they come; ``frames`` at most unless 0.
+
+    Raises:
+        InputError: it cannot be opened, or gives no frame.
+    """
+    video = cv2.VideoCapture(int(source)) if source.isdecimal() else cv2.VideoCapture(source)
+    try:
+        number = 0
+        while not frames or number < frames:
+            there, frame = video.read()
+            if not there:
+                break
+            yield f"{source}#{number}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # type: ignore[misc]
+            number += 1
+        if not number:
+            raise InputError("no frame comes from the stream", source, "give a camera's number, a video file or its address")
+    finally:
+        video.release()

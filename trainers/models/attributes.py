@@ -1,0 +1,183 @@
+"""The face model: one backbone, a head per task, and the part that decouples the coupled tasks.
+
+Shapes: B batch, C columns, L levels of the backbone, G x G places a level is pooled to, T decoupled tasks, W their width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from trainers.losses.attributes import TASKS, loss_sum, values_of
+from trainers.models.backbones import SMALL, Normalise, build_level_backbone, check_backbone
+
+COUPLED = ("age", "quality", "attractiveness")
+POSE = "pose"
+BACKBONE = "backbone"
+
+
+@dataclass(frozen=True)
+class FaceModelConfig:
+    """The face model. Raises InputError for an unknown backbone or weights."""
+
+    backbone: str = SMALL
+    weights: str = ""
+    """torchvision's name of trained weights, such as DEFAULT; empty begins at random"""
+    width: int = 64
+    """W of the decoupling part"""
+
+    def __post_init__(self) -> None:
+        check_backbone(self.backbone, self.weights)
+        if self.width < 1:
+            raise InputError("the decoupling part needs a width of at least 1", str(self.width))
+
+
+class Decoupler(nn.Module):
+    """What each coupled task finds for itself in the features of several levels, joined by what the pose finds.
+
+    Levels [B, channels, h, w] become L * G * G tokens; a learned query per task attends over them; from its finding and the
+    pose's, side by side, a last layer that begins at zero makes a correction of the task's raw outputs: so whatever the model
+    does at the moment when this is added stays as it is. Our own design: the source does not publish its part's structure.
+    """
+
+    GRID = 4
+
+    def __init__(self, channels: Sequence[int], tasks: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)  # POSE last
+        self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.places = nn.Parameter(torch.randn(len(channels) * self.GRID**2, width) * 0.02)
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(len(self.tasks), width) / math.sqrt(width))
+        self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
+        self.corrections = nn.ModuleDict({task: nn.Linear(2 * width, len(TASKS[task].columns)) for task in self.tasks})
+        for correction in self.corrections.values():
+            nn.init.zeros_(correction.weight)
+            nn.init.zeros_(correction.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Corrections of the tasks' raw outputs, [B, columns] each."""
+        pooled = [F.adaptive_avg_pool2d(p(level), self.GRID) for p, level in zip(self.project, levels, strict=True)]
+        tokens = self.norm(torch.cat([level.flatten(2).transpose(1, 2) for level in pooled], dim=1) + self.places)
+        scores = self.queries @ self.keys(tokens).transpose(1, 2) / math.sqrt(tokens.shape[-1])  # [B, T, L G G]
+        found = scores.softmax(dim=-1) @ self.values(tokens)  # [B, T, W]
+        pose = found[:, -1]
+        return {task: self.corrections[task](torch.cat([found[:, i], pose], dim=1)) for i, task in enumerate(self.tasks)}
+
+
+class FaceNet(nn.Module):
+    """RGB images [B, 3, H, W], uint8 or float in 0..255 -> raw outputs of each of its tasks."""
+
+    def __init__(self, config: FaceModelConfig, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.width = config.width
+        self.normalise = Normalise()
+        self.backbone, features, self.channels = build_level_backbone(config.backbone, config.weights)
+        self.heads = nn.ModuleDict({task: nn.Linear(features, len(TASKS[task].columns)) for task in tasks})
+        self.decoupler: Decoupler | None = None
+
+    def insert_decoupler(self) -> None:
+        """Add the decoupling part, once; the outputs stay what they are."""
+        if self.decoupler is None:
+            coupled = [task for task in COUPLED if task in self.heads]
+            self.decoupler = Decoupler(self.channels, [*coupled, POSE], self.width).to(next(self.parameters()).device)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs by task, [B, columns] each."""
+        features = self.backbone(self.normalise(images))
+        raw = {task: head(features["pooled"]) for task, head in self.heads.items()}
+        if self.decoupler is not None:
+            levels = [features[str(level)] for level in range(len(self.channels))]
+            corrections = self.decoupler(levels)
+            raw |= {task: raw[task] + corrections[task] for task in corrections if task in raw}
+        return raw
+
+
+class Attributes(nn.Module):
+    """Images [B, 3, H, W] -> labels [B, C], the columns of all tasks in order: what is used, and exported.
+
+    One net for all tasks, or (``single``) one for each.
+    """
+
+    def __init__(self, config: FaceModelConfig, tasks: Sequence[str], *, single: bool) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        groups = {task: (task,) for task in self.tasks} if single else {"all": self.tasks}
+        self.nets = nn.ModuleDict({name: FaceNet(config, group) for name, group in groups.items()})
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(column for task in self.tasks for column in TASKS[task].columns)
+
+    def insert_decoupler(self) -> None:
+        """Add the decoupling part to every net."""
+        for net in self.nets.values():
+            net.insert_decoupler()  # type: ignore[operator]
+
+    def raw(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs by task."""
+        return {task: raw for net in self.nets.values() for task, raw in net(images).items()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Labels [B, C] in the units of their columns; of a class the probability that it is 1."""
+        raw = self.raw(images)
+        return torch.cat([values_of(TASKS[task], raw[task]) for task in self.tasks], dim=1)
+
+
+class AttributesTask(nn.Module):
+    """What a run trains: the model and, of the tasks that the stage trains, the weighted sum of losses.
+
+    A batch holds "images" [B, 3, H, W] uint8 and "targets" float32 [B, C] in the model's columns, NaN where absent; forward
+    returns "loss" and, detached, "loss_<task>". Each task's mean is over the labels of the batches of all ranks together, so
+    that the sum of the ranks' gradients is that of one great batch, however the labels fall.
+    """
+
+    def __init__(self, model: Attributes, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.model, self.group = model, group
+        self.weights: dict[str, float] = {}
+        self.frozen: list[nn.Module] = []
+
+    def enter(self, weights: Mapping[str, float], freeze: Sequence[str] = ()) -> None:
+        """Train these tasks from now on; what ``freeze`` names (tasks' heads, the backbone) and all other heads stay as they are."""
+        self.weights = {task: weights[task] for task in self.model.tasks if task in weights}
+        self.frozen = []
+        self.model.requires_grad_(True)
+        for net in self.model.nets.values():
+            idle: dict[str, Any] = {name: head for name, head in net.heads.items() if name not in self.weights or name in freeze}  # type: ignore[operator,union-attr]
+            if BACKBONE in freeze:
+                idle[BACKBONE] = net.backbone
+            if net.decoupler is not None:
+                parts = net.decoupler.corrections.items()  # type: ignore[operator,union-attr]
+                idle |= {f"{name} correction": part for name, part in parts if name not in self.weights}
+            self.frozen += idle.values()
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but what is frozen keeps its statistics too."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        raw, columns = self.model.raw(batch["images"]), self.model.columns
+        places = {task: [columns.index(column) for column in TASKS[task].columns] for task in self.weights}
+        sums = {task: loss_sum(TASKS[task], raw[task].float(), batch["targets"][:, places[task]]) for task in self.weights}
+        counts = torch.stack([count for _, count in sums.values()]).float()
+        world = 1
+        if self.group is not None:
+            world = dist.get_world_size(self.group)
+            dist.all_reduce(counts, group=self.group)
+        means = [total * world / count.clamp(min=1) for (total, _), count in zip(sums.values(), counts, strict=True)]
+        loss = torch.stack([mean * weight for mean, weight in zip(means, self.weights.values(), strict=True)]).sum()
+        return {"loss": loss, **{f"loss_{task}": mean.detach() for task, mean in zip(sums, means, strict=True)}}
