@@ -62,9 +62,9 @@ def moved_labels(labels: Floats, columns: Sequence[str], moves: Floats, size: tu
     yaw and pitch as they are.
     """
     out = {name: labels[:, i] for i, name in enumerate(columns)}
-    flip, turn, down, right = moves[:, 0] > 0, moves[:, 1], moves[:, 2], moves[:, 3]
+    flip, turn = moves[:, 0] > 0, moves[:, 1]
     if KEYPOINTS[0] in out:
-        _move_points(out, flip, turn, down, right, size)
+        out |= _moved_points(out, moves, size)
     for name in ("yaw", "roll"):
         if name in out:
             out[name] = np.where(flip, -out[name], out[name])
@@ -74,14 +74,16 @@ def moved_labels(labels: Floats, columns: Sequence[str], moves: Floats, size: tu
     return np.stack([out[name] for name in columns], axis=1).astype(np.float32)
 
 
-def _move_points(out: dict[str, Floats], flip: Floats, turn: Floats, down: Floats, right: Floats, size: tuple[int, int]) -> None:
-    height, width = size
+def _moved_points(labels: dict[str, Floats], moves: Floats, size: tuple[int, int]) -> dict[str, Floats]:
+    (height, width), (flip, turn, down, right) = size, moves.T
     cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
-    before = dict(out)
+    moved: dict[str, Floats] = {}
     for point in POINTS:
-        other = point.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right")
-        x = np.where(flip, 1 - before[f"{other}_x"], before[f"{point}_x"])
-        y = np.where(flip, before[f"{other}_y"], before[f"{point}_y"])
+        side, _, part = point.partition("_")
+        other = f"{'right' if side == 'left' else 'left'}_{part}" if part else point
+        x = np.where(flip > 0, 1 - labels[f"{other}_x"], labels[f"{point}_x"])
+        y = np.where(flip > 0, labels[f"{other}_y"], labels[f"{point}_y"])
         across, along = (x - 0.5) * width, (y - 0.5) * height  # pixels from the centre
-        out[f"{point}_x"] = 0.5 + (across * cos - along * sin) / width + right
-        out[f"{point}_y"] = 0.5 + (across * sin + along * cos) / height + down
+        moved[f"{point}_x"] = 0.5 + (across * cos - along * sin) / width + right
+        moved[f"{point}_y"] = 0.5 + (across * sin + along * cos) / height + down
+    return moved

@@ -10,7 +10,7 @@ import ctypes
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,7 +165,7 @@ class BatchStream(IterableDataset[Batch]):
         raise InputError(what, where, "check the set with `python -m datasets.inspect`")
 
 
-def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = False) -> Iterator[Batch]:
+def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = False) -> Generator[Batch, None, None]:
     """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
 
     Its arrays come as tensors, images as [b, 3, H, W].

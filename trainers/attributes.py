@@ -9,7 +9,7 @@ python trainers/attributes.py export --name faces --to faces.onnx
 python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, in one table
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ class Train(JobConfig):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that the arm goes through; without a curriculum all tasks have all the steps."""
-        stages = (self.stage1, self.stage2, self.stage3)
+        stages: tuple[Stage, ...] = (self.stage1, self.stage2, self.stage3)
         if self.arm in ("single", "joint"):
             least, most = sum(stage.least for stage in stages), sum(stage.most for stage in stages)
             stages = (replace(self.stage3, least=least, most=most, lr=self.stage1.lr),)
@@ -244,8 +244,7 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
             save_checkpoint(worker, f"step-{step.done:08d}", write, figures)
         if over:
             break
-    labelled.close()
-    batches.close()
+    batches.close()  # ends the loader's processes: of a stage that ended early they hold batches that nobody wants
     if worker.rank == 0:
         worker.say(f"stage {log.now + 1} ended at step {journal.step}: {log.entries[-1]['ended']}")
 
@@ -362,7 +361,7 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
-        exports = {".onnx": partial(export_onnx, output="labels"), ".pt2": export_program}
+        exports: dict[str, Callable[..., float]] = {".onnx": partial(export_onnx, output="labels"), ".pt2": export_program}
         if self.to.suffix not in exports:
             raise InputError("not a format to export to", str(self.to), f"end it with {' or '.join(exports)}")
         trained = open_trained(self.runs, self.name)

@@ -91,7 +91,8 @@ def tell_faces(
     run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device
 ) -> None:
     """Print a line of JSON for each image as it comes; the lines and a picture of the first ones go into the run's folder."""
-    lines, shown, frames = [], [], iter(source)
+    frames, lines = iter(source), list[str]()
+    shown: list[tuple[Image, str, dict[str, float]]] = []
     while several := list(islice(frames, BATCH)):
         images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
         for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):

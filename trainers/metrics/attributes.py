@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.floating]
 
 
 def balanced_accuracy(told: Floats, true: Floats) -> float:
-    """Mean of the shares of either class [n] (0 or 1) that are told right by a probability of 0.5; NaN when a class has no sample."""
+    """Mean of the shares of either class [n] (0 or 1) that are told right by a probability of 0.5; NaN without both."""
     right = (told >= 0.5) == (true >= 0.5)
     sides = [right[(true >= 0.5) == side] for side in (False, True)]
     return float(np.mean([side.mean() for side in sides])) if all(len(side) for side in sides) else float("nan")

@@ -57,9 +57,8 @@ class Decoupler(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(self.tasks), width) / math.sqrt(width))
         self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
         self.corrections = nn.ModuleDict({task: nn.Linear(2 * width, len(TASKS[task].columns)) for task in self.tasks})
-        for correction in self.corrections.values():
-            nn.init.zeros_(correction.weight)
-            nn.init.zeros_(correction.bias)
+        for parameter in self.corrections.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Corrections of the tasks' raw outputs, [B, columns] each."""
@@ -146,7 +145,7 @@ class AttributesTask(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def enter(self, weights: Mapping[str, float], freeze: Sequence[str] = ()) -> None:
-        """Train these tasks from now on; what ``freeze`` names (tasks' heads, the backbone) and all other heads stay as they are."""
+        """Train these tasks from now on; all other heads, and what ``freeze`` names (heads, the backbone), stay as they are."""
         self.weights = {task: weights[task] for task in self.model.tasks if task in weights}
         self.frozen = []
         self.model.requires_grad_(True)
