@@ -58,8 +58,8 @@ def labels_by_position(split: Split, columns: Sequence[str]) -> Floats:
 def moved_labels(labels: Floats, columns: Sequence[str], moves: Floats, size: tuple[int, int], *, make_roll: bool) -> Floats:
     """Labels [b, C] after the images of (H, W) were moved by `Changes.geometry` [b, 4].
 
-    ``make_roll``: an image without a roll is taken for upright, so that its turn is its roll. A turn about the viewing axis leaves
-    yaw and pitch as they are.
+    ``make_roll``: an image without a roll is taken for upright, so that its turn is its roll. A turn about the viewing axis
+    leaves yaw and pitch as they are.
     """
     out = {name: labels[:, i] for i, name in enumerate(columns)}
     flip, turn = moves[:, 0] > 0, moves[:, 1]

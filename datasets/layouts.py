@@ -29,7 +29,7 @@ QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``name`` is its path in the source, ``labels`` those of the columns in `datasets.labels` that are known of it."""
+    """One image: ``name`` is its path in the source, ``labels`` what is known of the columns in `datasets.labels`."""
 
     split: str
     identity: str

@@ -119,7 +119,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
 
 
 def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
-    """The labels of the samples of `index_of`, in its order: a column [M] for each that any sample has, NaN where one is absent."""
+    """The labels of the samples of `index_of`, in its order: a column [M] for each that any has, NaN where absent."""
     members = [
         member
         for shard, result in zip(shards, written, strict=True)
