@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -26,6 +27,7 @@ from cluster.errors import ClusterError
 from cluster.progress import Progress, Record
 
 log = logging.getLogger(__name__)
+CALLBACKS: ContextVar[tuple[UserCallback, ...]] = ContextVar("callbacks", default=())  # what a sweep adds to its trials' runs
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def launch(
             storage_path=storage_uri(runs),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            callbacks=[_EndOnInputError()],
+            callbacks=[_EndOnInputError(), *CALLBACKS.get()],
         ),
     )
     ended = threading.Event()

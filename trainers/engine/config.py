@@ -1,9 +1,11 @@
 """Configs to JSON and back: the resolved config is stored with the run, and a resumed run starts from it."""
 
 import dataclasses
+import fnmatch
 import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from datasets.errors import InputError
@@ -28,6 +30,23 @@ def from_json(kind: type[T], text: str, where: str) -> T:
         raise InputError(
             f"not the config of a {kind.__name__} run ({error})", where, "was it written by another version?"
         ) from error
+
+
+def changed(config: T, settings: Mapping[str, Any]) -> T:
+    """A config with some settings changed; they are named by dotted names, a ``*`` in them standing for several fields.
+
+    Raises:
+        InputError: there is no such setting, or a value is out of range.
+    """
+    for path, value in settings.items():
+        head, _, rest = path.partition(".")
+        names = fnmatch.filter((f.name for f in dataclasses.fields(config)), head)  # type: ignore[arg-type]
+        if not names:
+            raise InputError(f"no setting '{head}'", type(config).__name__, "name settings as on the command line")
+        for name in names:
+            new = changed(getattr(config, name), {rest: value}) if rest else value
+            config = dataclasses.replace(config, **{name: new})  # type: ignore[type-var]
+    return config
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,0 +1,109 @@
+"""Ray Tune around whole runs: each trial starts a run of its own under Ray Train, and Tune hears what its workers report.
+
+The sweep's state lies in the runs' folder, and each trial's run beside it: after the driver dies, by whatever cause, a restored
+sweep goes on, its unfinished trials from their last checkpoints.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from cluster.errors import ClusterError
+from cluster.launch import CALLBACKS, storage_uri
+
+METRIC, TIME = (
+    "score",
+    "step",
+)  # what runs report with their checkpoints; Tune's own count of reports starts anew in a restored trial
+DRIVER_CPUS = 0.01  # a trial's driver only waits
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How many trials, and which are ended early."""
+
+    trials: int = 16
+    concurrent: int = 2
+    """Trials at a time; each takes the workers of its run."""
+    grace: int = 100
+    """Steps before which no trial is stopped."""
+    reduction: int = 3
+    """Of so many trials, one goes on at each of ASHA's steps (grace, grace * reduction, ...)."""
+    seed: int = 0
+    """Draws the trials' settings."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.concurrent < 1 or self.grace < 1 or self.reduction < 2:
+            raise ClusterError("trials, concurrent and grace must be at least 1, reduction at least 2", "sweep")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a trial: ``score`` NaN and ``failure`` in words where it failed; ``step``: how far it reported."""
+
+    name: str
+    settings: dict[str, Any]
+    score: float
+    step: int
+    failure: str
+
+
+def sweep(
+    run: Callable[[str, dict[str, Any]], None], space: Mapping[str, Any], config: SweepConfig, *,
+    name: str, runs: str, steps: int, resume: bool,
+) -> list[Trial]:  # fmt: skip
+    """Run ``run(trial's name, its settings)`` for settings drawn from ``space``, the worse stopped early (ASHA, Li et al., 2020).
+
+    ``run`` reports "score" (more is better) and "step" with each checkpoint; of ``steps`` at most.
+
+    Raises:
+        ClusterError: there is no sweep to resume.
+    """
+
+    def trial(settings: dict[str, Any]) -> None:
+        token = CALLBACKS.set((TuneReportCallback(),))
+        try:
+            run(f"{name}-{tune.get_context().get_trial_id()}", settings)
+        except Exception as error:
+            if getattr(error, "exit_code", 1) != 2:
+                raise
+            tune.report({METRIC: math.nan, TIME: 0, "failure": str(error)})  # trying again would not help
+        finally:
+            CALLBACKS.reset(token)
+
+    trainable = tune.with_resources(trial, {"CPU": DRIVER_CPUS})
+    folder = storage_uri(f"{runs.rstrip('/')}/{name}")
+    if resume:
+        if not tune.Tuner.can_restore(folder):
+            raise ClusterError(f"no sweep '{name}' to resume", runs, "is --runs right?")
+        tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        asha = ASHAScheduler(
+            time_attr=TIME, max_t=max(steps, config.grace), grace_period=config.grace, reduction_factor=config.reduction
+        )
+        searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
+        how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
+        kept = tune.RunConfig(
+            name=name, storage_path=storage_uri(runs), failure_config=tune.FailureConfig(max_failures=1), verbose=0
+        )
+        tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
+    return [_told(name, result) for result in tuner.fit()]
+
+
+def _told(name: str, result: Any) -> Trial:
+    metrics = result.metrics or {}
+    failure = metrics.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
+    score = float("nan") if failure else float(metrics.get(METRIC, math.nan))
+    trial = metrics.get("trial_id") or result.path.rstrip("/").rpartition("/")[2]
+    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(metrics.get(TIME, 0)), failure)
+
+
+def cpus_for(config: SweepConfig, workers: int, cpus: int) -> int:
+    """CPU cores that a sweep takes at once."""
+    return config.concurrent * workers * cpus + math.ceil(config.concurrent * DRIVER_CPUS)
