@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.augment import MEAN, AugmentConfig, Changes, draw_changes, resize
+from datasets.augment import MEAN, AugmentConfig, Changes, draw_changes, resize, turned
 from datasets.errors import InputError
 
 EVERYTHING = AugmentConfig(flip=True, shift=0.3, erase=1.0)
@@ -118,3 +118,35 @@ def test_resize() -> None:
     assert abs(resize(pixels, (6, 4)) - halves).max() <= 0.5  # shrinking means over areas
     flat = np.full((5, 5, 3), 77, np.uint8)
     assert (resize(flat, (13, 9)) == 77).all()
+
+
+def test_turned_half_way_round_is_upside_down() -> None:
+    pixels = image(3, 12, 9)
+    np.testing.assert_array_equal(turned(pixels, 180), pixels[::-1, ::-1])
+    np.testing.assert_array_equal(turned(pixels, 0), pixels)
+
+
+def test_positive_turns_go_clockwise() -> None:
+    pixels = np.zeros((41, 41, 3), np.uint8)
+    pixels[2:5, 19:22] = 255  # at twelve o'clock
+    y, x = (places.mean() for places in np.nonzero(turned(pixels, 90).min(axis=2) > 127))
+    assert (y, x) == pytest.approx((20, 37), abs=0.5)
+
+
+def test_turns_lie_within_their_bound_and_leave_the_other_changes_alone() -> None:
+    without, with_turn = (draw_changes(AugmentConfig(flip=True, turn=t), False, (32, 32), 500, 0, 3) for t in (0.0, 25.0))
+    assert not without.turn.any()
+    assert 20 < np.abs(with_turn.turn).max() <= 25
+    assert abs(with_turn.turn.mean()) < 3
+    np.testing.assert_array_equal(without.down, with_turn.down)
+    with pytest.raises(InputError, match=r"augment\.turn"):
+        AugmentConfig(turn=181)
+
+
+def test_geometry_tells_what_moved() -> None:
+    changes = draw_changes(AugmentConfig(flip=True, shift=0.25, turn=10), False, (40, 20), 8, 0, 1)
+    moves = changes.geometry(range(2, 5), (40, 20))
+    np.testing.assert_allclose(moves[:, 0], changes.flip[2:5])
+    np.testing.assert_allclose(moves[:, 1], changes.turn[2:5], rtol=1e-6)
+    np.testing.assert_allclose(moves[:, 2] * 40, changes.down[2:5], rtol=1e-6)
+    np.testing.assert_allclose(moves[:, 3] * 20, changes.right[2:5], rtol=1e-6)

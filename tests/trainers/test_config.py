@@ -10,7 +10,7 @@ from datasets.cache import CacheConfig
 from datasets.errors import InputError
 from datasets.loader import LoaderConfig
 from datasets.sampling import SamplerConfig
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import changed, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,22 @@ def test_json_is_plain() -> None:
     stored: dict[str, Any] = json.loads(to_json(Outer(size=(2, 1))))
     assert stored["size"] == [2, 1]
     assert stored["inner"] == {"share": 0.5, "flip": None}
+
+
+def test_settings_changed_by_dotted_names() -> None:
+    found = changed(Outer(), {"name": "y", "inner.share": 0.1, "sampler.batch": 128})
+    assert found == replace(Outer(), name="y", inner=Inner(0.1), sampler=SamplerConfig(batch=128))
+    with pytest.raises(InputError, match="no setting 'shear': Inner"):
+        changed(Outer(), {"inner.shear": 1})
+    with pytest.raises(InputError, match=r"inner\.share is 2"):
+        changed(Outer(), {"inner.share": 2})
+
+
+@dataclass(frozen=True)
+class Twins:
+    inner1: Inner = field(default_factory=Inner)
+    inner2: Inner = field(default_factory=Inner)
+
+
+def test_a_star_stands_for_several() -> None:
+    assert changed(Twins(), {"inner*.share": 0.2, "inner2.flip": True}) == Twins(Inner(0.2), Inner(0.2, True))
