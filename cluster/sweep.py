@@ -67,15 +67,7 @@ def sweep(
     """
 
     def trial(settings: dict[str, Any]) -> None:
-        token = CALLBACKS.set((TuneReportCallback(),))
-        try:
-            run(f"{name}-{tune.get_context().get_trial_id()}", settings)
-        except Exception as error:
-            if getattr(error, "exit_code", 1) != 2:
-                raise
-            tune.report({METRIC: math.nan, TIME: 0, "failure": str(error)})  # trying again would not help
-        finally:
-            CALLBACKS.reset(token)
+        _run_trial(run, name, settings)
 
     trainable = tune.with_resources(trial, {"CPU": DRIVER_CPUS})
     folder = storage_uri(f"{runs.rstrip('/')}/{name}")
@@ -94,6 +86,18 @@ def sweep(
         )
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
     return [_told(name, result) for result in tuner.fit()]
+
+
+def _run_trial(run: Callable[[str, dict[str, Any]], None], sweep_name: str, settings: dict[str, Any]) -> None:
+    token = CALLBACKS.set((TuneReportCallback(),))
+    try:
+        run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
+    except Exception as error:
+        if getattr(error, "exit_code", 1) != 2:
+            raise
+        tune.report({METRIC: math.nan, TIME: 0, "failure": str(error)})  # trying again would not help
+    finally:
+        CALLBACKS.reset(token)
 
 
 def _told(name: str, result: Any) -> Trial:

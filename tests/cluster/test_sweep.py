@@ -1,0 +1,46 @@
+"""The sweep's shell on real Ray Tune: failures stay in their trial, a sweep that is done can be asked again."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from cluster.errors import ClusterError
+from cluster.sweep import SweepConfig, sweep
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def run(name: str, settings: dict[str, Any]) -> None:
+    """A trial without training: its score is its setting, unless that is one of the wrong ones."""
+    if settings["x"] == 2:
+        raise ClusterError("x is 2", "here", "choose another")
+    if settings["x"] == 3:
+        raise RuntimeError("broken")
+    for step in (10, 20):
+        tune.report({"score": settings["x"] + step / 100, "step": step})
+
+
+def test_failed_trials_are_told_and_do_not_end_the_sweep(tmp_path: Path) -> None:
+    space = {"x": tune.grid_search([1, 2, 3, 4])}
+    config = SweepConfig(trials=1, concurrent=2, grace=10)
+    trials = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=False)
+    found = {trial.settings["x"]: trial for trial in trials}
+    assert {x: (t.score, t.step) for x, t in found.items() if not t.failure} == {1: (1.2, 20), 4: (4.2, 20)}
+    assert found[2].failure == "x is 2: here; choose another"
+    assert "broken" in found[3].failure
+    assert math.isnan(found[2].score)
+    assert math.isnan(found[3].score)
+    assert all(trial.name.startswith("s-") for trial in trials)
+    again = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=True)
+    assert {t.name: t.score for t in again if not t.failure} == {t.name: t.score for t in trials if not t.failure}
+
+
+def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"trials": 0}, {"concurrent": 0}, {"reduction": 1}, {"grace": 0}):
+        with pytest.raises(ClusterError, match="at least"):
+            SweepConfig(**wrong)
+    with pytest.raises(ClusterError, match="no sweep 's' to resume"):
+        sweep(run, {}, SweepConfig(), name="s", runs=str(tmp_path), steps=20, resume=True)
