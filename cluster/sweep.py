@@ -82,10 +82,27 @@ def sweep(
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
         how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
         kept = tune.RunConfig(
-            name=name, storage_path=storage_uri(runs), failure_config=tune.FailureConfig(max_failures=1), verbose=0
+            callbacks=[_Said()],
+            name=name,
+            storage_path=storage_uri(runs),
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
     return [_told(name, result) for result in tuner.fit()]
+
+
+class _Said(tune.Callback):
+    """Tells of each trial that has ended."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        ended = sum(other.is_finished() for other in trials)
+        what = result.get("failure") or f"score {result.get(METRIC, math.nan):.3f} at step {result.get(TIME, 0)}"
+        print(f"trial {trial.trial_id}: {what} ({ended} have ended)", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        print(f"trial {trial.trial_id}: failed", flush=True)
 
 
 def _run_trial(run: Callable[[str, dict[str, Any]], None], sweep_name: str, settings: dict[str, Any]) -> None:

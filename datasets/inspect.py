@@ -59,6 +59,7 @@ def facts(index: Index) -> dict[str, Any]:
     return {
         "url": index.url, "about": index.about, "samples": len(index), "identities": len(index.identities),
         "cameras": len(index.cameras), "bytes": total, "splits": splits,
+        "labels": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
         "block_bytes": [int(sizes.min()), float(np.median(sizes)), int(sizes.max())] if len(sizes) else [],
         "tar_overhead": 1 - images / total if total else 0.0,
         "quality": asdict(quality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
@@ -177,6 +178,7 @@ def _print(told: dict[str, Any], index: Index, console: Console) -> None:
         quality_of(index, about.get("max_block", MAX_BLOCK)).verdict,
         f"layout {about.get('layout', 'unknown')}; train at {size}; a mirrored image shows "
         f"{'the same' if about.get('mirror') else 'another'} identity",
+        *([f"labels: {', '.join(f'{name} {count:,}' for name, count in told['labels'].items())}"] if told["labels"] else []),
         "* least/median/most",
     ]
     for line in lines:

@@ -34,10 +34,10 @@ from trainers.engine.faces import (
     FaceSet,
     MixConfig,
     evaluate_faces,
+    labelled_columns,
     mixed_parts,
     mixed_stream,
     open_sets,
-    tasks_with_labels,
     with_targets,
 )
 from trainers.engine.frames import frames_of_files, frames_of_stream
@@ -139,7 +139,7 @@ class Train(JobConfig):
             check_shards(face_set.index)
         mixed_parts(sets, config.mix, config.batch)
         tasks = trained_tasks(config, sets)
-        run = start_run(config, fixed=("data", "seed", "model", "arm", "mix", "batch", "loader"))
+        run = start_run(config, fixed=("data", "seed", "model", "arm", "mix", "batch"))
         connect(config.cluster)
         count = sum(len(face_set.train) for face_set in sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
@@ -161,7 +161,8 @@ def trained_tasks(config: Train, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
     Raises:
         InputError: a stage has none.
     """
-    there = tasks_with_labels(sets, make_roll=config.rolls_made)
+    columns = set(labelled_columns(sets, make_roll=config.rolls_made))
+    there = [name for name, task in TASKS.items() if columns & set(task.columns)]
     for number, stage in enumerate(config.stages, 1):
         if not set(stage.tasks) & set(there):
             what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.tasks) or 'no task'}"
@@ -267,7 +268,14 @@ def write_results(job: Job, run: Run) -> None:
     """Rank 0's last act: the model, the figures and what the report is made of go into the run's folder."""
     model, journal, config = job.task.model, job.journal, job.config
     decoupled = any(net.decoupler is not None for net in model.nets.values())
-    shape = {"tasks": list(model.tasks), "single": config.arm == "single", "decoupled": decoupled, "size": list(config.size)}
+    trained = [name for name in model.columns if name in labelled_columns(job.sets, make_roll=config.rolls_made)]
+    shape = {
+        "tasks": list(model.tasks),
+        "trained": trained,
+        "single": config.arm == "single",
+        "decoupled": decoupled,
+        "size": list(config.size),
+    }
     run.write_model({"model": model.state_dict(), **shape})
     run.write_json(HISTORY, journal.state())
     run.write_json(METRICS, {
@@ -285,6 +293,7 @@ class Trained(NamedTuple):
     model: Attributes
     size: tuple[int, int]
     device: torch.device
+    columns: list[str]  # that had labels
 
 
 def open_trained(runs: str, name: str) -> Trained:
@@ -297,7 +306,7 @@ def open_trained(runs: str, name: str) -> Trained:
     model.load_state_dict(state["model"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     height, width = state["size"]
-    return Trained(run, config, model.to(device).eval(), (height, width), device)
+    return Trained(run, config, model.to(device).eval(), (height, width), device, state["trained"])
 
 
 @dataclass(frozen=True)
@@ -306,7 +315,7 @@ class Evaluate:
 
     name: str
     """The run."""
-    runs: str = "runs"
+    runs: str = ""
     data: tuple[str, ...] = ()
     """Other shard sets than the run's own."""
     workers: int = 1
@@ -332,7 +341,7 @@ class Predict:
 
     name: str
     """The run."""
-    runs: str = "runs"
+    runs: str = ""
     images: tuple[Path, ...] = ()
     """Images, and folders of images."""
     stream: str = ""
@@ -346,7 +355,7 @@ class Predict:
             raise InputError("predict takes either --images or --stream, and --frames of at least 0", "", "see `predict --help`")
         trained = open_trained(self.runs, self.name)
         source = frames_of_files(self.images) if self.images else frames_of_stream(self.stream, self.frames)
-        tell_faces(trained.run, trained.model, source, trained.size, trained.device)
+        tell_faces(trained.run, trained.model, source, trained.size, trained.device, trained.columns)
 
 
 @dataclass(frozen=True)
@@ -357,7 +366,7 @@ class Export:
     """The run."""
     to: Path
     """The file: *.onnx or *.pt2."""
-    runs: str = "runs"
+    runs: str = ""
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
@@ -368,6 +377,8 @@ class Export:
         difference = exports[self.to.suffix](trained.model.cpu(), trained.size, self.to)
         print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
         print(f"columns: {', '.join(trained.model.columns)}")
+        if untrained := [column for column in trained.model.columns if column not in trained.columns]:
+            print(f"never trained, for want of labels: {', '.join(untrained)}")
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class Sweep:
     """Which job."""
     name: str = ""
     """The sweep's name; empty: made from the time."""
-    runs: str = "runs"
-    """Where it and its runs are kept: a folder that all nodes see, or s3://bucket/prefix."""
+    runs: str = ""
+    """Where it and its runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: bool = False
     """Go on with the sweep of that name."""
     sweep: tyro.conf.OmitArgPrefixes[SweepConfig] = field(default_factory=SweepConfig)

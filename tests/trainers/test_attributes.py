@@ -111,7 +111,7 @@ def test_predict_tells_everything_of_images_and_of_a_stream(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["0001.png", "0000.png", "0001.png", "0002.png"]
     assert {name: lines[0][name] for name in COLUMNS if name in lines[0]} == {n: v for n, v in lines[2].items() if n != "image"}
-    assert set(lines[0]) == {"image", *KEYPOINTS, "gender", "mask", "age", "quality", "yaw", "pitch", "roll"}
+    assert set(lines[0]) == {"image", *KEYPOINTS, "gender", "mask", "age", "quality", "roll"}
     run = Run(trained.runs, trained.name)
     assert [json.loads(line) for line in run.read_text("prediction.jsonl").splitlines()] == lines
     assert run.objects.get("prediction.png").startswith(b"\x89PNG")
@@ -135,7 +135,9 @@ def test_predict_tells_everything_of_images_and_of_a_stream(
 
 def test_export_tells_the_same(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Export(name=trained.name, runs=trained.runs, to=tmp_path / "faces.onnx").run()
-    assert "columns: left_eye_x" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "columns: left_eye_x" in out
+    assert "never trained, for want of labels: yaw, pitch" in out
     session = onnxruntime.InferenceSession(tmp_path / "faces.onnx", providers=["CPUExecutionProvider"])
     image = picture({**dict.fromkeys(COLUMNS, 0.5)})
     images = np.stack([image.transpose(2, 0, 1)] * 2)
@@ -178,7 +180,7 @@ def test_arms(sets: tuple[str, ...], tmp_path: Path) -> None:
 def test_settings_from_a_file(trained: Train, tmp_path: Path) -> None:
     stored = Path(trained.runs) / trained.name / "config.json"
     found = defaults("train", ["--config", str(stored)])
-    assert found == replace(trained, name="", runs="runs", config=str(stored))
+    assert found == replace(trained, name="", runs="", config=str(stored))
     assert defaults("compare", ["--config", str(stored), "--seeds", "1", "2"]).train == found
     assert defaults("train", []) is None
     with pytest.raises(InputError, match="cannot read the settings"):

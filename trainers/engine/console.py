@@ -86,7 +86,7 @@ class LiveLine:
             self._live = None
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Take the state in: any of step, steps, loss, accuracy, samples_per_s, eta_s, version, wait (a share), lr."""
+        """Take the state in: any of step, steps, stage, loss, accuracy, samples_per_s, eta_s, version, wait (a share), lr."""
         self._record = dict(record)
         if self.clock() - self._when >= (_REDRAW if self._live is not None else self.every):
             self._show()
@@ -125,6 +125,8 @@ def state_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "step" in record:
         total = f"/{record['steps']:,}" if record.get("steps") else ""
         parts.append((f"step {record['step']:,}{total}", "bold"))
+    if "stage" in record:
+        parts.append((f"stage {record['stage']}", ""))
     if "loss" in record:
         parts.append((f"loss {record['loss']:.4f}", "" if math.isfinite(record["loss"]) else "bold red"))
     if "accuracy" in record:

@@ -88,15 +88,17 @@ def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Map
 
 @torch.no_grad()
 def tell_faces(
-    run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device
-) -> None:
-    """Print a line of JSON for each image as it comes; the lines and a picture of the first ones go into the run's folder."""
+    run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device,
+    columns: Sequence[str],
+) -> None:  # fmt: skip
+    """Print a line of JSON for each image as it comes, with these columns; the lines and a picture of the first ones go into the
+    run's folder."""
     frames, lines = iter(source), list[str]()
     shown: list[tuple[Image, str, dict[str, float]]] = []
     while several := list(islice(frames, BATCH)):
         images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
         for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):
-            told = dict(zip(model.columns, (round(value, 4) for value in values), strict=True))
+            told = {name: round(value, 4) for name, value in zip(model.columns, values, strict=True) if name in columns}
             lines.append(json.dumps({"image": name, **told}))
             print(lines[-1])
             if len(shown) < SHOWN:

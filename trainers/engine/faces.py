@@ -15,7 +15,7 @@ from datasets.augment import AugmentConfig, turned
 from datasets.cache import CacheConfig
 from datasets.errors import InputError
 from datasets.index import Index, Split, read_index, split_of
-from datasets.labels import Floats, labels_by_position, moved_labels
+from datasets.labels import COLUMNS, Floats, labels_by_position, moved_labels
 from datasets.loader import Batch, BatchStream, LoaderConfig, Share, SplitStream, behind_workers
 from datasets.mix import MixedStream, parts_of
 from datasets.sampling import SamplerConfig, generator
@@ -64,13 +64,13 @@ def open_sets(urls: Sequence[str]) -> tuple[FaceSet, ...]:
     return tuple(sets)
 
 
-def tasks_with_labels(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:
-    """The tasks of which at least one training image has a label. ``make_roll``: turned images have a roll."""
+def labelled_columns(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:
+    """The columns of which at least one training image has a label. ``make_roll``: turned images have a roll."""
     found = {"roll"} if make_roll else set()
     for face_set in sets:
         of_train = face_set.train.samples(np.arange(len(face_set.train)))
         found |= {name for name, values in face_set.index.labels.items() if not np.isnan(values[of_train]).all()}
-    return tuple(name for name, task in TASKS.items() if found & set(task.columns))
+    return tuple(column for column in COLUMNS if column in found)
 
 
 def mixed_stream(

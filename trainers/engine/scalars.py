@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from datasets.objects import Folder
 from trainers.engine.run import Run
 
-GROUPS = {"loss": "train", "accuracy": "train", "lr": "train", "samples_per_s": "speed", "wait": "speed"}
+GROUPS = {"loss": "train", "accuracy": "train", "lr": "train", "stage": "train", "samples_per_s": "speed", "wait": "speed"}
 
 
 class Scalars:
@@ -33,8 +33,9 @@ class Scalars:
             return
         self._last = record["step"]
         for name, value in record.items():
-            if name in GROUPS:
-                self._writer.add_scalar(f"{GROUPS[name]}/{name}", value, record["step"])
+            group = "losses" if name.startswith("loss_") else GROUPS.get(name)  # of a task's losses each
+            if group:
+                self._writer.add_scalar(f"{group}/{name}", value, record["step"])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.close()
