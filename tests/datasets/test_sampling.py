@@ -432,7 +432,7 @@ def test_version_at(interval: int, lag: int, begin: int, expected: list[int]) ->
 @pytest.mark.parametrize(
     ("split", "options", "told"),
     [
-        (identities_of(9), config("uniform", batch=2), "only 1 identity"),
+        (identities_of(9), config("pk", batch=2), "only 1 identity"),
         (identities_of(9, 6), config("uniform"), "batch of 16 is larger than the data (15 samples)"),
         (identities_of(9, 1, 9), config("pk", batch=4), "'0001' has one"),
         (identities_of(9, 1, 9), config("pairs"), "'0001' has one"),

@@ -1,6 +1,7 @@
 """The face model: one backbone, a head per task, and the part that decouples the coupled tasks.
 
-Shapes: B batch, C columns, L levels of the backbone, G x G places a level is pooled to, T decoupled tasks, W their width.
+Shapes: B batch, C columns, L levels of the backbone, G x G places a level is pooled to, T decoupled tasks, Q queries of each,
+W their width.
 """
 
 import math
@@ -41,31 +42,34 @@ class FaceModelConfig:
 class Decoupler(nn.Module):
     """What each coupled task finds for itself in the features of several levels, joined by what the pose finds.
 
-    Levels [B, channels, h, w] become L * G * G tokens; a learned query per task attends over them; from its finding and the
-    pose's, side by side, a last layer that begins at zero makes a correction of the task's raw outputs: so whatever the model
-    does at the moment when this is added stays as it is. Our own design: the source does not publish its part's structure.
+    Levels [B, channels, h, w] become L * G * G tokens. A few learned queries per task attend over them, by what is there and by
+    where it is: the backbone's pooled features have lost the place. From the task's findings and the pose's, side by side, a
+    layer that begins at zero makes a correction of the task's raw outputs: so whatever the model does at the moment when this is
+    added stays as it is. Our own design: the source does not publish its part's structure.
     """
 
-    GRID = 4
+    GRID, QUERIES = 4, 4
 
     def __init__(self, channels: Sequence[int], tasks: Sequence[str], width: int) -> None:
         super().__init__()
         self.tasks = tuple(tasks)  # POSE last
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.places = nn.Parameter(torch.randn(len(channels) * self.GRID**2, width) * 0.02)
         self.norm = nn.LayerNorm(width)
-        self.queries = nn.Parameter(torch.randn(len(self.tasks), width) / math.sqrt(width))
-        self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
-        self.corrections = nn.ModuleDict({task: nn.Linear(2 * width, len(TASKS[task].columns)) for task in self.tasks})
+        # So far apart that the queries look at different places from the start.
+        self.places = nn.Parameter(torch.randn(len(channels) * self.GRID**2, width))
+        self.queries = nn.Parameter(torch.randn(len(self.tasks) * self.QUERIES, width) * 2)
+        # What is alike in all images would drown the rest: a layer that begins at zero learns from differences.
+        self.centre = nn.BatchNorm1d(len(self.tasks) * self.QUERIES * width)
+        self.corrections = nn.ModuleDict({t: nn.Linear(2 * self.QUERIES * width, len(TASKS[t].columns)) for t in self.tasks})
         for parameter in self.corrections.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Corrections of the tasks' raw outputs, [B, columns] each."""
+        """Corrections of the tasks' raw outputs, [B, columns] each; in training B must be at least 2 (batch norm)."""
         pooled = [F.adaptive_avg_pool2d(p(level), self.GRID) for p, level in zip(self.project, levels, strict=True)]
-        tokens = self.norm(torch.cat([level.flatten(2).transpose(1, 2) for level in pooled], dim=1) + self.places)
-        scores = self.queries @ self.keys(tokens).transpose(1, 2) / math.sqrt(tokens.shape[-1])  # [B, T, L G G]
-        found = scores.softmax(dim=-1) @ self.values(tokens)  # [B, T, W]
+        tokens = self.norm(torch.cat([level.flatten(2).transpose(1, 2) for level in pooled], dim=1))  # [B, L G G, W]
+        scores = self.queries @ (tokens + self.places).transpose(1, 2) / math.sqrt(tokens.shape[-1])  # [B, T Q, L G G]
+        found = self.centre((scores.softmax(dim=-1) @ tokens).flatten(1)).unflatten(1, (len(self.tasks), -1))  # [B, T, Q W]
         pose = found[:, -1]
         return {task: self.corrections[task](torch.cat([found[:, i], pose], dim=1)) for i, task in enumerate(self.tasks)}
 
