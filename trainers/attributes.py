@@ -61,7 +61,7 @@ class Stage(StageConfig):
 
     tasks: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
-    """What is not trained: "backbone", or heads by their task."""
+    """What is not trained: "backbone", or the heads of tasks."""
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:

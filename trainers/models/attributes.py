@@ -7,7 +7,7 @@ W their width.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -149,18 +149,22 @@ class AttributesTask(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def enter(self, weights: Mapping[str, float], freeze: Sequence[str] = ()) -> None:
-        """Train these tasks from now on; all other heads, and what ``freeze`` names (heads, the backbone), stay as they are."""
+        """Train these tasks from now on; all others, and what ``freeze`` names (tasks, the backbone), stay as they are."""
         self.weights = {task: weights[task] for task in self.model.tasks if task in weights}
         self.frozen = []
         self.model.requires_grad_(True)
+        idle = {task for task in self.model.tasks if task not in self.weights or task in freeze}
         for net in self.model.nets.values():
-            idle: dict[str, Any] = {name: head for name, head in net.heads.items() if name not in self.weights or name in freeze}  # type: ignore[operator,union-attr]
+            assert isinstance(net, FaceNet)
+            self.frozen += [head for task, head in net.heads.items() if task in idle]
             if BACKBONE in freeze:
-                idle[BACKBONE] = net.backbone
+                self.frozen.append(net.backbone)
             if net.decoupler is not None:
-                parts = net.decoupler.corrections.items()  # type: ignore[operator,union-attr]
-                idle |= {f"{name} correction": part for name, part in parts if name not in self.weights}
-            self.frozen += idle.values()
+                corrections = {
+                    task: part for task, part in net.decoupler.corrections.items() if task in idle or task not in net.heads
+                }
+                whole = len(corrections) == len(net.decoupler.corrections)
+                self.frozen += [net.decoupler] if whole else corrections.values()
         for module in self.frozen:
             module.requires_grad_(False)
         self.train()
