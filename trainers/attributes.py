@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,6 +34,8 @@ from trainers.engine.face_report import print_comparison, print_figures, tell_fa
 from trainers.engine.faces import (
     FaceSet,
     MixConfig,
+    can_evaluate,
+    checksum_of,
     evaluate_faces,
     labelled_columns,
     mixed_parts,
@@ -52,6 +55,9 @@ from trainers.models.attributes import BACKBONE, Attributes, AttributesTask, Fac
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
+FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
+    "data", "seed", "arm", "batch", "mix", "augment", "loader.size", "make_roll", "model", "optim.kind", "optim.weight_decay",
+)  # fmt: skip
 DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
 
 
@@ -133,26 +139,23 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
-        config = replace(resolved(self, "attributes"), data=tuple(_whole(url) for url in self.data))
+        config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
         sets = open_sets(config.data)
         for face_set in sets:
             check_shards(face_set.index)
         mixed_parts(sets, config.mix, config.batch)
         tasks = trained_tasks(config, sets)
-        run = start_run(config, fixed=("data", "seed", "model", "arm", "mix", "batch"))
+        run = start_run(config, FIXED)
         connect(config.cluster)
         count = sum(len(face_set.train) for face_set in sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
         with shown(run, config) as show:
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
-        print_figures(config.name, metrics.get("after", {}))
+        if "after" in metrics:
+            print_figures(config.name, metrics["after"])
         write_report(run, to_json(config), metrics, history)
         print(f"report: {run.url}/report.html")
-
-
-def _whole(url: str) -> str:
-    return url if "://" in url else str(Path(url).absolute())  # workers have other working directories
 
 
 def trained_tasks(config: Train, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
@@ -190,6 +193,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = AttributesTask(model, worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     stored = restore_checkpoint(read_checkpoint)
+    if stored and stored["data"] != checksum_of(sets):
+        raise InputError(
+            "the data was changed since the run began", ", ".join(config.data), "start a new run, or put the old back"
+        )
     journal = Journal(**stored["journal"]) if stored else Journal()
     job = Job(config, worker, sets, task, journal, StageLog(journal.notes, worker.group))
     restored = job.log.now
@@ -224,8 +231,12 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
-    meter, bad, optim = Meter(), BadSamples(config.loader.bad_share), stage.optim(config.optim)
-    for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, log.first):
+    meter, bad, optim = (
+        Meter(),
+        BadSamples(config.loader.bad_share, sum(len(s.train) for s in job.sets)),
+        stage.optim(config.optim),
+    )
+    for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
         meter.add(step)
         over = log.add(step.results["loss"], stage)
@@ -240,8 +251,8 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
             evaluate(job)
         if step.done % config.checkpoint_every == 0 or over:
             log.settle()
-            figures = {"step": journal.step, "score": journal.evaluations[-1]["score"]}
-            write = partial(write_checkpoint, job.task, optimiser, journal)
+            figures = {"step": journal.step, "score": journal.evaluations[-1]["score"]} if journal.evaluations else {}
+            write = partial(write_checkpoint, job.task, optimiser, journal, data=checksum_of(job.sets))
             save_checkpoint(worker, f"step-{step.done:08d}", write, figures)
         if over:
             break
@@ -251,8 +262,13 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
 
 
 def evaluate(job: Job) -> None:
-    """Note the figures of the held-out images; all ranks evaluate their share."""
+    """Note the figures of the held-out images, where there are any; all ranks evaluate their share."""
     config, worker = job.config, job.worker
+    if not can_evaluate(job.sets):
+        return
+    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
+        for buffer in job.task.buffers():
+            dist.broadcast(buffer, 0)
     result = evaluate_faces(
         job.task.model, job.sets, config.size, config.cache, worker.device, config.augment.turn if config.rolls_made else 0.0,
         Share(worker.rank, worker.world), worker.group, config.loader.workers,
@@ -278,9 +294,10 @@ def write_results(job: Job, run: Run) -> None:
     }
     run.write_model({"model": model.state_dict(), **shape})
     run.write_json(HISTORY, journal.state())
+    evaluations = {"before": journal.evaluations[0], "after": journal.evaluations[-1]} if journal.evaluations else {}
     run.write_json(METRICS, {
         "step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None,
-        "before": journal.evaluations[0], "after": journal.evaluations[-1], "stages": job.log.entries,
+        **evaluations, "stages": job.log.entries,
         "weights_crc32c": crc32c_of(job.task), "draws_crc32c": journal.draws, "seconds": journal.seconds,
     })  # fmt: skip
 
@@ -400,7 +417,10 @@ class Compare:
                 run = Run(config.runs, config.name)
                 if not (run.exists() and run.objects.exists(METRICS)):
                     replace(config, resume=run.exists()).run()
-                figures.setdefault(arm, []).append(run.read_json(METRICS)["after"])
+                metrics = run.read_json(METRICS)
+                if "after" not in metrics:
+                    raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
+                figures.setdefault(arm, []).append(metrics["after"])
         print_comparison(base.name, figures)
         Run(base.runs, base.name).write_json(
             "comparison.json", {"seeds": self.seeds, "settings": asdict(base), "figures": figures}

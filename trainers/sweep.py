@@ -92,7 +92,8 @@ class Sweep:
             return from_json(kind, folder.objects.get(BASE).decode(), f"{folder.url}/{BASE}")
         base = tyro.cli(kind, prog=f"trainers/{self.job}.py", args=options)
         every = min(base.checkpoint_every, self.sweep.grace)
-        return replace(base, runs=folder.runs, evaluate_every=every, checkpoint_every=every)
+        record = math.gcd(every, base.record_every)
+        return replace(base, runs=folder.runs, evaluate_every=every, checkpoint_every=every, record_every=record)
 
 
 def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> None:
@@ -112,7 +113,8 @@ def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
         settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(t.settings.items()) if "weights" not in name)
         rows.append([t.name, t.score, t.step, state, settings])
     summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "steps", "state", "settings"], rows)
-    folder.write_json(TRIALS, [{**vars(t), "ended": ended[t.name]} for t in ranked])
+    scores = {t.name: None if math.isnan(t.score) else t.score for t in trials}
+    folder.write_json(TRIALS, [{**vars(t), "score": scores[t.name], "ended": ended[t.name]} for t in ranked])
     folder.objects.put(PICTURE, relations([(t.settings, t.score, ended[t.name]) for t in trials]))
     if math.isnan(ranked[0].score):
         raise InputError("every trial failed", folder.url, "the table says why")

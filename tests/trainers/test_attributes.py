@@ -47,7 +47,7 @@ def short(sets: tuple[str, ...], runs: Path, **changes: Any) -> Train:
     """Three stages of about 12 steps."""
     stage = Stage(least=4, most=12, warmup=2, tasks=FIRST)
     train = Train(
-        data=sets, runs=str(runs), name=f"run-{uuid.uuid4().hex[:8]}", batch=16, checkpoint_every=5, record_every=4,
+        data=sets, runs=str(runs), name=f"run-{uuid.uuid4().hex[:8]}", batch=16, checkpoint_every=5, record_every=5,
         loader=LoaderConfig(workers=1, size=(32, 32)), mix=MixConfig((2, 1)),
         stage1=stage, stage2=replace(stage, tasks=(*FIRST, *COUPLED)), stage3=replace(stage, tasks=(*FIRST, *COUPLED, "pose")),
     )  # fmt: skip

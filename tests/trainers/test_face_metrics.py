@@ -72,3 +72,8 @@ def test_interval_by_t() -> None:
     assert interval([2.0, 2]) == (2, 0)
     assert interval([1.0])[1] == math.inf
     assert interval([float(i % 2) for i in range(100)])[1] == pytest.approx(2.042 * 0.502519 / 10, rel=1e-4)
+
+
+def test_what_one_class_alone_does_not_determine_is_left_out() -> None:
+    found = task_figures("mask", np.array([[0.9], [0.2]]), np.array([[1.0], [1.0]]))
+    assert found == {"mask.accuracy": 0.5, "mask.skill": 0, "mask.n": 2}

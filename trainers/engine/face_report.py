@@ -48,7 +48,8 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Two tables: each arm's figures over seeds, and their differences to the first arm's, seed by seed; 95% intervals by t."""
     arms = list(figures)
-    names = [name for name in figures[arms[0]][0] if name not in ("step",) and not name.endswith((".n", ".skill"))]
+    runs = [run for arm in arms for run in figures[arm]]
+    names = [name for name in runs[0] if name != "step" and not name.endswith((".n", ".skill")) and all(name in r for r in runs)]
     seeds = len(figures[arms[0]])
 
     def cell(values: Sequence[float], name: str, sign: str) -> str:
@@ -70,10 +71,12 @@ def _arrow(name: str) -> str:
 
 def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any]) -> None:
     """Put ``report.html`` into the run's folder: figures, stages, curves, settings."""
-    settings, after, before = json.loads(config), metrics["after"], metrics["before"]
+    settings = json.loads(config)
     page = Page(run.name, f"{settings['arm']}, {len(settings['data'])} sets, {metrics['step']:,} steps")
-    page.numbers("Held-out images", [("score", f"{after['score']:.3f}", f"before: {before['score']:.3f}")])
-    page.table("Figures", ["task", "images", "figures"], figure_rows(after))
+    if "after" in metrics:
+        after, before = metrics["after"], metrics["before"]
+        page.numbers("Held-out images", [("score", f"{after['score']:.3f}", f"before: {before['score']:.3f}")])
+        page.table("Figures", ["task", "images", "figures"], figure_rows(after))
     stages = [[number, entry["first"], entry["steps"], entry["ended"]] for number, entry in enumerate(metrics["stages"], 1)]
     page.table("Stages", ["stage", "first step", "steps", "why it ended"], stages)
     losses = sorted({name for record in history["records"] for name in record if name.startswith("loss_")})

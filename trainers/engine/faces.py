@@ -5,8 +5,10 @@ b images of this rank, C columns of labels.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -62,6 +64,18 @@ def open_sets(urls: Sequence[str]) -> tuple[FaceSet, ...]:
             raise InputError("the set has no labels", url, "pack it by a layout of faces: celeba, utkface, attributes_csv, ...")
         sets.append(FaceSet(index, split_of(index, "train"), shard_etags(index)))
     return tuple(sets)
+
+
+def checksum_of(sets: Sequence[FaceSet]) -> int:
+    """crc32c of what the sets hold and of all labels: other data has another."""
+    parts = [face_set.index.checksum.to_bytes(4) for face_set in sets]
+    parts += [values.tobytes() for face_set in sets for values in face_set.index.labels.values()]
+    return reduce(google_crc32c.extend, parts, 0)
+
+
+def can_evaluate(sets: Sequence[FaceSet]) -> bool:
+    """Whether any set has held-out images."""
+    return any(HELD_OUT in face_set.index.splits for face_set in sets)
 
 
 def labelled_columns(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:

@@ -45,10 +45,10 @@ def nme(told: Floats, true: Floats) -> float:
 
 def task_figures(name: str, told: Floats, true: Floats) -> dict[str, float]:
     """The figures of a task on told and true labels [n, C], NaN in ``true`` where absent: by ``<task>.<figure>``, with
-    ``<task>.n``; empty when nothing is known."""
+    ``<task>.n``. What the known labels do not determine (an AUC of one class) is left out; empty when nothing is known."""
     task = TASKS[name]
     found = _angles(task, told, true) if task.figure == "mae" else _whole(task, told, true)
-    return {f"{name}.{figure}": value for figure, value in found.items()}
+    return {f"{name}.{figure}": value for figure, value in found.items() if not np.isnan(value)}
 
 
 def _whole(task: Task, told: Floats, true: Floats) -> dict[str, float]:
