@@ -52,8 +52,11 @@ class ClusterConfig:
             )
 
 
-def connect(config: ClusterConfig) -> None:
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run (``local``: in any case).
+
+    ``dashboard``: start it with Ray's dashboard, which a sweep needs: Ray Train asks it whether a trial that was stopped is dead,
+    and keeps the trial's workers reserved for ever where there is none (Ray 2.60). `ray start --head` has it by itself.
 
     Raises:
         ClusterError: nobody answers at the address, or the cluster can never hold the workers.
@@ -64,7 +67,7 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
-        _init(config)
+        _init(config, dashboard)
     have = ray.cluster_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     if config.workers * config.cpus > cpus:
@@ -75,9 +78,10 @@ def connect(config: ClusterConfig) -> None:
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
 
 
-def _init(config: ClusterConfig) -> None:
+def _init(config: ClusterConfig, dashboard: bool) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, config.workers * config.cpus), "include_dashboard": False}
+    cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
+    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": dashboard}
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception

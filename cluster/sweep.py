@@ -77,7 +77,7 @@ def sweep(
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
     else:
         asha = ASHAScheduler(
-            time_attr=TIME, max_t=max(steps, config.grace), grace_period=config.grace, reduction_factor=config.reduction
+            time_attr=TIME, max_t=max(steps, config.grace) + 1, grace_period=config.grace, reduction_factor=config.reduction
         )
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
         how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)

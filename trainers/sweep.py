@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 from ray import tune
 
-from cluster.launch import connect
+from cluster.launch import ClusterConfig, connect
 from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
 from datasets.errors import InputError, run_main
 from trainers.engine.config import changed, from_json, to_json
@@ -73,7 +73,8 @@ class Sweep:
         base = self._base(kind, folder, options)
         if not self.resume:
             folder.write_text(BASE, to_json(base))
-        connect(replace(base.cluster, workers=cpus_for(self.sweep, base.cluster.workers, base.cluster.cpus), cpus=1))
+        cores = cpus_for(self.sweep, base.cluster.workers, base.cluster.cpus)
+        connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
         print(f"sweep {named.name}: {self.sweep.trials} trials of {self.job}")
         trial = partial(run_trial, self.job, to_json(base))
         space, most = SPACES[self.job](base), 3 * base.steps // 2

@@ -196,7 +196,8 @@ def options(sets: tuple[str, ...]) -> list[str]:
 def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
     sets: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = Sweep("attributes", "search", str(tmp_path), sweep=SweepConfig(trials=2, concurrent=2, grace=6, seed=1))
+    # No trial is stopped early: the session's cluster has no dashboard, and would keep its workers reserved.
+    sweep = Sweep("attributes", "search", str(tmp_path), sweep=SweepConfig(trials=2, concurrent=2, grace=30, seed=1))
     sweep.run(options(sets))
     out = capsys.readouterr().out
     trials = json.loads((tmp_path / "search" / "trials.json").read_text())
