@@ -97,9 +97,8 @@ class _Said(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        ended = sum(other.is_finished() for other in trials)
         what = result.get("failure") or f"score {result.get(METRIC, math.nan):.3f} at step {result.get(TIME, 0)}"
-        print(f"trial {trial.trial_id}: {what} ({ended} have ended)", flush=True)
+        print(f"trial {trial.trial_id}: {what}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         print(f"trial {trial.trial_id}: failed", flush=True)

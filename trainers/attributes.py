@@ -20,6 +20,7 @@ import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
+import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
 from datasets.augment import AugmentConfig
@@ -137,17 +138,22 @@ class Train(JobConfig):
         """Whether turned images have a roll."""
         return self.make_roll and self.augment.turn > 0
 
-    def run(self) -> None:
-        """Check all that can be checked here, train on the cluster, write the report."""
-        config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
-        sets = open_sets(config.data)
+    def check(self) -> tuple[FaceSet, ...]:
+        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        sets = open_sets(self.data)
         for face_set in sets:
             check_shards(face_set.index)
-        mixed_parts(sets, config.mix, config.batch)
-        tasks = trained_tasks(config, sets)
+        mixed_parts(sets, self.mix, self.batch)
+        trained_tasks(self, sets)
+        return sets
+
+    def run(self) -> None:
+        """Check, train on the cluster, write the report."""
+        config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
+        sets = config.check()
         run = start_run(config, FIXED)
         connect(config.cluster)
-        count = sum(len(face_set.train) for face_set in sets)
+        count, tasks = sum(len(face_set.train) for face_set in sets), trained_tasks(config, sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
         with shown(run, config) as show:
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)

@@ -5,7 +5,7 @@ python trainers/sweep.py attributes --name search --resume      go on, also afte
 python trainers/attributes.py --config runs/search/best.json    train with the best settings found
 
 What stands behind `--` are the job's own options, which all trials share. To sweep another job, add its search space to SPACES:
-its Train must report "score" with its checkpoints.
+its Train has `check`, and reports "score" and "step" with its checkpoints.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from typing import Any
 import tyro
 from ray import tune
 
+import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect
 from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
 from datasets.errors import InputError, run_main
@@ -71,6 +72,7 @@ class Sweep:
         named = resolved(JobConfig(name=self.name, runs=self.runs), "sweep")
         folder = Run(named.runs, named.name)
         base = self._base(kind, folder, options)
+        base.check()
         if not self.resume:
             folder.write_text(BASE, to_json(base))
         cores = cpus_for(self.sweep, base.cluster.workers, base.cluster.cpus)

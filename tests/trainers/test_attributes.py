@@ -210,6 +210,9 @@ def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
     assert best.data == sets
     with pytest.raises(InputError, match="the sweep 'search' exists"):
         sweep.run(options(sets))
+    with pytest.raises(InputError, match="not a whole shard set"):
+        replace(sweep, name="other").run(["--data", str(tmp_path / "nothing")])
+    assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="no sweep 'other' to resume"):
         replace(sweep, name="other", resume=True).run([])
 
