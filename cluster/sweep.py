@@ -17,10 +17,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from cluster.errors import ClusterError
 from cluster.launch import CALLBACKS, storage_uri
 
-METRIC, TIME = (
-    "score",
-    "step",
-)  # what runs report with their checkpoints; Tune's own count of reports starts anew in a restored trial
+# What runs report with their checkpoints. Tune's own count of reports starts anew in a restored trial.
+METRIC, TIME = "score", "step"
 DRIVER_CPUS = 0.01  # a trial's driver only waits
 
 

@@ -200,9 +200,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     stored = restore_checkpoint(read_checkpoint)
     if stored and stored["data"] != checksum_of(sets):
-        raise InputError(
-            "the data was changed since the run began", ", ".join(config.data), "start a new run, or put the old back"
-        )
+        remedy = "start a new run, or put the old sets back"
+        raise InputError("the data was changed since the run began", ", ".join(config.data), remedy)
     journal = Journal(**stored["journal"]) if stored else Journal()
     job = Job(config, worker, sets, task, journal, StageLog(journal.notes, worker.group))
     restored = job.log.now
@@ -237,11 +236,8 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
-    meter, bad, optim = (
-        Meter(),
-        BadSamples(config.loader.bad_share, sum(len(s.train) for s in job.sets)),
-        stage.optim(config.optim),
-    )
+    bad = BadSamples(config.loader.bad_share, sum(len(face_set.train) for face_set in job.sets))
+    meter, optim = Meter(), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
         meter.add(step)

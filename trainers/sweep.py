@@ -77,7 +77,7 @@ class Sweep:
             folder.write_text(BASE, to_json(base))
         cores = cpus_for(self.sweep, base.cluster.workers, base.cluster.cpus)
         connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
-        print(f"sweep {named.name}: {self.sweep.trials} trials of {self.job}")
+        print(f"sweep {named.name} of {self.job}{' goes on' if self.resume else f': {self.sweep.trials} trials'}")
         trial = partial(run_trial, self.job, to_json(base))
         space, most = SPACES[self.job](base), 3 * base.steps // 2
         trials = sweep(trial, space, self.sweep, name=named.name, runs=named.runs, steps=most, resume=self.resume)

@@ -65,7 +65,7 @@ def test_mean_errors_and_skill() -> None:
 
 def test_score_is_the_mean_of_skills() -> None:
     assert score({"a.skill": 0.5, "b.skill": 1.0, "b.accuracy": 0.1}) == 0.75
-    assert math.isnan(score({}))
+    assert score({"a.accuracy": 0.5}) == 0
 
 
 def test_interval_by_t() -> None:

@@ -84,6 +84,6 @@ def _angles(task: Task, told: Floats, true: Floats) -> dict[str, float]:
 
 
 def score(figures: dict[str, float]) -> float:
-    """One number for all tasks: the mean of their skills."""
+    """One number for all tasks: the mean of their skills; 0 where there is none."""
     skills = [value for name, value in figures.items() if name.endswith(".skill")]
-    return float(np.mean(skills)) if skills else float("nan")
+    return float(np.mean(skills)) if skills else 0.0
