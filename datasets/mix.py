@@ -7,7 +7,6 @@ resumes on another number of workers sees the same samples.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset
 
 from datasets.errors import InputError
@@ -42,10 +41,10 @@ class MixedStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in zip(*self.streams, strict=True):
-            tensors = {name: [b[name] for b in batches] for name in ("images", "labels", "positions", "moves")}
+            arrays = {name: [b[name] for b in batches] for name in ("images", "labels", "positions", "moves")}
             yield {
-                **{name: torch.cat(parts) for name, parts in tensors.items()},
-                "set": torch.cat([torch.full((len(b["labels"]),), number) for number, b in enumerate(batches)]),
+                **{name: np.concatenate(parts) for name, parts in arrays.items()},
+                "set": np.repeat(np.arange(len(batches)), [len(b["labels"]) for b in batches]),
                 "step": batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],
             }
