@@ -63,9 +63,11 @@ class Slots:
         offset = self._offset(array)
         if offset is None:
             room = self.room(array.shape, array.dtype)
+            offset = self._offset(room)
+            if offset is None:
+                return array
             room[...] = array
-            array, offset = room, self._offset(room)
-        return array if offset is None else Placed(offset, array.shape, array.dtype.str)
+        return Placed(offset, array.shape, array.dtype.str)
 
     def get(self, placed: Placed) -> Array:
         """In the training process: the array, until its item is released."""

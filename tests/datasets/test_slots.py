@@ -21,11 +21,11 @@ def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_array_made_in_the_slot_is_told_and_not_copied() -> None:
     slots = Slots(2, 3)
-    slots.begin(1, 4)
+    slots.begin(1, 2)
     room = slots.room((100, 200, 3))
     room[...] = 7
     placed = slots.put(room)
-    assert placed == Placed((3 + 1) << 20, (100, 200, 3), "|u1")
+    assert placed == Placed((3 + 2) << 20, (100, 200, 3), "|u1")
     assert isinstance(placed, Placed)
     assert np.shares_memory(slots.get(placed), room)
 
@@ -90,7 +90,7 @@ class Numbers(Stream):
 
 
 @pytest.mark.parametrize("in_room", [True, False])
-@pytest.mark.parametrize("counts", [[7], [5, 5], [2, 12], [12, 0, 3]])
+@pytest.mark.parametrize("counts", [[7], [5, 5], [2, 12], [12, 0]])
 def test_batches_are_whole_whoever_ends_first(counts: list[int], in_room: bool) -> None:
     """DataLoader asks those that are left for more when a process has ended: they must not write over what is not copied."""
     batches = []
