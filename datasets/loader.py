@@ -12,6 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +26,13 @@ from datasets.decode import Image, decode
 from datasets.errors import InputError
 from datasets.index import Int64s, Split
 from datasets.sampling import Sampler, SamplerConfig
+from datasets.slots import Placed, Slots
 from datasets.store import BucketStore, FolderStore, Pending, Sample, open_store
 from datasets.versions import VersionTable
 
 Batch = dict[str, Any]
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PREFETCH = 2  # batches that a loader process prepares before the first is taken
 STAND_INS = 100  # samples tried in the place of one that cannot be read
 
 
@@ -76,7 +79,17 @@ class _Plan(NamedTuple):
     bytes: Pending
 
 
-class BatchStream(IterableDataset[Batch]):
+class Stream(IterableDataset[Batch]):
+    """Gives batches; their images are best written to its ``room``, from where they need not be copied to cross processes."""
+
+    slots: Slots | None = None
+
+    def room(self, *shape: int) -> npt.NDArray[np.uint8]:
+        """An uint8 array for the next batch, not initialised."""
+        return self.slots.room(shape) if self.slots else np.empty(shape, np.uint8)
+
+
+class BatchStream(Stream):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
     A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
@@ -130,7 +143,7 @@ class BatchStream(IterableDataset[Batch]):
 
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
         rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
-        images = np.empty((len(rows), *self.size, 3), np.uint8)
+        images = self.room(len(rows), *self.size, 3)
         positions, bad = plan.positions.copy(), []
         for place, data in enumerate(plan.bytes()):
             image = _image(data)
@@ -165,7 +178,7 @@ class BatchStream(IterableDataset[Batch]):
         raise InputError(what, where, "check the set with `python -m datasets.inspect`")
 
 
-def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = False) -> Generator[Batch, None, None]:
+def behind_workers(stream: Stream, workers: int, *, pin: bool = False) -> Generator[Batch, None, None]:
     """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
 
     Its arrays come as tensors, images as [b, 3, H, W].
@@ -174,22 +187,27 @@ def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = 
     """
     options: dict[str, Any] = {}
     if workers:
-        options = {"prefetch_factor": 2, "multiprocessing_context": multiprocessing.get_context("fork")}
+        options = {"prefetch_factor": PREFETCH, "multiprocessing_context": multiprocessing.get_context("fork")}
         options["worker_init_fn"] = _die_with_parent
+        stream.slots = Slots(workers, PREFETCH + 1)  # beside those under way the one that is copied here
     for item in DataLoader(_Told(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
             raise item
-        yield {name: _tensor(value, pin) if isinstance(value, np.ndarray) else value for name, value in item.items()}
+        batch = {name: _tensor(value, stream.slots, pin) for name, value in item.batch.items()}
+        if stream.slots:
+            stream.slots.release(item.worker)
+        yield batch
 
 
-def _tensor(array: npt.NDArray[Any], pin: bool) -> torch.Tensor:
-    """Images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is.
-
-    Batches cross the processes as arrays through a pipe: torch would send a file descriptor a tensor through a server in the
-    loader process, and a run with a killed worker was seen to hang there.
-    """
-    tensor = torch.from_numpy(array)
-    tensor = tensor.pin_memory() if pin else tensor
+def _tensor(value: Any, slots: Slots | None, pin: bool) -> Any:
+    """Arrays as tensors of their own memory, images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is."""
+    placed = isinstance(value, Placed)
+    if slots and placed:
+        value = slots.get(value)
+    if not isinstance(value, np.ndarray):
+        return value
+    tensor = torch.from_numpy(value)
+    tensor = tensor.pin_memory() if pin else tensor.clone() if placed else tensor
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
@@ -203,15 +221,34 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-class _Told(IterableDataset[Batch | InputError]):
-    """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback."""
+class _Sent(NamedTuple):
+    """What comes from a loader process: a batch, whose large arrays may lie in the slots."""
 
-    def __init__(self, stream: IterableDataset[Batch]) -> None:
+    worker: int
+    batch: Batch
+
+
+class _Told(IterableDataset[_Sent | InputError]):
+    """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback.
+
+    Large arrays are left in the slots. Torch would send a file descriptor a tensor through a server in the loader process, and a
+    run with a killed worker was seen to hang there.
+    """
+
+    def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[Batch | InputError]:
+    def __iter__(self) -> Iterator[_Sent | InputError]:
+        slots, info, batches = self.stream.slots, get_worker_info(), iter(self.stream)
+        worker = info.id if info else 0
         try:
-            yield from self.stream
+            for number in count():
+                if slots:
+                    slots.begin(worker, number)
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield _Sent(worker, {k: slots.put(v) if slots and isinstance(v, np.ndarray) else v for k, v in batch.items()})
         except InputError as error:
             yield error
 
@@ -251,7 +288,7 @@ def _image(data: Sample) -> Image | ValueError:
         return error
 
 
-class SplitStream(IterableDataset[Batch]):
+class SplitStream(Stream):
     """Every sample of a split once, in order, in chunks shared out over ranks and loader workers: for evaluation.
 
     A chunk: ``images`` uint8 [n, H, W, 3] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't;
@@ -281,17 +318,12 @@ class SplitStream(IterableDataset[Batch]):
             store.close()
 
     def _decoded(self, positions: Int64s, asked: Pending) -> Batch:
-        images, places, bad = [], [], []
+        images, places, bad = self.room(len(positions), *self.size, 3), list[int](), []
         for place, data in enumerate(asked()):
             image = _image(data)
             if isinstance(image, ValueError):
                 bad.append(f"{self.split.index.where(int(self.split.samples(positions[place : place + 1])[0]))}: {image}")
                 continue
-            images.append(resize(image, self.size))
+            images[len(places)] = resize(image, self.size)
             places.append(place)
-        stacked = np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
-        return {
-            "images": stacked,
-            "positions": positions[places],
-            "bad": bad,
-        }
+        return {"images": images[: len(places)], "positions": positions[places], "bad": bad}

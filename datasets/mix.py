@@ -7,10 +7,9 @@ resumes on another number of workers sees the same samples.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from datasets.errors import InputError
-from datasets.loader import Batch, BatchStream
+from datasets.loader import Batch, BatchStream, Stream
 
 
 def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
@@ -33,7 +32,7 @@ def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
     return [int(count) * unit for count in units]
 
 
-class MixedStream(IterableDataset[Batch]):
+class MixedStream(Stream):
     """The streams of several sets, step by step: their samples side by side, ``set`` int64 [b] says whose each is."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
@@ -41,9 +40,11 @@ class MixedStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in zip(*self.streams, strict=True):
-            arrays = {name: [b[name] for b in batches] for name in ("images", "labels", "positions", "moves")}
+            images = [b["images"] for b in batches]
+            room = self.room(sum(map(len, images)), *images[0].shape[1:])
             yield {
-                **{name: np.concatenate(parts) for name, parts in arrays.items()},
+                "images": np.concatenate(images, out=room),
+                **{name: np.concatenate([b[name] for b in batches]) for name in ("labels", "positions", "moves")},
                 "set": np.repeat(np.arange(len(batches)), [len(b["labels"]) for b in batches]),
                 "step": batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],

@@ -48,7 +48,8 @@ def reference(config: HeadConfig, features: Array, rows: Array, labels: list[int
         else:
             cosines = np.array([row @ x / np.linalg.norm(row) / np.linalg.norm(x) for row in rows])
             cosines[label] = target_cosine(config, float(cosines[label]))
-            scale = {"sphereface": 1.0}.get(config.kind, 64.0) if config.scale is None else config.scale
+            chosen = 1.0 if config.kind == "sphereface" else max(1.0, 2**0.5 * np.log(len(rows) - 1))
+            scale = chosen if config.scale is None else config.scale
             logits = cosines * scale * (np.linalg.norm(x) if config.kind == "sphereface" else 1)
         losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
     return float(np.mean(losses))
@@ -186,6 +187,14 @@ def test_rows_are_the_parameter(kind: Any) -> None:
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         HeadConfig(**fields)
+
+
+def test_the_scale_follows_the_number_of_identities() -> None:
+    assert HeadConfig("cosface").resolved(183) == pytest.approx((0.35, 7.359), abs=1e-3)  # sqrt 2 x ln 182
+    assert HeadConfig("arcface").resolved(100_001) == pytest.approx((0.5, 16.28), abs=1e-2)
+    assert HeadConfig("arcface").resolved(2) == (0.5, 1.0)
+    assert HeadConfig("cosface", scale=64).resolved(183) == (0.35, 64)
+    assert HeadConfig("sphereface").resolved(183) == (4.0, 1.0)
 
 
 def test_one_identity_is_no_classification() -> None:

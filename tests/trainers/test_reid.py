@@ -80,6 +80,7 @@ def title(process: psutil.Process) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: str) -> None:
     undisturbed, interrupted = short(shards, f"{s3_bucket}/runs"), short(shards, f"{s3_bucket}/runs")
     undisturbed.run()
@@ -90,6 +91,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_worker_leaves_no_trace_on_cuhk03(s3_bucket: str, tmp_path: Path) -> None:
     pack("cuhk03", archive("cuhk03.tar"), f"{s3_bucket}/cuhk03")
     base = short(f"{s3_bucket}/cuhk03", f"{s3_bucket}/runs")

@@ -127,7 +127,7 @@ def test_autocast_keeps_the_loss_in_float32() -> None:
 
 
 def test_a_few_steps_learn_the_batch() -> None:
-    model = task()
+    model = task(HeadConfig(scale=16.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = batch_of([0, 1, 2, 3, 0, 1, 2, 3])
     first = model(batch)["loss"].item()

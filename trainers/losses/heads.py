@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 
-# (margin, scale) as published; in SphereFace the feature's norm is the scale, and ours multiplies it.
-_PUBLISHED = {"sphereface": (4.0, 1.0), "cosface": (0.35, 64.0), "arcface": (0.5, 64.0)}
+_MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}  # as published
 _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 
 
@@ -26,26 +25,26 @@ _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 class HeadConfig:
     """The identity loss, and the weight of a triplet loss beside it. Raises InputError for values out of range.
 
-    None stands for the published value. SphereFace's published margin of 4 starts badly under SGD (its paper anneals it
-    in, we don't); Adam, or a margin of 2, copes.
+    None stands for the published margin, and for AdaCos' scale. SphereFace's published margin of 4 starts badly under SGD
+    (its paper anneals it in, we don't); Adam, or a margin of 2, copes.
     """
 
     kind: Literal["softmax", "sphereface", "cosface", "arcface"] = "cosface"
     margin: float | None = None
     """sphereface: multiple of the angle (4); cosface: cosine (0.35); arcface: radians (0.5); softmax has none"""
     scale: float | None = None
-    """what multiplies the cosines (64), or in sphereface the feature norms (1); softmax has none"""
+    """what multiplies the cosines (sqrt 2 ln(N - 1)), or in sphereface the feature norms (1); softmax has none"""
     triplet: float = 0.0
     """weight of the triplet loss; 0 leaves it out"""
     triplet_margin: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.kind != "softmax" and self.kind not in _PUBLISHED:
-            raise InputError("unknown head", self.kind, f"use one of softmax, {', '.join(_PUBLISHED)}")
+        if self.kind != "softmax" and self.kind not in _MARGIN:
+            raise InputError("unknown head", self.kind, f"use one of softmax, {', '.join(_MARGIN)}")
         if self.kind == "softmax" and (self.margin is not None or self.scale is not None):
             raise InputError("the softmax head takes no margin and no scale", "", "leave them out, or choose cosface")
         if self.kind != "softmax":
-            margin, scale = self.resolved()
+            margin, scale = self.resolved(identities=2)
             largest = _LARGEST_MARGIN[self.kind]
             if not 0 <= margin <= largest:
                 raise InputError(f"the margin of {self.kind} must be in 0..{largest:.4g}", str(margin))
@@ -57,9 +56,15 @@ class HeadConfig:
             where = f"weight {self.triplet}, margin {self.triplet_margin}"
             raise InputError("the triplet loss's weight and margin must not be negative", where)
 
-    def resolved(self) -> tuple[float, float]:
-        """Margin and scale, with the published ones where none is set; for the heads that have them."""
-        margin, scale = _PUBLISHED[self.kind]
+    def resolved(self, identities: int) -> tuple[float, float]:
+        """Margin and scale, for the heads that have them; those that are not set are chosen.
+
+        CosFace and ArcFace are published with a scale of 64, for tens of thousands of faces. With hundreds of identities a model
+        hardly trains by it from random weights (measured: README), so the scale follows their number N: sqrt(2) ln(N - 1), the
+        fixed AdaCos (Zhang et al., CVPR 2019, eq. 12), which is 7.3 for 182 and 16 for 100,000.
+        """
+        margin = _MARGIN[self.kind]
+        scale = 1.0 if self.kind == "sphereface" else max(1.0, math.sqrt(2) * math.log(identities - 1))
         return (margin if self.margin is None else self.margin, scale if self.scale is None else self.scale)
 
 
@@ -98,7 +103,7 @@ class Margin(nn.Module):
 
     def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
         super().__init__()
-        margin, scale = config.resolved()
+        margin, scale = config.resolved(identities)
         common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
         if config.kind == "cosface":
             self.loss = losses.CosFaceLoss(margin=margin, **common)
