@@ -185,6 +185,8 @@ def behind_workers(stream: Stream, workers: int, *, pin: bool = False) -> Genera
 
     ``pin`` copies batches to page-locked memory, for a GPU. What the stream raises as InputError is raised as it is.
     """
+    if workers < 0:
+        raise InputError(f"{workers} loader processes", "--workers", "give 0 or more")
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": PREFETCH, "multiprocessing_context": multiprocessing.get_context("fork")}

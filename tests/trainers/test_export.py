@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.errors import InputError
 from trainers.engine.export import export_onnx, export_program
 from trainers.models.reid import Embedder, ModelConfig
 
@@ -100,3 +101,9 @@ def test_an_older_file_is_replaced(export: Export, name: str, tmp_path: Path) ->
 def test_a_program_has_its_suffix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.pt2"):
         export_program(Flat(), (2, 2), tmp_path / "model.bin")
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write there \(.+\): .*file/model\.onnx"):
+        export_onnx(nn.Identity(), (8, 8), tmp_path / "file" / "model.onnx")

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.errors import InputError
+
 TOLERANCE = 1e-4
 
 _Run = Callable[[Tensor], Tensor]
@@ -24,7 +26,7 @@ def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path, output: 
     """Write an ONNX file (input "images", output named by ``output``) for images of ``size`` (height, width).
 
     ``path`` is written whole or not at all, and only when onnxruntime's features equal the embedder's: returns the
-    largest difference of L2-normalised features, raises RuntimeError from 1e-4 up.
+    largest difference of L2-normalised features, raises RuntimeError from 1e-4 up, and InputError where it cannot be written.
     """
     return _export(embedder, size, path, partial(_write_onnx, output=output), partial(_load_onnx, output=output))
 
@@ -45,8 +47,12 @@ def _export(
 ) -> float:
     model = copy.deepcopy(embedder).eval()  # a copy: the caller's keeps its device, mode and memory format
     model = model.cpu().float().to(memory_format=torch.contiguous_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drafts = tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-")
+    except OSError as error:
+        raise InputError(f"cannot write there ({error.strerror})", str(path), "export to another place") from error
+    with drafts as folder:
         draft = Path(folder) / path.name
         write(model, _images(2, size), draft)
         difference = _largest_difference(model, load(draft), size)
