@@ -53,12 +53,12 @@ class Trial:
 
 
 def sweep(
-    run: Callable[[str, dict[str, Any]], None], space: Mapping[str, Any], config: SweepConfig, *,
+    run: Callable[[str, dict[str, Any]], Mapping[str, float]], space: Mapping[str, Any], config: SweepConfig, *,
     name: str, runs: str, steps: int, resume: bool,
 ) -> list[Trial]:  # fmt: skip
     """Run ``run(trial's name, its settings)`` for settings drawn from ``space``, the worse stopped early (ASHA, Li et al., 2020).
 
-    ``run`` reports "score" (more is better) and "step" with each checkpoint; of ``steps`` at most.
+    ``run`` reports "score" (more is better) and "step" with each checkpoint, and returns the last ones; of ``steps`` at most.
 
     Raises:
         ClusterError: there is no sweep to resume.
@@ -102,10 +102,11 @@ class _Said(tune.Callback):
         print(f"trial {trial.trial_id}: failed", flush=True)
 
 
-def _run_trial(run: Callable[[str, dict[str, Any]], None], sweep_name: str, settings: dict[str, Any]) -> None:
+def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_name: str, settings: dict[str, Any]) -> None:
     token = CALLBACKS.set((TuneReportCallback(),))
     try:
-        run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
+        figures = run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
+        tune.report(dict(figures))  # again: a driver may have died between the run's end and hearing of it
     except Exception as error:
         if getattr(error, "exit_code", 1) != 2:
             raise

@@ -99,11 +99,13 @@ class Sweep:
         return replace(base, runs=folder.runs, evaluate_every=every, checkpoint_every=every, record_every=record)
 
 
-def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> None:
-    """One trial: a run of the job, from its last checkpoint when there is one."""
+def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
+    """One trial: a run of the job, from its last checkpoint when there is one; the score and the step that it ended with."""
     config = changed(from_json(importlib.import_module(f"trainers.{job}").Train, base, "the sweep"), settings)
-    config = replace(config, name=name)
-    replace(config, resume=Run(config.runs, name).exists()).run()
+    run = Run(config.runs, name)
+    replace(config, name=name, resume=run.exists()).run()
+    metrics = run.read_json(METRICS)
+    return {"score": metrics.get("after", {}).get("score", math.nan), "step": metrics["step"]}
 
 
 def tell(folder: Run, base: Any, trials: list[Trial]) -> None:

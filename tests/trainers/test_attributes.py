@@ -218,6 +218,7 @@ def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_sweep_goes_on_after_its_driver_was_killed(sets: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "trainers" / "sweep.py"), "attributes", "--name", "search", "--runs", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -229,7 +230,7 @@ def test_a_sweep_goes_on_after_its_driver_was_killed(sets: tuple[str, ...], tmp_
     driver.kill()
     driver.wait()
     ended = {path: path.read_bytes() for path in tmp_path.glob("search-*/metrics.json")}
-    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=280)
+    again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     trials = json.loads((tmp_path / "search" / "trials.json").read_text())
     assert len(trials) == 4
