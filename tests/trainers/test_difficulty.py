@@ -65,6 +65,23 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
     assert torch.equal(rows, before)
 
 
+@given(st.integers(2, 60), st.integers(1, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]))
+@settings(deadline=None)
+def test_by_half_first_it_is_as_exact(count: int, features: int, tile: int, seed: int, spread: float) -> None:
+    """Far apart, close together (candidates abound), nearly equal, and equal."""
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(1, features, generator=random) + spread * torch.randn(count, features, generator=random)
+    check(difficulty(rows, tile=tile, half=True), rows)
+
+
+def test_by_half_first_with_few_candidates() -> None:
+    rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    found, expected = difficulty(rows, tile=1024, half=True), difficulty(rows)
+    torch.testing.assert_close(found.cosine, expected.cosine, atol=3e-7, rtol=0)
+    assert (found.nearest == expected.nearest).float().mean() > 0.999  # else within rounding, as `check` knows
+    check(found, rows)
+
+
 axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # on an axis cosines are -1, 0 and 1 without rounding
 
 

@@ -5,9 +5,13 @@
 Exact, without ever holding N x N: tiles of D are computed for a <= b only (D is symmetric), each gives the maxima of its
 rows and of its columns. A tile is the same product whoever computes it and maxima merge in any order, so the result is
 the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_share`).
+On a GPU a tile is first computed from bfloat16 rows; what may be a maximum within their rounding error, which is bounded by the
+rows' own residuals, is computed again in float32 (`_take_tile_by_half`).
+
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor
 from datasets.errors import InputError
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
+CANDIDATES = 16  # a row and tile that are worth computing one by one
 
 
 class Difficulty(NamedTuple):
@@ -27,12 +32,14 @@ class Difficulty(NamedTuple):
 
 
 @torch.no_grad()
-def difficulty(rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None) -> Difficulty:
+def difficulty(
+    rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
+) -> Difficulty:
     """Difficulty of every identity, from classifier rows [N, D] of any float type and any length.
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
-    Needs N D floats, T T floats and 12 N bytes besides the rows.
+    Needs N D floats, T T floats and 12 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
 
     Raises:
         ValueError: fewer than two identities.
@@ -41,15 +48,16 @@ def difficulty(rows: Tensor, *, tile: int | None = None, group: dist.ProcessGrou
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
     best, space = _begin(len(rows), tile, rows.device)
+    take = _taker(rows, half)
     w = torch.split(_unit(rows, tile, len(rows), 0, None), tile)
     for a, b in tiles_of(len(w), rank, world):
-        _take_tile(best, w[a], w[b], a * tile, b * tile, space)
+        take(best, w[a], w[b], a * tile, b * tile, space)
     return _merged(best, group)
 
 
 @torch.no_grad()
 def difficulty_of_share(
-    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None
+    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
 ) -> Difficulty:
     """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `share_of` them alone.
 
@@ -64,7 +72,7 @@ def difficulty_of_share(
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
     best, space = _begin(count, tile, rows.device)
-    side = -(-count // tile)
+    take, side = _taker(rows, half), -(-count // tile)
     w = _unit(rows, tile, count, share_of(count, rank, world)[0], group)
     w = w if group is None else _to_tiles(w, count, tile, group)
     own, guest = _numbered(w, tile, side, rank, world), w
@@ -73,7 +81,7 @@ def difficulty_of_share(
         coming, moves = (guest, []) if last else _pass_on(guest, count, tile, step, group)
         here = own | _numbered(guest, tile, side, (rank + step) % world, world)
         for a, b in pairs:
-            _take_tile(best, here[a], here[b], a * tile, b * tile, space)
+            take(best, here[a], here[b], a * tile, b * tile, space)
         for move in moves:
             move.wait()
         guest = coming
@@ -139,6 +147,10 @@ def _unit(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGr
     return w
 
 
+def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Tensor, int, int, Tensor], None]:
+    return _take_tile_by_half if (rows.is_cuda if half is None else half) else _take_tile
+
+
 def _take_tile(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
     """Raise ``best`` to the cosines of the rows from ``row`` on to those from ``col`` on. ``space`` [T, T] is written over."""
     products = torch.mm(left, right.T, out=space[: len(left), : len(right)])
@@ -165,15 +177,57 @@ def _raise_to(best: Difficulty, start: int, products: Tensor, offset: int) -> No
     best.nearest[rising] = torch.where(better, nearest, was.nearest)
 
 
-def _merged(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
-    """One MAX over ranks of (cosine, smaller number first), packed into an int64 that sorts the same way."""
+def _take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
+    """As `_take_tile`. With a, b of length 1 and their bfloat16 forms a', b':  |a b - a' b'| <= |a - a'| + |b - b'| |a'|, and
+    the sum of D products in float32 adds at most D 2^-23: what lies twice that below a row's maximum is not it."""
+    rough_left, rough_right = left.bfloat16(), right.bfloat16()
+    residuals = [(some - rough).norm(dim=1).amax() for some, rough in ((left, rough_left), (right, rough_right))]
+    error = 1.01 * (residuals[0] + residuals[1]) + left.shape[1] * 2.0**-23
+    rough = _product(rough_left, rough_right)
+    if row == col:
+        rough.fill_diagonal_(-4.0)
+    of_rows = torch.maximum(best.cosine[row : row + len(left)], rough.amax(dim=1) - error) - error
+    of_columns = torch.maximum(best.cosine[col : col + len(right)], rough.amax(dim=0) - error) - error
+    i, j = torch.nonzero((rough >= of_rows[:, None]) | (rough >= of_columns), as_tuple=True)
+    if len(i) > CANDIDATES * (len(left) + len(right)):  # rows that lie so close are sooner told apart all together
+        _take_tile(best, left, right, row, col, space)
+        return
+    cosine = (left[i] * right[j]).sum(dim=1).clamp_(max=1)
+    _raise_by_pairs(best, row, len(left), i, cosine, j + col)
+    _raise_by_pairs(best, col, len(right), j, cosine, i + row)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left right^T of bfloat16, summed and given in float32."""
+    return torch.mm(left, right.T, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float().T
+
+
+def _raise_by_pairs(best: Difficulty, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
+    """Raise best[start : start + count], each by the pairs that name its place."""
+    mine = slice(start, start + count)
+    packed = _packed(Difficulty(best.cosine[mine], best.nearest[mine]))
+    packed.scatter_reduce_(0, place, _packed(Difficulty(cosine, nearest)), "amax")
+    best.cosine[mine], best.nearest[mine] = _unpacked(packed)
+
+
+def _packed(best: Difficulty) -> Tensor:
+    """Cosine and number as one int64 that sorts by the cosine, then by the smaller number."""
     bits = (best.cosine + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal, their bits are not
-    packed = (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
-    if group is not None:
-        dist.all_reduce(packed, dist.ReduceOp.MAX, group=group)
+    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
+
+
+def _unpacked(packed: Tensor) -> Difficulty:
     bits = (packed >> 32).int()
     cosine = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
     return Difficulty(cosine, 0x7FFFFFFF - (packed & 0xFFFFFFFF))
+
+
+def _merged(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
+    """The result of all ranks together: the maximum over them."""
+    packed = _packed(best)
+    if group is not None:
+        dist.all_reduce(packed, dist.ReduceOp.MAX, group=group)
+    return _unpacked(packed)
 
 
 def _rows_of(count: int, tile: int, rank: int, world: int) -> tuple[int, int]:
