@@ -126,7 +126,6 @@ def measure(small: str, large: str, options: Scale, pipe: Connection) -> None:
     opened, index = timed(lambda: read_index(large))
     split_s, split = timed(lambda: split_of(index, "train"))
     _ = split.counts, split.smallest
-    pa.default_memory_pool().release_unused()
     found = {
         "open_s": opened,
         "split_s": split_s,

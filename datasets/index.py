@@ -216,7 +216,7 @@ def read_index(url: str) -> Index:
         )  # fmt: skip
         raise InputError("not a whole shard set (no index.json)", url, remedy)
     about = _manifest(objects)
-    return Index(
+    index = Index(
         url=objects.url,
         shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in about["shards"]),
         splits=tuple(about["splits"]),
@@ -226,6 +226,8 @@ def read_index(url: str) -> Index:
         blocks=_columns(_checked(objects, BLOCKS, about), BLOCK_COLUMNS),
         about=about.get("about", {}),
     )
+    pa.default_memory_pool().release_unused()  # decoding needed as much again
+    return index
 
 
 def write_index(
