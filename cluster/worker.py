@@ -39,18 +39,27 @@ def this_worker(settings: dict[str, Any]) -> Worker:
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), settings["progress"])
 
 
-def save_checkpoint(worker: Worker, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None) -> None:
+def save_checkpoint(
+    worker: Worker,
+    name: str,
+    write: Callable[[Path], None],
+    figures: Mapping[str, float] | None = None,
+    shared: Callable[[Path], None] | None = None,
+) -> None:
     """Store a checkpoint: every rank calls this at the same step, rank 0 writes its files into the folder that it is given.
 
-    ``figures``: what a sweep should know of the run by then.
+    ``figures``: what a sweep should know of the run by then. ``shared``: what every rank writes besides, under names that differ;
+    it all comes to stand in one folder.
     """
-    if worker.rank != 0:
-        ray.train.report({}, checkpoint=None)
+    writers = ([write] if worker.rank == 0 else []) + ([shared] if shared else [])
+    told = dict(figures or {}) if worker.rank == 0 else {}
+    if not writers:
+        ray.train.report(told, checkpoint=None)
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        write(Path(folder))
-        stored = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(dict(figures or {}), checkpoint=stored, checkpoint_dir_name=name)
+        for writer in writers:
+            writer(Path(folder))
+        ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
 def restore_checkpoint(read: Callable[[Path], Any]) -> Any:

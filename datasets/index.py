@@ -10,16 +10,18 @@ Shards are plain WebDataset tar files; the index is an addition beside them, in 
 
 A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
 member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
-In memory the index takes 18 bytes a sample and 41 a block; keys stay on disk until somebody asks.
+In memory the index takes 14 bytes a sample, 29 a block and an identity's name (18 and 41 in a set whose shards pass 4 GiB); keys
+stay on disk until somebody asks.
 
 M samples, K blocks, N identities.
 """
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from operator import eq
 from typing import Any
 
 import google_crc32c
@@ -55,6 +57,29 @@ class Shard:
     split: str
 
 
+class Names(Sequence[str]):
+    """Names as Arrow holds them, in a few bytes each; a Python text is made of one when it is asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column.combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, place: Any) -> Any:
+        found = self._column[place]
+        return found.to_pylist() if isinstance(place, slice) else found.as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), 1 << 16):
+            yield from self[start : start + (1 << 16)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """A whole index in memory. ``samples`` and ``blocks`` map a column's name to its array, [M] and [K]."""
@@ -63,7 +88,7 @@ class Index:
     shards: tuple[Shard, ...]
     splits: tuple[str, ...]
     cameras: tuple[str, ...]
-    identities: tuple[str, ...]
+    identities: Sequence[str]
     samples: dict[str, npt.NDArray[Any]]
     blocks: dict[str, npt.NDArray[Any]]
     about: dict[str, Any]  # what the packer noted: layout, image size to train at, whether mirroring keeps the identity
@@ -81,15 +106,17 @@ class Index:
     @cached_property
     def checksum(self) -> int:
         """crc32c of what the set holds and who is who in it: a repacked set of other content has another."""
-        parts = [self.blocks[name].tobytes() for name in ("crc32c", "identity", "split")] + ["\n".join(self.identities).encode()]
+        names = ("crc32c", "identity", "split")
+        parts = [self.blocks[name].astype(BLOCK_COLUMNS[name], copy=False).tobytes() for name in names]
+        parts.append("\n".join(self.identities).encode())
         return reduce(google_crc32c.extend, parts, 0)
 
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
         """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
         objects = open_objects(self.url)
-        mark = _manifest(objects)["tables"].get(LABELS)
-        table = _table(objects, LABELS, mark) if mark else pa.table({})
+        manifest = _manifest(objects)
+        table = _parquet(_checked(objects, LABELS, manifest), None) if LABELS in manifest["tables"] else pa.table({})
         return {name: table.column(name).to_numpy() for name in table.column_names}
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
@@ -119,8 +146,8 @@ class Split:
     index: Index
     name: str
     identities: npt.NDArray[np.int32]  # [N] the label's identity in the index
-    blocks: npt.NDArray[np.int64]  # [K]
-    labels: npt.NDArray[np.int64]  # [K]
+    blocks: npt.NDArray[np.int32]  # [K]
+    labels: npt.NDArray[np.int32]  # [K]
     starts: Int64s  # [K + 1] first position of each block
     identity_starts: Int64s  # [N + 1]
 
@@ -133,15 +160,15 @@ class Split:
         return [self.index.identities[i] for i in self.identities]
 
     @cached_property
-    def counts(self) -> Int64s:
+    def counts(self) -> npt.NDArray[np.int32]:
         """Samples of each identity, [N]."""
-        return np.diff(self.identity_starts)
+        return np.diff(self.identity_starts).astype(np.int32)
 
     @cached_property
-    def smallest(self) -> Int64s:
+    def smallest(self) -> npt.NDArray[np.int32]:
         """Samples in the smallest block of each identity, [N]."""
-        first_block = np.searchsorted(self.labels, np.arange(len(self.identities)))
-        least: Int64s = np.minimum.reduceat(np.diff(self.starts), first_block)
+        first_block = np.searchsorted(self.starts, self.identity_starts[:-1])
+        least: npt.NDArray[np.int32] = np.minimum.reduceat(np.diff(self.starts), first_block).astype(np.int32)
         return least
 
     def samples(self, positions: Int64s) -> Int64s:
@@ -152,7 +179,7 @@ class Split:
 
     def labels_of(self, positions: Int64s) -> Int64s:
         """The label at each position."""
-        labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1]
+        labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1].astype(np.int64)
         return labels
 
 
@@ -165,12 +192,13 @@ def split_of(index: Index, name: str) -> Split:
     if name not in index.splits:
         raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
     of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
-    order = np.lexsort((index.blocks["offset"][of_split], index.blocks["shard"][of_split], index.blocks["identity"][of_split]))
-    blocks = of_split[order].astype(np.int64)
-    identities, labels = np.unique(index.blocks["identity"][blocks], return_inverse=True)
+    identity = index.blocks["identity"][of_split]
+    order = np.argsort(identity, kind="stable")  # blocks stand in the order of (shard, offset)
+    blocks, identity = of_split[order].astype(np.int32), identity[order]
+    first_block = np.flatnonzero(np.diff(identity, prepend=-1))
+    labels = np.repeat(np.arange(len(first_block), dtype=np.int32), np.diff(first_block, append=len(blocks)))
     starts = np.concatenate([[0], np.cumsum(index.blocks["count"][blocks], dtype=np.int64)])
-    first_block = np.searchsorted(labels, np.arange(len(identities) + 1))
-    return Split(index, name, identities, blocks, labels.astype(np.int64), starts, starts[first_block])
+    return Split(index, name, identity[first_block], blocks, labels, starts, starts[np.append(first_block, len(blocks))])
 
 
 def read_index(url: str) -> Index:
@@ -188,17 +216,18 @@ def read_index(url: str) -> Index:
         )  # fmt: skip
         raise InputError("not a whole shard set (no index.json)", url, remedy)
     about = _manifest(objects)
-    tables = {name: _table(objects, name, about["tables"][name]) for name in (SAMPLES, BLOCKS, IDENTITIES)}
-    return Index(
+    index = Index(
         url=objects.url,
         shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in about["shards"]),
         splits=tuple(about["splits"]),
         cameras=tuple(about["cameras"]),
-        identities=tuple(tables[IDENTITIES].column("name").to_pylist()),
-        samples=_columns(tables[SAMPLES], SAMPLE_COLUMNS),
-        blocks=_columns(tables[BLOCKS], BLOCK_COLUMNS),
+        identities=Names(_parquet(_checked(objects, IDENTITIES, about), ["name"]).column("name")),
+        samples=_columns(_checked(objects, SAMPLES, about), SAMPLE_COLUMNS),
+        blocks=_columns(_checked(objects, BLOCKS, about), BLOCK_COLUMNS),
         about=about.get("about", {}),
     )
+    pa.default_memory_pool().release_unused()  # decoding needed as much again
+    return index
 
 
 def write_index(
@@ -264,12 +293,11 @@ def _manifest(objects: Folder | Bucket) -> dict[str, Any]:
     return manifest
 
 
-def _table(objects: Folder | Bucket, name: str, mark: dict[str, int]) -> pa.Table:
-    data = objects.get(name)
+def _checked(objects: Folder | Bucket, name: str, manifest: dict[str, Any]) -> bytes:
+    data, mark = objects.get(name), manifest["tables"][name]
     if len(data) != mark["size"] or google_crc32c.value(data) != mark["crc32c"]:
         raise InputError("the index does not match its checksum", f"{objects.url}/{name}", "copy it again, or pack again")
-    columns = list(SAMPLE_COLUMNS) if name == SAMPLES else None
-    return _parquet(data, columns)
+    return data
 
 
 def _parquet(data: bytes, columns: list[str] | None) -> pa.Table:
@@ -277,8 +305,14 @@ def _parquet(data: bytes, columns: list[str] | None) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
-def _columns(table: pa.Table, types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    return {name: table.column(name).to_numpy().astype(dtype) for name, dtype in types.items()}
+def _columns(data: bytes, types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """The columns one by one, so that they aren't all held twice, and 64-bit ones in 32 where they fit."""
+    found = {}
+    for name, dtype in types.items():
+        values = _parquet(data, [name]).column(name).to_numpy()
+        fits = dtype is np.int64 and len(values) and values.min() >= 0 and values.max() < 2**32
+        found[name] = values.astype(np.uint32 if fits else dtype, copy=False)
+    return found
 
 
 if __name__ == "__main__":

@@ -151,8 +151,10 @@ class Sampler:
     def _prepare(self, version: Version) -> tuple[npt.NDArray[np.float64], Int64s]:
         """The running sum of p [N] and the hardest identities [h]: O(N), so kept for the version in use; a draw is O(log N)."""
         if self._prepared[0] != version.number:
-            hardest = np.argsort(-version.cosine, kind="stable")[: self.config.hardest]
-            self._prepared = (version.number, np.cumsum(probabilities(version.cosine, self.config)), hardest)
+            if self.config.kind == "hardest":
+                self._prepared = (version.number, np.empty(0), largest(version.cosine, self.config.hardest))
+            else:
+                self._prepared = (version.number, np.cumsum(probabilities(version.cosine, self.config)), np.empty(0, np.int64))
         return self._prepared[1:]
 
     def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
@@ -185,8 +187,9 @@ class UniformEpochs:
     def __init__(self, split: Split, seed: int) -> None:
         self.split, self.seed = split, seed
         shard_of = split.index.blocks["shard"][split.blocks]
-        self.shards, starts = np.unique(np.sort(shard_of), return_index=True)
-        self.blocks = np.split(np.argsort(shard_of, kind="stable"), starts[1:])
+        by_shard = np.argsort(shard_of, kind="stable").astype(np.int32)
+        self.shards, starts = np.unique(shard_of[by_shard], return_index=True)
+        self.blocks = np.split(by_shard, starts[1:])
         self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
         self._window = lru_cache(maxsize=3)(self._make_window)
 
@@ -212,8 +215,9 @@ class UniformEpochs:
 
     def _make_window(self, epoch: int, window: int) -> Int64s:
         shards = self._order(epoch)[window * WINDOW : (window + 1) * WINDOW]
-        starts = self.split.starts
-        positions = np.concatenate([np.arange(starts[b], starts[b + 1]) for s in shards for b in self.blocks[s]])
+        blocks = np.concatenate([self.blocks[shard] for shard in shards])
+        first = self.split.starts[blocks]
+        positions = runs(first, self.split.starts[blocks + 1] - first)
         return generator(self.seed, "window", epoch, window).permutation(positions)
 
 
@@ -222,15 +226,33 @@ def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt
     weights = np.maximum(cosine.astype(np.float64), config.floor)
     if not weights.any():
         return np.full(len(weights), 1 / len(weights))
-    weights = (weights / weights.max()) ** (1 / config.temperature)
+    weights /= weights.max()
+    if config.temperature != 1:
+        weights **= 1 / config.temperature
     share: npt.NDArray[np.float64] = weights / weights.sum()
     return share
+
+
+def largest(values: npt.NDArray[np.float32], count: int) -> Int64s:
+    """Where the ``count`` largest values stand, the largest first; of equal ones the first."""
+    count = min(count, len(values))
+    least = np.partition(values, -count)[-count]
+    places = np.flatnonzero(values >= least)
+    found: Int64s = places[np.argsort(-values[places], kind="stable")[:count]]
+    return found
 
 
 def pick(rng: np.random.Generator, cumulative: npt.NDArray[np.float64], count: int) -> Int64s:
     """``count`` independent draws from the distribution whose running sum is given."""
     drawn: Int64s = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
     return drawn
+
+
+def runs(first: Int64s, counts: Int64s) -> Int64s:
+    """first[0], first[0] + 1, ... ``counts[0]`` numbers, then as many from first[1] on as counts[1] says, and so on."""
+    before = np.cumsum(counts) - counts
+    numbers: Int64s = np.arange(counts.sum()) + np.repeat(first - before, counts)
+    return numbers
 
 
 def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:

@@ -36,7 +36,6 @@ from datasets.versions import VersionTable
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
 from trainers.engine.console import summary_table
-from trainers.engine.difficulty import difficulty
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.gallery import can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
@@ -44,6 +43,8 @@ from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_c
 from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
 from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
 from trainers.engine.run import HISTORY, METRICS, Run
+from trainers.engine.shares import read_with_share, write_share
+from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
 
@@ -122,11 +123,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     worker, run, data = this_worker(settings), Run(config.runs, config.name), open_data(config)
     torch.manual_seed(config.seed)
-    task = ReidTask(config.model, config.head, len(data.train.counts))
+    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     journal, restored = restore(task, optimiser, data.index)
-    model = DistributedDataParallel(task) if worker.group else task
+    model = spread(task) if worker.group else task
     if not journal.evaluations:
         evaluate(config, worker, data, task, journal)
     table = VersionTable(len(data.train.counts), config.sampler)
@@ -155,11 +156,19 @@ def train_worker(settings: dict[str, Any]) -> None:
             evaluate(config, worker, data, task, journal)
         if step.done % config.checkpoint_every == 0 or last:
             write = partial(write_checkpoint, task, optimiser, journal, versions=exchange.state(), data=data.index.checksum)
-            save_checkpoint(worker, f"step-{step.done:08d}", write)
+            shared = partial(write_share, task.head, optimiser) if isinstance(task.head, ClassParallel) else None
+            save_checkpoint(worker, f"step-{step.done:08d}", write, shared=shared)
     exchange.close()
     confusable = confusable_pairs(task, worker)
     if worker.rank == 0:
         write_results(config, run, data, task, journal, confusable)
+
+
+def spread(task: ReidTask) -> DistributedDataParallel:
+    """The task on all ranks, with gradients that are the mean of the ranks'; rows that a rank alone holds are left to it."""
+    if isinstance(task.head, ClassParallel):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, ["head.weight"])  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(task)
 
 
 class Exchange:
@@ -200,7 +209,7 @@ class Exchange:
 
 def measure_difficulty(number: int, task: ReidTask, worker: Worker, journal: Journal) -> Version:
     """The next version of the difficulty vector, computed by all ranks together."""
-    cosine, nearest = difficulty(task.classifier, group=worker.group)
+    cosine, nearest = task.difficulty(worker.group)
     version = Version(number, cosine.cpu().numpy(), nearest.cpu().numpy())
     quantiles = np.quantile(version.cosine, np.linspace(0, 1, QUANTILES)).tolist()
     journal.notes.setdefault("difficulty", []).append({"step": journal.step, "quantiles": quantiles})
@@ -228,7 +237,8 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
 
 def restore(task: ReidTask, optimiser: torch.optim.Optimizer, index: Index) -> tuple[Journal, list[Version]]:
     """Load the run's latest checkpoint, if there is one: the journal, and the versions of the difficulty vector."""
-    state = restore_checkpoint(read_checkpoint)
+    head = task.head
+    state = restore_checkpoint(partial(read_with_share, head, optimiser) if isinstance(head, ClassParallel) else read_checkpoint)
     if state is None:
         return Journal(), []
     if state["data"] != index.checksum:
@@ -241,7 +251,7 @@ def restore(task: ReidTask, optimiser: torch.optim.Optimizer, index: Index) -> t
 
 def confusable_pairs(task: ReidTask, worker: Worker) -> list[tuple[int, int, float]]:
     """The pairs of identities whose rows are closest, with their cosine; computed by all ranks together."""
-    cosine, nearest = difficulty(task.classifier, group=worker.group)
+    cosine, nearest = task.difficulty(worker.group)
     highest = cosine.topk(min(4 * PAIRS, len(cosine)))
     rows = zip(highest.indices.tolist(), nearest[highest.indices].tolist(), highest.values.tolist(), strict=True)
     pairs = {(min(a, b), max(a, b)): value for a, b, value in rows}

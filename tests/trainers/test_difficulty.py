@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.errors import InputError
-from trainers.engine.difficulty import Difficulty, difficulty, tiles_of
+from trainers.engine.difficulty import Difficulty, difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -63,6 +63,23 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
     before = rows.clone()
     check(difficulty(rows, tile=tile), rows)
     assert torch.equal(rows, before)
+
+
+@given(st.integers(2, 60), st.integers(1, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]))
+@settings(deadline=None)
+def test_by_half_first_it_is_as_exact(count: int, features: int, tile: int, seed: int, spread: float) -> None:
+    """Far apart, close together (candidates abound), nearly equal, and equal."""
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(1, features, generator=random) + spread * torch.randn(count, features, generator=random)
+    check(difficulty(rows, tile=tile, half=True), rows)
+
+
+def test_by_half_first_with_few_candidates() -> None:
+    rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    found, expected = difficulty(rows, tile=1024, half=True), difficulty(rows)
+    torch.testing.assert_close(found.cosine, expected.cosine, atol=3e-7, rtol=0)
+    assert (found.nearest == expected.nearest).float().mean() > 0.999  # else within rounding, as `check` knows
+    check(found, rows)
 
 
 axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # on an axis cosines are -1, 0 and 1 without rounding
@@ -160,13 +177,34 @@ def test_the_matrix_is_never_held() -> None:
     assert tile * tile <= seen.elements <= max(tile * tile, count * features)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-@pytest.mark.parametrize("side", [0, 1, 2, 5, 12])
-def test_tiles_cover_half_the_matrix_once_and_evenly(side: int, world: int) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("side", [0, 1, 2, 5, 12, 31])
+def test_tiles_cover_half_the_matrix_once(side: int, world: int) -> None:
+    expected = [(a, b) for a in range(side) for b in range(a, side)]
     shares = [tiles_of(side, rank, world) for rank in range(world)]
-    dealt = [tile for share in shares for tile in share]
-    assert sorted(dealt) == [(a, b) for a in range(side) for b in range(a, side)]
+    assert sorted(tile for share in shares for tile in share) == expected
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    rings = [ring_tiles(side, rank, world) for rank in range(world)]
+    assert sorted(tile for ring in rings for step in ring for tile in step) == expected
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 5, 8])
+def test_shares_of_the_tiles_are_even(world: int) -> None:
+    side = 40 * world + 1  # the ring's shares are as even as whole tiles a rank can be
+    for share in (
+        (tiles_of(side, rank, world) for rank in range(world)),
+        ([tile for step in ring_tiles(side, rank, world) for tile in step] for rank in range(world)),
+    ):
+        sizes = [len(tiles) for tiles in share]
+        assert max(sizes) <= 1.05 * sum(sizes) / world
+
+
+@given(st.integers(0, 1000), st.integers(1, 16))
+def test_shares_are_runs_that_differ_by_one(count: int, world: int) -> None:
+    shares = [share_of(count, rank, world) for rank in range(world)]
+    assert [first for first, _ in shares] == [0, *(end for _, end in shares[:-1])]
+    assert shares[-1][1] == count
+    assert max(end - first for first, end in shares) - min(end - first for first, end in shares) <= 1
 
 
 def cases() -> list[tuple[Tensor, int]]:
@@ -182,12 +220,20 @@ def cases() -> list[tuple[Tensor, int]]:
     ]
 
 
+def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
+    """All cases with the rows on every rank, and with a share of them on each."""
+    found = [difficulty(rows, tile=tile, group=group) for rows, tile in cases()]
+    for rows, tile in cases():
+        first, end = share_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
+        found.append(difficulty_of_share(rows[first:end].clone(), len(rows), tile=tile, group=group))
+    return found
+
+
 def on_rank(rank: int) -> list[Any]:
-    """All cases on three ranks, then on the first two alone, then on one."""
-    pair = dist.new_group([0, 1])
-    found = [difficulty(rows, tile=tile, group=dist.group.WORLD) for rows, tile in cases()]
-    if rank < 2:
-        found += [difficulty(rows, tile=tile, group=pair) for rows, tile in cases()]
+    """All cases on three ranks, then on two of them, then on one."""
+    pair = dist.new_group([0, 2])
+    found = both_ways(dist.group.WORLD)
+    found += both_ways(pair) if rank != 1 else []
     found += [difficulty(rows, tile=tile) for rows, tile in cases()]
     return [tuple(d) for d in found]
 
@@ -198,3 +244,28 @@ def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
         assert len(results) % len(alone) == 0
         for place, result in enumerate(results):
             assert same_bits(Difficulty(*result), alone[place % len(alone)]), place
+
+
+def test_a_share_of_all_rows_is_all_rows() -> None:
+    for rows, tile in cases():
+        assert same_bits(difficulty_of_share(rows, len(rows), tile=tile), difficulty(rows, tile=tile))
+
+
+def test_the_order_of_the_rows_in_memory_does_not_matter() -> None:
+    rows = torch.randn(100, 37, generator=torch.Generator().manual_seed(4))
+    assert same_bits(difficulty(rows.T.contiguous().T), difficulty(rows))
+
+
+def a_share_that_is_not_finite(rank: int) -> str:
+    rows = torch.ones(3, 2)
+    rows[1, 0] = math.nan if rank == 1 else 1.0
+    try:
+        difficulty_of_share(rows, 6, group=dist.group.WORLD)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_every_rank_learns_that_a_share_is_not_finite() -> None:
+    for said in on_ranks(2, a_share_that_is_not_finite):
+        assert "first: [4] of 1" in said

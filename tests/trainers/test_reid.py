@@ -27,6 +27,7 @@ from datasets.sampling import SamplerConfig
 from datasets.shipped import ARCHIVE, OPTIONS
 from trainers.engine.loop import OptimConfig
 from trainers.engine.run import Run
+from trainers.losses.heads import HeadConfig
 from trainers.reid import Evaluate, Export, Predict, Train
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -134,6 +135,17 @@ def test_resume_goes_on_from_the_end(trained: Train) -> None:
     history = json.loads((Path(trained.runs) / trained.name / "history.json").read_text())
     assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20, 25, 30]
     assert [entry["step"] for entry in history["evaluations"]] == [0, 20, 30]
+
+
+def test_a_parallel_head_goes_on_with_another_number_of_workers(shards: str, tmp_path: Path) -> None:
+    train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=2), head=HeadConfig(parallel=True))
+    train = replace(train, optim=OptimConfig(steps=10, warmup=5))
+    train.run()
+    assert len(list((tmp_path / train.name).rglob("share-*.pt"))) == 2
+    replace(train, resume=True, optim=OptimConfig(steps=20, warmup=5), cluster=ClusterConfig(workers=1)).run()
+    history = json.loads((tmp_path / train.name / "history.json").read_text())
+    assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20]
+    assert [entry["step"] for entry in history["notes"]["difficulty"]] == [5, 10, 15, 20]
 
 
 def test_a_used_name_and_changed_settings_are_refused(trained: Train) -> None:

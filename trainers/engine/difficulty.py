@@ -4,9 +4,14 @@
 
 Exact, without ever holding N x N: tiles of D are computed for a <= b only (D is symmetric), each gives the maxima of its
 rows and of its columns. A tile is the same product whoever computes it and maxima merge in any order, so the result is
-the same to the bit on any number of ranks. N identities, D features, T rows a tile.
+the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_share`).
+On a GPU a tile is first computed from bfloat16 rows; what may be a maximum within their rounding error, which is bounded by the
+rows' own residuals, is computed again in float32 (`_take_tile_by_half`).
+
+N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +20,8 @@ from torch import Tensor
 
 from datasets.errors import InputError
 
-TILE = 1024
+TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
+CANDIDATES = 16  # a row and tile that are worth computing one by one
 
 
 class Difficulty(NamedTuple):
@@ -26,32 +32,65 @@ class Difficulty(NamedTuple):
 
 
 @torch.no_grad()
-def difficulty(rows: Tensor, *, tile: int = TILE, group: dist.ProcessGroup | None = None) -> Difficulty:
+def difficulty(
+    rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
+) -> Difficulty:
     """Difficulty of every identity, from classifier rows [N, D] of any float type and any length.
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
+    Needs N D floats, T T floats and 12 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
 
     Raises:
         ValueError: fewer than two identities.
         InputError: a row is not finite: training has diverged.
     """
-    count = len(rows)
-    if count < 2:
-        raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
-    rows = rows.detach().float()
-    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)  # no square over- or underflows
-    w = torch.nn.functional.normalize(rows, dim=1)
-    if not torch.isfinite(w).all():
-        bad = torch.nonzero(~torch.isfinite(w).all(dim=1)).flatten().tolist()
-        what = f"classifier rows are not finite (first: {bad[:5]} of {len(bad)}): training has diverged"
-        raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
-    best = Difficulty(torch.full((count,), -2.0, device=w.device), torch.zeros(count, dtype=torch.int64, device=w.device))
-    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
-    for a, b in tiles_of(-(-count // tile), rank, world):
-        _take_tile(best, w, a * tile, b * tile, tile)
-    best = Difficulty(best.cosine + 0.0, best.nearest)  # -0.0 and 0.0 are equal, their bits are not
-    return best if world == 1 else _merge_ranks(best, group)
+    tile = tile or TILE[rows.device.type]
+    rank, world = _place(group)
+    best, space = _begin(len(rows), tile, rows.device)
+    take = _taker(rows, half)
+    w = torch.split(_unit(rows, tile, len(rows), 0, None), tile)
+    for a, b in tiles_of(len(w), rank, world):
+        take(best, w[a], w[b], a * tile, b * tile, space)
+    return _merged(best, group)
+
+
+@torch.no_grad()
+def difficulty_of_share(
+    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
+) -> Difficulty:
+    """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `share_of` them alone.
+
+    Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
+    computed by one of the two. Every rank gets the whole result, the same to the bit as `difficulty` of all rows together.
+    Needs three shares of N D / R floats, T T floats and 12 N bytes besides the rows.
+
+    Raises:
+        ValueError: fewer than two identities.
+        InputError: a row is not finite: training has diverged.
+    """
+    tile = tile or TILE[rows.device.type]
+    rank, world = _place(group)
+    best, space = _begin(count, tile, rows.device)
+    take, side = _taker(rows, half), -(-count // tile)
+    w = _unit(rows, tile, count, share_of(count, rank, world)[0], group)
+    w = w if group is None else _to_tiles(w, count, tile, group)
+    own, guest = _numbered(w, tile, side, rank, world), w
+    for step, pairs in enumerate(ring_tiles(side, rank, world)):
+        last = step == world // 2
+        coming, moves = (guest, []) if last else _pass_on(guest, count, tile, step, group)
+        here = own | _numbered(guest, tile, side, (rank + step) % world, world)
+        for a, b in pairs:
+            take(best, here[a], here[b], a * tile, b * tile, space)
+        for move in moves:
+            move.wait()
+        guest = coming
+    return _merged(best, group)
+
+
+def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
+    """The run of ``count`` things that a rank owns, first and one past the last: N / R of them, to within one."""
+    return rank * count // world, (rank + 1) * count // world
 
 
 def tiles_of(side: int, rank: int, world: int) -> list[tuple[int, int]]:
@@ -59,30 +98,169 @@ def tiles_of(side: int, rank: int, world: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(side) for b in range(a, side)][rank::world]
 
 
-def _take_tile(best: Difficulty, w: Tensor, row: int, col: int, tile: int) -> None:
-    products = (w[row : row + tile] @ w[col : col + tile].T).clamp_(-1, 1)  # rounding gives 1.0000002 for equal rows
+def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
+    """The tiles (a, b), a <= b, that a rank computes at each of the R // 2 + 1 steps of the ring, when at step s it is visited
+    by the rows of rank + s. With an even R the two ends of the last step meet twice and halve their tiles as a chessboard."""
+    own, steps = range(*share_of(side, rank, world)), []
+    for step in range(world // 2 + 1):
+        owner = (rank + step) % world
+        pairs = [(min(a, b), max(a, b)) for a in own for b in range(*share_of(side, owner, world)) if step or a <= b]
+        if step and 2 * step == world:
+            pairs = [(a, b) for a, b in pairs if (a + b) % 2 == (rank < owner)]
+        steps.append(pairs)
+    return steps
+
+
+def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+
+
+def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Tensor]:
+    """The best of each identity so far, and the space for a tile's products [T, T]."""
+    if count < 2:
+        raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
+    best = Difficulty(torch.full((count,), -2.0, device=device), torch.zeros(count, dtype=torch.int64, device=device))
+    return best, torch.empty(tile, tile, device=device)
+
+
+def _unit(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Rows [n, D] made 1 long (or 0), float32, a tile at a time; they are those of ``count`` from ``first`` on.
+
+    All ranks of a group raise what one of them finds.
+    """
+    w = torch.empty(rows.shape, device=rows.device)
+    bad = torch.zeros(count, dtype=torch.uint8, device=rows.device)
+    for start in range(0, len(rows), tile):
+        part = slice(start, start + tile)
+        some = rows[part].detach().float().contiguous()  # a sum's last bits depend on the order in memory
+        some = some / some.abs().amax(dim=1, keepdim=True).clamp_min(
+            torch.finfo(some.dtype).tiny
+        )  # no square over- or underflows
+        w[part] = torch.nn.functional.normalize(some, dim=1)
+        bad[first + start : first + start + len(some)] = ~torch.isfinite(w[part]).all(dim=1)
+    if group is not None:
+        dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
+    if bad.any():
+        numbers = torch.nonzero(bad).flatten().tolist()
+        what = f"classifier rows are not finite (first: {numbers[:5]} of {len(numbers)}): training has diverged"
+        raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
+    return w
+
+
+def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Tensor, int, int, Tensor], None]:
+    return _take_tile_by_half if (rows.is_cuda if half is None else half) else _take_tile
+
+
+def _take_tile(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
+    """Raise ``best`` to the cosines of the rows from ``row`` on to those from ``col`` on. ``space`` [T, T] is written over."""
+    products = torch.mm(left, right.T, out=space[: len(left), : len(right)])
     if row == col:
         products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
-    _raise_to(best, row, *products.max(dim=1), col)
+    _raise_to(best, row, products, col)
     if row != col:
-        _raise_to(best, col, *products.max(dim=0), row)
+        _raise_to(best, col, products.T, row)
 
 
-def _raise_to(best: Difficulty, start: int, cosine: Tensor, nearest: Tensor, offset: int) -> None:
-    """Raise best[start:] to the maxima of one tile; ``nearest`` counts from ``offset``. Ties go to the smaller number."""
-    mine = slice(start, start + len(cosine))
-    nearest = nearest + offset
-    better = (cosine > best.cosine[mine]) | ((cosine == best.cosine[mine]) & (nearest < best.nearest[mine]))
-    best.cosine[mine] = torch.where(better, cosine, best.cosine[mine])
-    best.nearest[mine] = torch.where(better, nearest, best.nearest[mine])
+def _raise_to(best: Difficulty, start: int, products: Tensor, offset: int) -> None:
+    """Raise best[start:] to the maxima of products [n, T], whose columns count from ``offset``. Ties go to the smaller number.
+
+    The maximum of a row is vectorised and its place is not: that is asked only of the rows, soon few, whose best may rise.
+    """
+    rising = start + torch.nonzero(products.amax(dim=1) >= best.cosine[start : start + len(products)]).squeeze(1)
+    if not len(rising):
+        return
+    cosine, nearest = products.index_select(0, rising - start).clamp_(max=1).max(dim=1)  # equal rows give 1.0000002
+    nearest += offset
+    was = Difficulty(best.cosine[rising], best.nearest[rising])
+    better = (cosine > was.cosine) | ((cosine == was.cosine) & (nearest < was.nearest))
+    best.cosine[rising] = torch.where(better, cosine, was.cosine)
+    best.nearest[rising] = torch.where(better, nearest, was.nearest)
 
 
-def _merge_ranks(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
-    """One MAX over ranks of (cosine, smaller number first), packed into an int64 that sorts the same way."""
-    bits = best.cosine.view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    packed = (ordered << 32) | (0x7FFFFFFF - best.nearest)
-    dist.all_reduce(packed, dist.ReduceOp.MAX, group=group)
-    ordered = (packed >> 32).int()
-    cosine = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
+def _take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
+    """As `_take_tile`. With a, b of length 1 and their bfloat16 forms a', b':  |a b - a' b'| <= |a - a'| + |b - b'| |a'|, and
+    the sum of D products in float32 adds at most D 2^-23: what lies twice that below a row's maximum is not it."""
+    rough_left, rough_right = left.bfloat16(), right.bfloat16()
+    residuals = [(some - rough).norm(dim=1).amax() for some, rough in ((left, rough_left), (right, rough_right))]
+    error = 1.01 * (residuals[0] + residuals[1]) + left.shape[1] * 2.0**-23
+    rough = _product(rough_left, rough_right)
+    if row == col:
+        rough.fill_diagonal_(-4.0)
+    of_rows = torch.maximum(best.cosine[row : row + len(left)], rough.amax(dim=1) - error) - error
+    of_columns = torch.maximum(best.cosine[col : col + len(right)], rough.amax(dim=0) - error) - error
+    i, j = torch.nonzero((rough >= of_rows[:, None]) | (rough >= of_columns), as_tuple=True)
+    if len(i) > CANDIDATES * (len(left) + len(right)):  # rows that lie so close are sooner told apart all together
+        _take_tile(best, left, right, row, col, space)
+        return
+    cosine = (left[i] * right[j]).sum(dim=1).clamp_(max=1)
+    _raise_by_pairs(best, row, len(left), i, cosine, j + col)
+    _raise_by_pairs(best, col, len(right), j, cosine, i + row)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left right^T of bfloat16, summed and given in float32."""
+    return torch.mm(left, right.T, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float().T
+
+
+def _raise_by_pairs(best: Difficulty, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
+    """Raise best[start : start + count], each by the pairs that name its place."""
+    mine = slice(start, start + count)
+    packed = _packed(Difficulty(best.cosine[mine], best.nearest[mine]))
+    packed.scatter_reduce_(0, place, _packed(Difficulty(cosine, nearest)), "amax")
+    best.cosine[mine], best.nearest[mine] = _unpacked(packed)
+
+
+def _packed(best: Difficulty) -> Tensor:
+    """Cosine and number as one int64 that sorts by the cosine, then by the smaller number."""
+    bits = (best.cosine + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal, their bits are not
+    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
+
+
+def _unpacked(packed: Tensor) -> Difficulty:
+    bits = (packed >> 32).int()
+    cosine = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
     return Difficulty(cosine, 0x7FFFFFFF - (packed & 0xFFFFFFFF))
+
+
+def _merged(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
+    """The result of all ranks together: the maximum over them."""
+    packed = _packed(best)
+    if group is not None:
+        dist.all_reduce(packed, dist.ReduceOp.MAX, group=group)
+    return _unpacked(packed)
+
+
+def _rows_of(count: int, tile: int, rank: int, world: int) -> tuple[int, int]:
+    """The rows of a rank's tiles."""
+    first, end = share_of(-(-count // tile), rank, world)
+    return min(first * tile, count), min(end * tile, count)
+
+
+def _numbered(w: Tensor, tile: int, side: int, rank: int, world: int) -> dict[int, Tensor]:
+    """A rank's tiles by their numbers."""
+    return dict(zip(range(*share_of(side, rank, world)), torch.split(w, tile), strict=False))  # no rows split into one empty part
+
+
+def _to_tiles(w: Tensor, count: int, tile: int, group: dist.ProcessGroup) -> Tensor:
+    """The rows of this rank's tiles, from the ranks that own them."""
+    rank, world = _place(group)
+
+    def common(owner: int, user: int) -> int:
+        (first, end), (begin, stop) = share_of(count, owner, world), _rows_of(count, tile, user, world)
+        return max(min(end, stop) - max(first, begin), 0)
+
+    first, end = _rows_of(count, tile, rank, world)
+    whole = w.new_empty(end - first, w.shape[1])
+    sizes = [common(owner, rank) for owner in range(world)], [common(rank, user) for user in range(world)]
+    dist.all_to_all_single(whole, w, *sizes, group=group)
+    return whole
+
+
+def _pass_on(guest: Tensor, count: int, tile: int, step: int, group: dist.ProcessGroup | None) -> tuple[Tensor, list[dist.Work]]:
+    """Begin to send the guest's rows on around the ring and to receive the next one's; what comes, and what to wait for."""
+    rank, world = _place(group)
+    first, end = _rows_of(count, tile, (rank + step + 1) % world, world)
+    coming = guest.new_empty(end - first, guest.shape[1])
+    moves = [(dist.isend, guest, (rank - 1) % world), (dist.irecv, coming, (rank + 1) % world)]
+    peers = [dist.P2POp(move, block, group=group, group_peer=peer) for move, block, peer in moves if len(block)]
+    return coming, dist.batch_isend_irecv(peers) if peers else []

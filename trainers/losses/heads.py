@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 
 _MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}  # as published
+# Of the first rows. The longer a row, the less a step turns it; the library's would begin sqrt(D) long.
+INITIAL_STD = {"softmax": 0.001, "sphereface": 0.01, "cosface": 0.01, "arcface": 0.01}
 _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 
 
@@ -37,6 +39,8 @@ class HeadConfig:
     triplet: float = 0.0
     """weight of the triplet loss; 0 leaves it out"""
     triplet_margin: float = 0.3
+    parallel: bool = False
+    """each worker holds N / R of the rows instead of all, so that more identities fit; as exact"""
 
     def __post_init__(self) -> None:
         if self.kind != "softmax" and self.kind not in _MARGIN:
@@ -74,7 +78,7 @@ class Softmax(nn.Module):
     def __init__(self, identities: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(identities, dim))
-        nn.init.normal_(self.weight, std=0.001)
+        nn.init.normal_(self.weight, std=INITIAL_STD["softmax"])
 
     @property
     def rows(self) -> Tensor:
@@ -84,7 +88,7 @@ class Softmax(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             logits = F.linear(features.float(), self.weight)
-            return F.cross_entropy(logits, labels), logits.detach()
+            return F.cross_entropy(logits, labels), logits.detach().argmax(dim=1)
 
 
 class _SafeArcFaceLoss(losses.ArcFaceLoss):
@@ -103,19 +107,8 @@ class Margin(nn.Module):
 
     def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
         super().__init__()
-        margin, scale = config.resolved(identities)
-        common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
-        if config.kind == "cosface":
-            self.loss = losses.CosFaceLoss(margin=margin, **common)
-        elif config.kind == "arcface":
-            self.loss = _SafeArcFaceLoss(margin=math.degrees(margin), **common)
-        else:
-            with warnings.catch_warnings():
-                # It gives Tensors to a SciPy ufunc, which NumPy 2 dislikes.
-                warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
-                self.loss = losses.SphereFaceLoss(margin=margin, **common)
-        # The longer a row, the less a step turns it, and the library's rows begin sqrt(D) long.
-        nn.init.normal_(self.loss.W, std=0.01)
+        self.loss = margin_loss(config, identities, dim)
+        nn.init.normal_(self.loss.W, std=INITIAL_STD[config.kind])
 
     @property
     def rows(self) -> Tensor:
@@ -128,12 +121,27 @@ class Margin(nn.Module):
             features = features.float()
             loss: Tensor = self.loss(features, labels)
             with torch.no_grad():
-                cosines: Tensor = self.loss.get_cosine(features)
-            return loss, cosines
+                best: Tensor = self.loss.get_cosine(features).argmax(dim=1)
+            return loss, best
+
+
+def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMarginSoftmaxLoss:
+    """The library's loss of a head that has a margin."""
+    margin, scale = config.resolved(identities)
+    common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
+    if config.kind == "cosface":
+        return losses.CosFaceLoss(margin=margin, **common)
+    if config.kind == "arcface":
+        return _SafeArcFaceLoss(margin=math.degrees(margin), **common)
+    with warnings.catch_warnings():
+        # It gives Tensors to a SciPy ufunc, which NumPy 2 dislikes.
+        warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
+        return losses.SphereFaceLoss(margin=margin, **common)
 
 
 def build_head(config: HeadConfig, identities: int, dim: int) -> Softmax | Margin:
-    """Return the head: forward(features [B, D], labels [B]) -> (mean loss, scores [B, N] without margin or gradient).
+    """Return the head: forward(features [B, D], labels [B]) -> (mean loss, the identity whose row scores highest,
+    without a margin, [B]).
 
     Its ``rows`` are W0 [N, D]. Raises InputError for fewer than two identities.
     """

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+from trainers.engine.difficulty import Difficulty, difficulty, difficulty_of_share
+from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import BatchHardTriplet, HeadConfig, build_head
 from trainers.models.backbones import SMALL, Normalise, build_backbone, check_backbone
 
@@ -65,26 +68,35 @@ class ReidTask(nn.Module):
 
     A batch holds "images" [B, 3, H, W] uint8 and "labels" [B] int64 in 0..N-1; forward returns "loss" (scalar,
     differentiable) and, detached, "accuracy" (share of the batch whose own row scores highest), "head_loss" and,
-    where used, "triplet_loss".
+    where used, "triplet_loss". ``group``: the ranks that a parallel head's rows are shared out over.
     """
 
-    def __init__(self, model: ModelConfig, head: HeadConfig, identities: int) -> None:
+    def __init__(self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.embedder = Embedder(model)
-        self.head = build_head(head, identities, model.embedding)
+        self.head = (
+            ClassParallel(head, identities, model.embedding, group) if head.parallel
+            else build_head(head, identities, model.embedding)
+        )  # fmt: skip
         self.triplet = BatchHardTriplet(head.triplet_margin) if head.triplet else None
         self.triplet_weight = head.triplet
 
     @property
     def classifier(self) -> Tensor:
-        """The identities' rows W0 [N, D]: a detached view, so it changes with training."""
+        """The identities' rows W0 [N, D], of a parallel head this rank's: a detached view, so it changes with training."""
         return self.head.rows.detach()
+
+    def difficulty(self, group: dist.ProcessGroup | None) -> Difficulty:
+        """The difficulty vector of the rows, computed by all ranks together."""
+        if isinstance(self.head, ClassParallel):
+            return difficulty_of_share(self.classifier, self.head.identities, group=group)
+        return difficulty(self.classifier, group=group)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["labels"]
         before, after = self.embedder.features(batch["images"])
-        loss, scores = self.head(after, labels)
-        accuracy = (scores.argmax(dim=1) == labels).float().mean()
+        loss, best = self.head(after, labels)
+        accuracy = (best == labels).float().mean()
         result = {"loss": loss, "accuracy": accuracy, "head_loss": loss.detach()}
         if self.triplet is not None:
             triplet = self.triplet(before, labels)

@@ -1,0 +1,107 @@
+"""What the exact difficulty vector costs: our half of the products with their maxima against one plain W W^T by the BLAS.
+
+    python -m benchmarks.difficulty [--sizes 10000 30000] [--features 512] [--json]
+
+Both work on the same W with the same number of threads and take turns; ratios are taken within a turn. Time is the
+processor's, so that what else runs on the machine counts less. The plain product is made strip by strip into the same memory,
+and nothing is done with it: the fastest that W W^T can be had here. The peak of memory is the kernel's count of this process,
+above what it held before the call (W itself is held before).
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+
+from datasets.errors import run_main
+from trainers.engine.console import summary_table
+from trainers.engine.difficulty import difficulty
+
+STRIP = 4096  # rows of the plain product at a time
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measure the difficulty vector."""
+
+    sizes: tuple[int, ...] = (1_000, 10_000, 30_000)
+    """Numbers of identities."""
+    features: int = 512
+    turns: int = 3
+    threads: int = 1
+    """Threads of both."""
+    json: bool = False
+
+
+def plain(rows: Tensor) -> None:
+    """W W^T, all of it."""
+    space = torch.empty(min(STRIP, len(rows)), len(rows))
+    for start in range(0, len(rows), STRIP):
+        strip = rows[start : start + STRIP]
+        torch.mm(strip, rows.T, out=space[: len(strip)])
+
+
+def seconds(work: Callable[[Tensor], object], rows: Tensor) -> float:
+    """Processor seconds that it takes, of all threads."""
+    began = time.process_time()
+    work(rows)
+    return time.process_time() - began
+
+
+def peak(work: Callable[[Tensor], object], rows: Tensor) -> float:
+    """MiB that it needs at most, above what is held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    work(rows)
+    return (status("VmHWM") - before) / 1024
+
+
+def status(name: str) -> int:
+    """A line of the kernel's status of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def measure(count: int, options: Cost) -> dict[str, float]:
+    """One size, all turns."""
+    rows = torch.randn(count, options.features, generator=torch.Generator().manual_seed(0))
+    memory, turns = peak(difficulty, rows), []
+    for _ in range(options.turns):
+        turns.append((seconds(difficulty, rows), seconds(plain, rows)))
+    ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
+    return {
+        "identities": count,
+        "seconds": ours,
+        "plain_seconds": theirs,
+        "ratio": statistics.median(a / b for a, b in turns),
+        "w_mib": rows.numel() * 4 / MIB,
+        "peak_mib": memory,
+    }
+
+
+def main(options: Cost) -> None:
+    """Measure, and print."""
+    torch.set_num_threads(options.threads)
+    difficulty(torch.randn(1000, options.features))  # the libraries' own memory and start
+    results = [measure(count, options) for count in options.sizes]
+    if options.json:
+        print(json.dumps({"options": asdict(options), "results": results}))
+        return
+    columns = ["identities", "difficulty, CPU s", "plain W W^T, CPU s", "ratio", "W, MiB", "peak above W, MiB"]
+    rows = [
+        [f"{r['identities']:,.0f}", f"{r['seconds']:.3f}", f"{r['plain_seconds']:.3f}", f"{r['ratio']:.3f}",
+         f"{r['w_mib']:.0f}", f"{r['peak_mib']:.0f}"]
+        for r in results
+    ]  # fmt: skip
+    summary_table(f"{options.features} features, {options.threads} threads, {options.turns} turns", columns, rows)
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(tyro.cli(Cost)))

@@ -1,0 +1,193 @@
+"""``python -m datasets.export URL``: the index in the forms that other readers of WebDataset shards want, beside the shards.
+
+    dali       train-000000.idx ...   what DALI's wds2idx writes: fn.readers.webdataset(paths=..., index_paths=...)
+    wids       shardindex.json        what `widsindex create` writes: wids.ShardListDataset("shardindex.json")
+    energon    .nv-meta/, *.tar.idx   what `energon prepare` writes: megatron.energon.get_train_dataset(URL, ...)
+
+The shards stay as they are. Names of members are not in the index, so each shard is walked once: a folder's by its headers, a
+bucket's by reading it.
+"""
+
+import json
+import sqlite3
+import struct
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, cast
+
+import tyro
+
+from datasets.errors import InputError, run_main
+from datasets.index import Index, Shard, check_shards, read_index
+from datasets.objects import Bucket, Folder, open_objects
+from datasets.tape import Tape
+from datasets.tar import members, padded
+
+Form = Literal["dali", "wids", "energon"]
+META = ".nv-meta"
+SCHEMA = """
+CREATE TABLE samples (
+    tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, sample_index INTEGER NOT NULL,
+    byte_offset INTEGER, byte_size INTEGER);
+CREATE TABLE sample_parts (
+    tar_file_id INTEGER, sample_index INTEGER, part_name TEXT, content_byte_offset INTEGER, content_byte_size INTEGER);
+"""
+LOOKUPS = """
+CREATE INDEX idx_samples_by_tar_and_idx ON samples(tar_file_id, sample_index);
+CREATE INDEX idx_sample_parts_seq ON sample_parts(tar_file_id, sample_index, content_byte_offset);
+CREATE INDEX idx_sample_parts_full
+    ON sample_parts(tar_file_id, sample_index, part_name, content_byte_offset, content_byte_size);
+"""  # made when all rows are there
+
+
+class Part(NamedTuple):
+    """A member of a shard: its sample's key, its ending, where its header and its bytes begin, and their number."""
+
+    key: str
+    ending: str
+    start: int
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the tar."""
+        return f"{self.key}.{self.ending}"
+
+
+Samples = list[list[Part]]  # a shard's, in its order
+
+
+def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = lambda _: None) -> Index:
+    """Write the forms beside a set's shards, in the place of what was there; each form's main file comes last.
+
+    Raises:
+        InputError: no whole set, a shard is damaged, or (energon) two samples have the same key.
+    """
+    index = read_index(url)
+    check_shards(index)
+    objects = open_objects(url)
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(Path(folder) / "index.sqlite")
+        for number, shard in enumerate(index.shards):
+            samples = walk(objects, shard)
+            counts[shard.name] = len(samples)
+            if "dali" in forms:
+                objects.put(shard.name.removesuffix(".tar") + ".idx", dali_index(samples))
+            if "energon" in forms:
+                objects.put(f"{shard.name}.idx", energon_offsets(samples))
+                table.add(number, samples, index.url)
+            done(shard)
+        table.close()
+        if "energon" in forms:
+            objects.put_file(f"{META}/index.sqlite", table.path)
+            for name, text in energon_files(index, counts).items():
+                objects.put(f"{META}/{name}", text.encode())
+    if "wids" in forms:
+        objects.put("shardindex.json", wids_index(index, counts).encode())
+    return index
+
+
+def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
+    """A shard's samples: members side by side whose names are equal up to the first dot after the last slash."""
+    where = f"{objects.url}/{shard.name}"
+    if isinstance(objects, Folder):
+        with Path(where).open("rb") as file:
+            parts = list(_parts(file, where, "r:"))
+    else:
+        tape = Tape(objects, shard.name, shard.size, lambda _: None)
+        parts = list(_parts(cast(IO[bytes], tape), where, "r|"))
+    return [list(sample) for _, sample in groupby(parts, lambda part: part.key)]
+
+
+def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"]) -> Iterator[Part]:
+    for member in members(stream, where, mode):
+        if isinstance(stream, Tape):
+            stream.cut(stream.position)
+        folder, slash, file = member.name.rpartition("/")
+        stem, dot, ending = file.partition(".")
+        if member.isreg() and stem and dot:
+            yield Part(folder + slash + stem, ending, member.offset, member.offset_data, member.size)
+
+
+def dali_index(samples: Samples) -> bytes:
+    """`v1.2 N`, then a line a sample: ending, offset, size and name of each of its members."""
+    lines = [" ".join(f"{part.ending} {part.offset} {part.size} {part.name}" for part in sample) for sample in samples]
+    return "\n".join([f"v1.2 {len(samples)}", *lines, ""]).encode()
+
+
+def wids_index(index: Index, counts: dict[str, int]) -> str:
+    """The shards with their sizes and numbers of samples; addresses are relative to the file."""
+    shards = [{"url": shard.name, "nsamples": counts[shard.name], "filesize": shard.size} for shard in index.shards]
+    name = index.url.rstrip("/").rpartition("/")[2]
+    return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}, indent=2)
+
+
+def energon_offsets(samples: Samples) -> bytes:
+    """Where each sample's first header begins, and where the last one ends, as unsigned 64-bit numbers."""
+    return struct.pack(f"<{len(samples) + 1}Q", *(sample[0].start for sample in samples), _end(samples[-1]) if samples else 0)
+
+
+def energon_files(index: Index, counts: dict[str, int]) -> dict[str, str]:
+    """The small files of .nv-meta by their names; JSON is YAML, too. A sample comes as a dict of its members' bytes."""
+    splits = {split: [shard.name for shard in index.shards if shard.split == split] for split in index.splits}
+    return {
+        "index.uuid": str(uuid.UUID(int=index.checksum)),  # of the content: another only when that is
+        "split.yaml": json.dumps({"split_parts": splits, "exclude": []}, indent=2),
+        "dataset.yaml": json.dumps({"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}),
+        ".info.json": json.dumps({"shard_counts": counts}, indent=2),
+    }
+
+
+class Table:
+    """Energon's index.sqlite, in the making."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = sqlite3.connect(path)
+        self._database.executescript(SCHEMA)
+
+    def add(self, shard: int, samples: Samples, url: str) -> None:
+        """A shard's samples and their members."""
+        rows = [(shard, s[0].key, number, s[0].start, _end(s) - s[0].start) for number, s in enumerate(samples)]
+        parts = [(shard, n, part.ending, part.offset, part.size) for n, sample in enumerate(samples) for part in sample]
+        try:
+            self._database.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", rows)
+        except sqlite3.IntegrityError as error:
+            raise InputError("two samples have the same key, which Energon refuses", url, "leave out --forms energon") from error
+        self._database.executemany("INSERT INTO sample_parts VALUES (?, ?, ?, ?, ?)", parts)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._database.executescript(LOOKUPS)
+        self._database.commit()
+        self._database.close()
+
+
+def _end(sample: list[Part]) -> int:
+    return sample[-1].offset + padded(sample[-1].size)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the index of a shard set in the forms of other readers, beside its shards."""
+
+    url: tyro.conf.Positional[str] = tyro.MISSING
+    """A folder or s3://bucket/prefix."""
+    forms: tuple[Form, ...] = ("dali", "wids", "energon")
+
+
+def main() -> None:
+    """The command."""
+    args = tyro.cli(Export, prog="python -m datasets.export")
+    index = export(args.url, args.forms)
+    print(f"exported the index of {len(index.shards)} shards at {index.url} for {', '.join(args.forms)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

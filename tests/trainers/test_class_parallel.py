@@ -1,0 +1,188 @@
+"""A head whose rows ranks share against the replicated one: losses, gradients, training, difficulty, checkpoints."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.errors import InputError
+from trainers.engine.difficulty import difficulty, share_of
+from trainers.engine.journal import Journal, write_checkpoint
+from trainers.engine.loop import OptimConfig, build_optimiser
+from trainers.engine.shares import read_with_share, write_share
+from trainers.losses.class_parallel import BLOCK, ClassParallel, random_rows
+from trainers.losses.heads import HeadConfig
+from trainers.models.reid import ModelConfig, ReidTask
+
+KINDS = ("softmax", "sphereface", "cosface", "arcface")
+N, D, B = 11, 8, 12  # 11 identities are not shared evenly by 2 or 3 ranks
+STEPS = 3
+
+
+class Task(nn.Module):
+    """A linear embedder and a head; as little of a model as has all that matters here."""
+
+    def __init__(self, config: HeadConfig, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        whole = ReidTask(ModelConfig(embedding=D), config, N, group)
+        self.embedder, self.head = nn.Linear(5, D), whole.head
+        generator = torch.Generator().manual_seed(1)
+        rows = torch.randn(N, D, generator=generator)
+        rows = rows[self.head.first : self.head.end] if isinstance(self.head, ClassParallel) else rows
+        with torch.no_grad():
+            self.embedder.weight.copy_(torch.randn(D, 5, generator=generator))
+            self.embedder.bias.zero_()
+            self.head.rows.copy_(rows)
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, best = self.head(self.embedder(inputs), labels)
+        return loss, best
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randn(B, 5, generator=generator), torch.randint(N, (B,), generator=generator)
+
+
+def train(config: HeadConfig, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """A few steps on this rank's part of each batch: what they gave, and the first step's gradients."""
+    task = Task(config, group)
+    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+    if group and config.parallel:
+        ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(task, ["head.weight"])
+    model = DistributedDataParallel(task) if group else task
+    optimiser = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
+    given: dict[str, list[Tensor]] = {"loss": [], "best": []}
+    for step in range(STEPS):
+        inputs, labels = (part[slice(*share_of(B, rank, world))] for part in batch(step))
+        loss, best = model(inputs, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        if step == 0:
+            (head,) = task.head.parameters()
+            of_rows = head.grad.T if head.shape[0] != len(task.head.rows) else head.grad  # type: ignore[union-attr]
+            first = {"embedder": task.embedder.weight.grad.clone(), "rows": of_rows.clone()}  # type: ignore[union-attr]
+        optimiser.step()
+        given["loss"].append(loss.detach())
+        given["best"].append(best)
+    return {**{k: torch.stack(v) for k, v in given.items()}, **first, "trained": task.head.rows.detach().clone()}
+
+
+def on_rank(rank: int) -> list[dict[str, Tensor]]:
+    return [train(HeadConfig(kind, parallel=True), dist.group.WORLD) for kind in KINDS]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_same_as_the_replicated_head(world: int) -> None:
+    ranks = on_ranks(world, on_rank)
+    for number, kind in enumerate(KINDS):
+        alone = train(HeadConfig(kind), None)  # type: ignore[arg-type]
+        found = [rank[number] for rank in ranks]
+        for one in found:
+            torch.testing.assert_close(one["loss"], alone["loss"], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one["embedder"], alone["embedder"], rtol=1e-4, atol=1e-5)
+        for name in ("rows", "trained"):
+            torch.testing.assert_close(torch.cat([one[name] for one in found]), alone[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.cat([one["best"] for one in found], dim=1), alone["best"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_is_the_replicated_head(kind: Any) -> None:
+    shared, alone = train(HeadConfig(kind, parallel=True), None), train(HeadConfig(kind), None)
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5)
+
+
+def reid_task(group: dist.ProcessGroup | None) -> ReidTask:
+    torch.manual_seed(5)
+    return ReidTask(ModelConfig(embedding=D), HeadConfig(parallel=True), N, group)
+
+
+def start_and_difficulty(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    task = reid_task(dist.group.WORLD)
+    return task.classifier, *task.difficulty(dist.group.WORLD)
+
+
+def test_start_and_difficulty_do_not_depend_on_the_number_of_ranks() -> None:
+    whole = reid_task(None)
+    cosine, nearest = difficulty(whole.classifier)
+    ranks = on_ranks(2, start_and_difficulty)
+    assert torch.equal(torch.cat([rows for rows, _, _ in ranks]), whole.classifier)
+    for _, found, other in ranks:
+        assert torch.equal(found, cosine)
+        assert torch.equal(other, nearest)
+
+
+def test_random_rows_are_the_same_however_they_are_cut() -> None:
+    whole = random_rows(0, 3 * BLOCK + 5, 2, seed=9)
+    assert whole.shape == (3 * BLOCK + 5, 2)
+    assert abs(whole.std().item() - 1) < 0.05
+    assert len(whole.unique(dim=0)) == len(whole)
+    for first, end in ((0, 1), (BLOCK - 1, BLOCK + 1), (BLOCK, 2 * BLOCK), (100, 3 * BLOCK + 5)):
+        assert torch.equal(random_rows(first, end, 2, seed=9), whole[first:end])
+
+
+def step_and_write(rank: int, folder: str) -> None:
+    """One step of Adam on this rank's part of a batch, and a checkpoint of it."""
+    task = reid_task(dist.group.WORLD)
+    optimiser = build_optimiser(OptimConfig(), task)
+    images, labels = pictures()
+    half = slice(*share_of(len(labels), rank, 2))
+    task({"images": images[half], "labels": labels[half]})["loss"].backward()
+    optimiser.step()
+    if rank == 0:
+        write_checkpoint(task, optimiser, Journal(), Path(folder))
+    assert isinstance(task.head, ClassParallel)
+    write_share(task.head, optimiser, Path(folder))
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator), torch.tensor([0, 3, 5, 6, 9, 10])
+
+
+def read_on(rank: int, folder: str) -> list[Tensor]:
+    return restored(dist.group.WORLD, folder)
+
+
+def restored(group: dist.ProcessGroup | None, folder: str) -> list[Tensor]:
+    """The rows of a new task after a checkpoint was loaded, and what the optimiser keeps of them."""
+    task = reid_task(group)
+    with torch.no_grad():
+        task.head.rows.zero_()
+    optimiser = build_optimiser(OptimConfig(), task)
+    assert isinstance(task.head, ClassParallel)
+    state = read_with_share(task.head, optimiser, Path(folder))
+    task.load_state_dict(state["task"])
+    optimiser.load_state_dict(state["optimiser"])
+    kept = optimiser.state[task.head.weight]
+    return [task.classifier.clone(), kept["exp_avg"], kept["exp_avg_sq"], kept["step"]]
+
+
+def test_a_checkpoint_is_read_by_any_number_of_ranks() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        on_ranks(2, step_and_write, folder)
+        again, by_three, alone = on_ranks(2, read_on, folder), on_ranks(3, read_on, folder), restored(None, folder)
+        for ranks in (again, by_three):
+            for place, name in enumerate(("rows", "exp_avg", "exp_avg_sq")):
+                assert torch.equal(torch.cat([rank[place] for rank in ranks]), alone[place]), name
+            assert all(rank[3] == alone[3] == 1 for rank in ranks)
+        assert alone[0].shape == alone[1].shape == (N, D)
+        assert alone[1].abs().sum() > 0
+        assert not torch.equal(alone[0], reid_task(None).classifier)
+        (Path(folder) / "share-000000000000.pt").unlink()
+        with pytest.raises(InputError, match="holds 6 of the 11 rows 0 to 10"):
+            restored(None, folder)
+
+
+def test_fewer_identities_than_ranks_are_refused() -> None:
+    with pytest.raises(InputError, match="1 identities cannot be shared out over 1 workers"):
+        ClassParallel(HeadConfig(parallel=True), 1, D, None)
