@@ -1,19 +1,28 @@
-"""What tests of several folders stand on: a real S3 server and the fault proxy before it, and a Ray cluster."""
+"""What tests of several folders stand on: a real S3 server and the fault proxy before it, and Ray clusters."""
 
 import os
 import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from proxy import FaultProxy
-from s3server import S3Server
+from s3server import S3Server, free_ports
 
 from cluster.launch import ClusterConfig, connect
 
 ROOT = Path(__file__).parent.parent
+# All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +69,55 @@ def cluster(s3_server: S3Server) -> Iterator[None]:
             connect(ClusterConfig())
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def head(s3_server: S3Server) -> Iterator[str]:
+    """A cluster as `ray start --head` makes it, dashboard and metrics included, beside that of ``cluster``; its dashboard's URL.
+
+    It imports from the repository's root, as ray_cluster.yaml has it.
+    """
+    gcs, dashboard, agent = free_ports(3)
+    url = f"http://127.0.0.1:{dashboard}"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: sockets stand in it
+        options = [
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--temp-dir={folder}",
+        ]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4", *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
+        environment.pop("RAY_ADDRESS", None)
+        with (Path(folder) / "head.log").open("wb") as log:
+            ray_head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(f"{url}/api/version"):
+                assert ray_head.poll() is None, (Path(folder) / "head.log").read_text()
+                assert time.monotonic() < deadline, "the cluster did not come up"
+                time.sleep(0.2)
+            (Path(folder) / "address").write_text(f"127.0.0.1:{gcs}")
+            yield url
+        finally:
+            end_tree(ray_head)
+
+
+def answers(url: str) -> bool:
+    """Whether Ray's dashboard answers there, and takes the token."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})  # noqa: S310
+    try:
+        return bool(urllib.request.urlopen(request, timeout=5).status == 200)  # noqa: S310
+    except OSError:
+        return False
+
+
+def end_tree(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started."""
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    psutil.wait_procs(tree, timeout=15)
+    for left in tree:
+        if left.is_running():
+            left.kill()
+    process.wait(30)

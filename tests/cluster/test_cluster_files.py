@@ -1,4 +1,4 @@
-"""ray_cluster.yaml and the Kubernetes manifests: whole by Ray's and Kubernetes' own schemas, and taken through `ray up` against moto."""
+"""ray_cluster.yaml and the Kubernetes manifests: right by Ray's and Kubernetes' own schemas, taken through `ray up` on moto."""
 
 import copy
 import re
@@ -11,14 +11,13 @@ import boto3
 import jsonschema
 import kubernetes_validate
 import pytest
+import ray
 import yaml
 from moto import mock_aws
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
-
-import ray
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "cluster" / "kubernetes"
