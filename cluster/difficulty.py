@@ -24,8 +24,8 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from cluster.errors import ClusterError
+from cluster.progress import NAMESPACE
 
-NAMESPACE = "hardshard"
 SNAPSHOT = "difficulty.npz"
 POLL = 5.0  # seconds that one call waits for a version before it asks again: a lost call is noticed
 AWAY = (ValueError, RayActorError, ObjectLostError, GetTimeoutError)  # ValueError: there is no actor of that name

@@ -310,7 +310,7 @@ def _shown(schedule: Schedule, at: datetime) -> str:
 
 def main() -> None:
     """The command line."""
-    arguments, command = sys.argv[1:], ()
+    arguments, command = sys.argv[1:], tuple[str, ...]()
     if "--" in arguments:
         place = arguments.index("--")
         arguments, command = arguments[:place], tuple(arguments[place + 1 :])

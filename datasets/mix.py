@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from datasets.errors import InputError
 from datasets.loader import Batch, BatchStream
+from datasets.store import COUNTS
 
 
 def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
@@ -47,4 +48,5 @@ class MixedStream(IterableDataset[Batch]):
                 "set": np.repeat(np.arange(len(batches)), [len(b["labels"]) for b in batches]),
                 "step": batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],
+                "storage": {name: sum(b["storage"][name] for b in batches) for name in COUNTS},
             }

@@ -12,6 +12,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+# All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
+os.environ.update(
+    RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16)
+)  # before Ray is imported, which reads the mode then
+
 import psutil
 import pytest
 import ray
@@ -21,8 +26,6 @@ from s3server import S3Server, free_ports
 from cluster.launch import ClusterConfig, connect
 
 ROOT = Path(__file__).parent.parent
-# All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
 
 
 @pytest.fixture(scope="session")
