@@ -29,7 +29,7 @@ class Worker(NamedTuple):
         return dist.group.WORLD if self.world > 1 else None
 
     def record(self, record: dict[str, Any], counts: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Tell numbers of a step and what this worker has counted so far: all ranks do, to Prometheus; rank 0's reach the driver."""
+        """Tell numbers of a step and what this worker has counted so far; all ranks do, and rank 0's reach the driver, too."""
         self.figures.tell(record, counts)
         if self.rank == 0:
             self.progress.record.remote(record)

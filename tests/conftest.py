@@ -11,6 +11,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
 os.environ.update(
@@ -24,6 +25,8 @@ from proxy import FaultProxy
 from s3server import S3Server, free_ports
 
 from cluster.launch import ClusterConfig, connect
+from datasets.pack import pack
+from datasets.shipped import ARCHIVE, OPTIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +63,14 @@ def s3_proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
 
 
 @pytest.fixture(scope="session")
+def shards(s3_server: S3Server) -> str:
+    """The shipped data, packed into a bucket."""
+    url = s3_server.make_bucket("shards") + "/omniglot"
+    pack("omniglot", ARCHIVE, url, OPTIONS)
+    return url
+
+
+@pytest.fixture(scope="session")
 def cluster(s3_server: S3Server) -> Iterator[None]:
     """A Ray cluster on this machine for the whole session; its processes find the S3 server and import from the tests."""
     folders = [str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "cluster", ROOT / "tests" / "trainers")]
@@ -74,9 +85,22 @@ def cluster(s3_server: S3Server) -> Iterator[None]:
         ray.shutdown()
 
 
+class Head(NamedTuple):
+    """A cluster's head: its dashboard's URL, the address that nodes and drivers join, and its temporary folder with the logs."""
+
+    jobs: str
+    address: str
+    folder: Path
+
+    @property
+    def discovery(self) -> Path:
+        """The file that leads Prometheus to all nodes' metrics."""
+        return self.folder / "prom_metrics_service_discovery.json"
+
+
 @pytest.fixture(scope="session")
-def head(s3_server: S3Server) -> Iterator[str]:
-    """A cluster as `ray start --head` makes it, dashboard and metrics included, beside that of ``cluster``; its dashboard's URL.
+def head(s3_server: S3Server) -> Iterator[Head]:
+    """A cluster as `ray start --head` makes it, dashboard and metrics included, beside that of ``cluster``.
 
     It imports from the repository's root, as ray_cluster.yaml has it.
     """
@@ -100,8 +124,7 @@ def head(s3_server: S3Server) -> Iterator[str]:
                 assert ray_head.poll() is None, (Path(folder) / "head.log").read_text()
                 assert time.monotonic() < deadline, "the cluster did not come up"
                 time.sleep(0.2)
-            (Path(folder) / "address").write_text(f"127.0.0.1:{gcs}")
-            yield url
+            yield Head(url, f"127.0.0.1:{gcs}", Path(folder))
         finally:
             end_tree(ray_head)
 

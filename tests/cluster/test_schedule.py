@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Head
 
 from cluster.cron import Schedule
 from cluster.jobs import Jobs
@@ -246,7 +247,7 @@ def wait(reached: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.5)
 
 
-def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head: str) -> None:
+def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head: Head) -> None:
     """The command holds what a shell would act on: it reaches the program as it was typed."""
     store, log = str(tmp_path / "store"), tmp_path / "log; touch owned"
     code = f"import sys; open({str(log)!r}, 'a').write(sys.argv[1] + chr(10))"
@@ -255,7 +256,7 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
     ledger = open_ledger(store)
     record = ledger.get("schedules/yearly.json") or {}
     ledger.put("schedules/yearly.json", {**record, "created": "2000-01-01T00:00:00+00:00"})  # so that it is due
-    command = [sys.executable, "-m", "cluster.schedule", "run", "--store", store, "--address", head, "--every", "0.5"]
+    command = [sys.executable, "-m", "cluster.schedule", "run", "--store", store, "--address", head.jobs, "--every", "0.5"]
     schedulers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     try:
         wait(lambda: states(ledger, "yearly") == ["00.1 succeeded"])
@@ -271,8 +272,8 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
     assert "yearly" not in schedule("list", "--store", store).stdout
 
 
-def test_the_job_api(head: str) -> None:
-    jobs = Jobs(head)
+def test_the_job_api(head: Head) -> None:
+    jobs = Jobs(head.jobs)
     assert jobs.session().startswith("session_")
     assert jobs.status("never-was") is None
     jobs.submit("once", ("sleep", "60"), "")
