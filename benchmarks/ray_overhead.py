@@ -1,4 +1,6 @@
-"""Steps a second of the same training loop under Ray Train and under torchrun: python -m benchmarks.ray_overhead [--rounds 3] [--json]
+"""Steps a second of the same training loop under Ray Train and under torchrun.
+
+    python -m benchmarks.ray_overhead [--rounds 3] [--json]
 
 Two workers each, on the shipped data, taking turns; Ray's workers also tell their figures as trainers/reid.py has them do.
 """
@@ -49,10 +51,10 @@ class Overhead:
 
 
 def train(share: Share, count: int, worker: Any) -> float:
-    """Steps a second of one rank, the process group being there; ``worker``: Ray's, told of every tenth step; None without Ray."""
+    """Steps a second of one rank, the process group being there; ``worker``: Ray's, which is told every tenth step, or None."""
     torch.manual_seed(0)
     data = open_data(CONFIG)
-    task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
     model, optim = DistributedDataParallel(task), OptimConfig(steps=WARM + count)
     stream = BatchStream(
         data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps

@@ -1,4 +1,6 @@
-"""How long a run takes from the command line to its first step, and where that time goes: python -m benchmarks.startup [--times 3] [--json]
+"""How long a run takes from the command line to its first step, and where that time goes.
+
+    python -m benchmarks.startup [--times 3] [--json]
 
 Starts `python trainers/reid.py` on the shipped data, with a Ray of its own, and reads the clock as it tells how far it is.
 """

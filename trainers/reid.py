@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import ray
 import torch
@@ -142,6 +143,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     meter, bad, tally = Meter(), BadSamples(config.loader.bad_share, len(data.train)), Tally(config.loader.workers, table)
     for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed, worker.rank):
         journal.note(step)
+        journal.notes["batches"] = google_crc32c.extend(journal.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
         table.note(step.done)
         meter.add(step)
         tally.note(step.batch)
@@ -276,7 +278,8 @@ def write_results(
     metrics: dict[str, Any] = {"step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None}
     if journal.evaluations:
         metrics |= {"before": journal.evaluations[0], "after": journal.evaluations[-1]}
-    metrics |= {"weights_crc32c": crc32c_of(task), "draws_crc32c": journal.draws, "seconds": journal.seconds}
+    metrics |= {"weights_crc32c": crc32c_of(task), "draws_crc32c": journal.draws, "batches_crc32c": journal.notes.get("batches")}
+    metrics |= {"seconds": journal.seconds}
     run.write_json(METRICS, metrics)
 
 

@@ -57,7 +57,8 @@ def test_small_gives_the_same_in_channels_last() -> None:
 
 def test_the_small_one_needs_no_torchvision() -> None:
     """It takes seconds to import, which a run with the small backbone would wait for before its first step."""
-    code = f"import sys; from trainers.models.backbones import build_backbone; build_backbone({SMALL!r}); print('torchvision' in sys.modules)"
+    build = f"from trainers.models.backbones import build_backbone; build_backbone({SMALL!r})"
+    code = f"import sys; {build}; print('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     assert SmallNet(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 

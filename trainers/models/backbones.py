@@ -73,7 +73,7 @@ def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2)
     """
     name = check_backbone(name, weights, last_stride)
     try:
-        model = SmallNet() if name == SMALL else torchvision_models().get_model(name, weights=weights or None)
+        model: Any = SmallNet() if name == SMALL else torchvision_models().get_model(name, weights=weights or None)
     except OSError as error:
         remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
         raise InputError(f"the weights of {name} can't be fetched", f"{weights} ({error})", remedy) from error
