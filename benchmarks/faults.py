@@ -4,8 +4,8 @@
 
 A run of trainers/reid.py on a cluster of two nodes, with data and checkpoints in a real S3 server: once undisturbed, and once
 with kill -9, at seeded random times, of a training process, the difficulty actor, a node or the S3 server; the last two are
-started again. A fault has been recovered from when the run is further than it was. In the end the metrics, the weights and the batches of
-both runs must be equal.
+started again. A fault has been recovered from when the run is further than it was. In the end the metrics, the weights and the
+batches of both runs must be equal.
 """
 
 import json

@@ -83,8 +83,8 @@ class BatchStream(IterableDataset[Batch]):
 
     A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
     `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``draw`` (crc32c of the global batch's positions), ``bad``
-    (sentences: samples that could not be read and were replaced), ``storage`` (the store's COUNTS so far). ``behind_workers`` hands
-    its arrays on as tensors, images as [b, 3, H, W].
+    (sentences: samples that could not be read and were replaced), ``storage`` (the store's COUNTS so far). ``behind_workers``
+    hands its arrays on as tensors, images as [b, 3, H, W].
     """
 
     def __init__(

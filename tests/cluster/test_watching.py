@@ -119,6 +119,9 @@ def running(head: Head, environment: dict[str, str], *options: str) -> Iterator[
     job = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": environment})
     try:
         yield job
+    except AssertionError:
+        print(client.get_job_logs(job))
+        raise
     finally:
         client.stop_job(job)
         until(lambda: str(client.get_job_status(job).value) in ("STOPPED", "SUCCEEDED", "FAILED"))
