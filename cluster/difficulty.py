@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.fs
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from cluster.errors import ClusterError
@@ -221,6 +220,8 @@ class Publisher:
 
     def state(self) -> list[list[Any]]:
         """The recent versions as plain data and tensors, for a checkpoint: number, cosine [N], nearest [N]."""
+        import torch  # here, since it takes seconds to import and the actor, started while workers start, has no use for it
+
         return [[v.number, torch.from_numpy(v.cosine), torch.from_numpy(v.nearest)] for v in self.recent]
 
     def _run(self) -> None:
