@@ -77,6 +77,7 @@ def cluster(s3_server: S3Server) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ADDRESS", "local")  # not one that happens to run on this machine
         environment.setenv("PYTHONPATH", os.pathsep.join(folders))
+        environment.setenv("RAY_metrics_report_interval_ms", "1000")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own, of its future defaults
             environment.setattr(os, "cpu_count", lambda: 4)  # tests of four workers, on any machine

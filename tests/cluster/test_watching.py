@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import yaml
 from conftest import Head
 from ray.job_submission import JobSubmissionClient
@@ -57,6 +58,24 @@ def test_dashboard_and_alerts_ask_for_figures_that_there_are() -> None:
 def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str]) -> None:
     ended = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.usefixtures("cluster")
+def test_totals_reach_the_nodes_agent_as_counters_and_a_records_numbers_as_gauges() -> None:
+    figures = metrics.Figures("told", 1)
+    figures.tell({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
+    figures.tell({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def told() -> dict[str, float]:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if 'run="told"' in line]
+        assert all('rank="1"' in line for line in lines)
+        return {line.partition("{")[0].removeprefix("ray_hardshard_"): float(line.split()[-1]) for line in lines}
+
+    until(lambda: told().get("step") == 20)
+    assert told() == {"step": 20, "loss": 0.25, "gets_total": 8, "draws_total": 2}
 
 
 class Prometheus:
