@@ -20,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.fs
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from cluster.errors import ClusterError
+from cluster.progress import NAMESPACE
 
-NAMESPACE = "hardshard"
 SNAPSHOT = "difficulty.npz"
 POLL = 5.0  # seconds that one call waits for a version before it asks again: a lost call is noticed
 AWAY = (ValueError, RayActorError, ObjectLostError, GetTimeoutError)  # ValueError: there is no actor of that name
@@ -221,6 +220,8 @@ class Publisher:
 
     def state(self) -> list[list[Any]]:
         """The recent versions as plain data and tensors, for a checkpoint: number, cosine [N], nearest [N]."""
+        import torch  # here, since it takes seconds to import and the actor, started while workers start, has no use for it
+
         return [[v.number, torch.from_numpy(v.cosine), torch.from_numpy(v.nearest)] for v in self.recent]
 
     def _run(self) -> None:

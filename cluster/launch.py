@@ -7,6 +7,7 @@ would not help.
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -18,15 +19,18 @@ from urllib.parse import quote, urlsplit
 
 import boto3
 import ray
+from ray._private.state import state as ray_state
+from ray.exceptions import AuthenticationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
-from cluster.progress import Progress, Record
+from cluster.progress import NAMESPACE, PREFIX, Progress, Record
 
 log = logging.getLogger(__name__)
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 CALLBACKS: ContextVar[tuple[UserCallback, ...]] = ContextVar("callbacks", default=())  # what a sweep adds to its trials' runs
 
 
@@ -36,6 +40,8 @@ class ClusterConfig:
 
     workers: int = 2
     """Training processes; each takes a GPU if the cluster has them."""
+    fewest: int = 0
+    """Workers to go on with while nodes are lost; new ones are taken in again. 0: all of them, waited for."""
     cpus: int = 1
     """CPU cores reserved for each, its loader processes included."""
     gpu: bool | None = None
@@ -50,6 +56,13 @@ class ClusterConfig:
             raise ClusterError(
                 "cluster.workers, cpus and keep_checkpoints must be at least 1, max_failures at least 0", "cluster"
             )
+        if not 0 <= self.fewest <= self.workers:
+            raise ClusterError(f"cluster.fewest is {self.fewest}", "cluster", f"give 0 to {self.workers}, the workers")
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that the run may have."""
+        return range(self.fewest or self.workers, self.workers + 1)
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
@@ -59,7 +72,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     and keeps the trial's workers reserved for ever where there is none (Ray 2.60). `ray start --head` has it by itself.
 
     Raises:
-        ClusterError: nobody answers at the address, or the cluster can never hold the workers.
+        ClusterError: nobody answers at the address, or the cluster can never hold the workers, autoscaling included.
     """
     # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, and the group's end is
     # noticed in 0.2 s instead of 2.
@@ -68,35 +81,59 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         _init(config, dashboard)
-    have = ray.cluster_resources()
+    have = most_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    if config.workers * config.cpus > cpus:
-        what = f"{config.workers} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
+    least = config.fewest or config.workers
+    if least * config.cpus > cpus:
+        what = f"{least} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
-    if config.workers > gpus and (config.gpu or (config.gpu is None and gpus)):
-        what = f"{config.workers} workers take a GPU each and the cluster has {gpus}"
+    if least > gpus and (config.gpu or (config.gpu is None and gpus)):
+        what = f"{least} workers take a GPU each and the cluster has {gpus}"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
 
 
+def most_resources() -> dict[str, float]:
+    """What the cluster has, or could grow to where it scales by itself."""
+    have: dict[str, float] = dict(ray.cluster_resources())
+    for name, most in (ray_state.get_max_resources_from_cluster_config() or {}).items():
+        have[name] = max(have.get(name, 0), most)
+    return have
+
+
 def _init(config: ClusterConfig, dashboard: bool) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        join(address)
+        return
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
     local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": dashboard}
-    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        ray.init("local" if address else "auto", **QUIET, **(local if address else {}))
+    except ConnectionError:  # no cluster on this machine
+        ray.init("local", **QUIET, **local)
+
+
+def join(address: str) -> None:
+    """Join the cluster at an address: host:port of its head, or ray://host:10001 from outside; ``auto``: this machine's.
+
+    Raises:
+        ClusterError: nobody answers there, or another version of Ray or Python does.
+    """
+    remedy = "start one with `ray start --head`, or correct RAY_ADDRESS"
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        if address not in ("", "local"):
-            ray.init(**quiet)
-            return
-        try:
-            ray.init("local" if address else "auto", **quiet, **(local if address else {}))
-        except ConnectionError:  # no cluster on this machine
-            ray.init("local", **quiet, **local)
-    except (OSError, ValueError, RuntimeError) as error:
-        what = f"no Ray cluster answers ({str(error).splitlines()[0]})"
-        raise ClusterError(what, address or "this machine", "start one with `ray start --head`, or unset RAY_ADDRESS") from error
+        ray.init(address, **QUIET)
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+        told = " ".join(str(error).split())
+        if "ersion mismatch" in told or ("version" in told and "Ray Client" in told):
+            what, remedy = f"the cluster runs another Ray or Python ({told[:200]})", "install the same versions on both sides"
+        elif isinstance(error, AuthenticationError):
+            what, remedy = "the cluster refuses the token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        else:
+            what = f"no Ray cluster answers ({told[:200]})"
+        raise ClusterError(what, address, remedy) from error
 
 
 def launch(
@@ -113,7 +150,8 @@ def launch(
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    progress = Progress.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    told = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # whoever watches finds it by that name
+    progress = Progress.options(scheduling_strategy=here, **told).remote(name, config.workers)  # type: ignore[attr-defined]
     gpu = config.gpu if config.gpu is not None else "GPU" in ray.cluster_resources()
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
@@ -122,7 +160,9 @@ def launch(
         work,
         train_loop_config={**settings, "progress": progress},
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=gpu, resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})}
+            num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
@@ -130,7 +170,7 @@ def launch(
             storage_path=storage_uri(runs),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            callbacks=[_EndOnInputError(), *CALLBACKS.get()],
+            callbacks=[_Failures(progress), *CALLBACKS.get()],
         ),
     )
     ended = threading.Event()
@@ -151,14 +191,24 @@ def launch(
         ray.kill(progress)
 
 
-class _EndOnInputError(UserCallback):
-    """Ends a run whose workers say that the input is wrong, instead of starting them again."""
+class _Failures(UserCallback):
+    """Tells of workers' failures, and ends a run whose workers say that the input is wrong, instead of starting them again."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        errors = [f"rank {rank}: {_last_line(error)}" for rank, error in worker_exceptions.items()]
+        self._progress.fail.remote(errors)
         for error in worker_exceptions.values():
             cause = _input_error(error)
             if cause is not None and not getattr(cause, "transient", False):
                 raise cause
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended: threading.Event) -> None:

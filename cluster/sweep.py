@@ -5,6 +5,7 @@ sweep goes on, its unfinished trials from their last checkpoints.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from cluster import metrics
 from cluster.errors import ClusterError
 from cluster.launch import CALLBACKS, storage_uri
 
 # What runs report with their checkpoints. Tune's own count of reports starts anew in a restored trial.
 METRIC, TIME = "score", "step"
+_STATES = {"PENDING": "pending", "PAUSED": "pending", "RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed"}
 DRIVER_CPUS = 0.01  # a trial's driver only waits
 
 
@@ -80,7 +83,7 @@ def sweep(
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
         how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
         kept = tune.RunConfig(
-            callbacks=[_Said()],
+            callbacks=[_Told(name)],
             name=name,
             storage_path=storage_uri(runs),
             failure_config=tune.FailureConfig(max_failures=1),
@@ -90,8 +93,17 @@ def sweep(
     return [_told(name, result) for result in tuner.fit()]
 
 
-class _Said(tune.Callback):
-    """Tells of each trial that has ended."""
+class _Told(tune.Callback):
+    """Tells of each trial that has ended, and how many trials are in which state."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        gauge = metrics.trials()  # made anew: a sweep's state, this callback in it, is pickled
+        counts = Counter(_STATES.get(trial.status, "pending") for trial in trials)
+        for state in sorted(set(_STATES.values())):
+            gauge.set(counts[state], {"run": self._name, "state": state})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -116,11 +128,11 @@ def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_
 
 
 def _told(name: str, result: Any) -> Trial:
-    metrics = result.metrics or {}
-    failure = metrics.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
-    score = float("nan") if failure else float(metrics.get(METRIC, math.nan))
-    trial = metrics.get("trial_id") or result.path.rstrip("/").rpartition("/")[2]
-    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(metrics.get(TIME, 0)), failure)
+    figures = result.metrics or {}
+    failure = figures.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
+    score = float("nan") if failure else float(figures.get(METRIC, math.nan))
+    trial = figures.get("trial_id") or result.path.rstrip("/").rpartition("/")[2]
+    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(figures.get(TIME, 0)), failure)
 
 
 def cpus_for(config: SweepConfig, workers: int, cpus: int) -> int:

@@ -3,12 +3,15 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+
+from cluster.metrics import Figures
 
 
 class Worker(NamedTuple):
@@ -18,15 +21,18 @@ class Worker(NamedTuple):
     world: int
     device: torch.device
     progress: Any  # the Progress actor
+    figures: Figures
 
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The process group, when there is more than one worker."""
         return dist.group.WORLD if self.world > 1 else None
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Tell numbers of a step."""
-        self.progress.record.remote(record)
+    def record(self, record: dict[str, Any], counts: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Tell numbers of a step and what this worker has counted so far; all ranks do, and rank 0's reach the driver, too."""
+        self.figures.tell(record, counts)
+        if self.rank == 0:
+            self.progress.record.remote(record)
 
     def say(self, notice: str) -> None:
         """Tell a sentence; of all ranks."""
@@ -36,7 +42,8 @@ class Worker(NamedTuple):
 def this_worker(settings: dict[str, Any]) -> Worker:
     """The worker that this process is, under Ray Train. ``settings``: what it was started with by `cluster.launch.run`."""
     context = ray.train.get_context()
-    return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), settings["progress"])
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    return Worker(rank, world, device, settings["progress"], Figures(context.get_experiment_name(), rank))
 
 
 def save_checkpoint(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,6 +74,7 @@ class Share(NamedTuple):
 class _Plan(NamedTuple):
     step: int
     version: int
+    draw: int  # crc32c of the global batch's positions [B]
     positions: Int64s  # [b]
     samples: Int64s  # [b]
     changes: Changes  # [B]
@@ -93,9 +95,9 @@ class BatchStream(Stream):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
     A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
-    `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``bad`` (sentences: samples that could not be read and were
-    replaced), ``storage`` (counts of GETs, bytes, cache hits so far). ``behind_workers`` hands its arrays on as tensors, images
-    as [b, 3, H, W].
+    `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``draw`` (crc32c of the global batch's positions), ``bad``
+    (sentences: samples that could not be read and were replaced), ``storage`` (the store's COUNTS so far). ``behind_workers``
+    hands its arrays on as tensors, images as [b, 3, H, W].
     """
 
     def __init__(
@@ -134,12 +136,14 @@ class BatchStream(Stream):
     def _plan(self, step: int, store: FolderStore | BucketStore) -> _Plan:
         version = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
-        positions = self.sampler.draw(step, version)[self.share.of(batch)]
+        drawn = self.sampler.draw(step, version)
+        positions = drawn[self.share.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
         streaming = version is None and self.sampler.config.kind != "pk"
         asked = store.request(samples, streaming=streaming)
-        return _Plan(step, version.number if version else 0, positions, samples, changes, asked)
+        draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
+        return _Plan(step, version.number if version else 0, draw, positions, samples, changes, asked)
 
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
         rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
@@ -158,6 +162,7 @@ class BatchStream(Stream):
             "moves": plan.changes.geometry(rows, self.size),
             "step": plan.step,
             "version": plan.version,
+            "draw": plan.draw,
             "bad": bad,
             "storage": dict(store.counts),
         }

@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.loader import Batch, BatchStream, Stream
+from datasets.store import COUNTS
 
 
 def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
@@ -48,4 +49,5 @@ class MixedStream(Stream):
                 "set": np.repeat(np.arange(len(batches)), [len(b["labels"]) for b in batches]),
                 "step": batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],
+                "storage": {name: sum(b["storage"][name] for b in batches) for name in COUNTS},
             }

@@ -6,10 +6,12 @@ knows nothing of Ray.
 
 import logging
 import os
+import re
+import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +28,18 @@ from datasets.index import Index, Int64s
 from datasets.objects import Bucket, open_objects
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig
 
 SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
 OPEN = 256  # shards of a folder that a process keeps open
 IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
 REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
 TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
-RETRIES: "RetryConfig" = {
-    "max_retries": 12, "retry_timeout": timedelta(seconds=120),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-}  # fmt: skip
+TRIES, PAUSE = 13, 10.0  # of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
+PATIENCE = 120.0  # seconds from the first try of a GET after which there is no other
+NOT_AGAIN = re.compile(r"status code: 4(?!08|29)")  # S3 would answer the same again
 
+COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the bytes, blocks found cached, GETs tried again
 Sample = bytes | ValueError  # the bytes, or why they cannot be had
 Pending = Callable[[], list[Sample]]
 Found = dict[int, Sample]  # blocks by number
@@ -54,7 +56,7 @@ class FolderStore:
     """Samples of a set in a local folder."""
 
     def __init__(self, index: Index) -> None:
-        self.index, self.counts = index, dict.fromkeys(("gets", "bytes", "hits"), 0)
+        self.index, self.counts = index, dict.fromkeys(COUNTS, 0)
         self._files: dict[int, int] = {}
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
@@ -94,11 +96,11 @@ class BucketStore:
 
     def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
         self.index, self.etags = index, etags
-        self.counts = dict.fromkeys(("gets", "bytes", "hits"), 0)
+        self.counts = dict.fromkeys(COUNTS, 0)
         self._remote = _connect(index.url)
         self._cache = NodeCache(cache, index, etags) if cache.gib else None
         self._pool = ThreadPoolExecutor(IN_FLIGHT, "get")
-        self._lock = threading.Lock()
+        self._lock, self._over = threading.Lock(), threading.Event()
         self._under_way: dict[int, Fetch] = {}
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
@@ -189,24 +191,33 @@ class BucketStore:
         options: dict[str, Any] = {"range": (start, end)}
         if etag := self.etags.get(name):
             options["if_match"] = etag
-        try:
-            answer = obstore.get(self._remote, name, options=options)  # type: ignore[arg-type]
-            data = memoryview(answer.bytes())
-        except (PreconditionError, FileNotFoundError) as error:
-            raise InputError(
-                "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
-            ) from error
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
-        except BaseError as error:
-            raise StorageError(f"{where}: {str(error).splitlines()[0]}") from error
+        latest = time.monotonic() + PATIENCE
+        for tried in range(1, TRIES + 1):
+            try:
+                answer = obstore.get(self._remote, name, options=options)  # type: ignore[arg-type]
+                data = memoryview(answer.bytes())
+                break
+            except (PreconditionError, FileNotFoundError) as error:
+                raise InputError(
+                    "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
+                ) from error
+            except (PermissionDeniedError, UnauthenticatedError) as error:
+                raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+            except BaseError as error:
+                told = str(error).splitlines()[0]
+                last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(told)
+                if last or self._over.wait(_pause(tried)):
+                    raise StorageError(f"{where}: {told}") from error
+            with self._lock:
+                self.counts["retries"] += 1
         with self._lock:
             self.counts["gets"] += 1
             self.counts["bytes"] += len(data)
         return data
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; who waits for another try waits no longer."""
+        self._over.set()
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -237,6 +248,11 @@ def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sa
     return source if isinstance(source, ValueError) else source.read(offset, size)
 
 
+def _pause(tried: int) -> float:
+    """Seconds before the next try: doubled each time, and half of it by chance, so that readers do not come back all at once."""
+    return min(0.1 * 2.0 ** (tried - 1), PAUSE) * (0.5 + secrets.randbelow(500) / 1000)
+
+
 def _connect(url: str) -> S3Store:
     bucket = open_objects(url)
     assert isinstance(bucket, Bucket)
@@ -249,7 +265,7 @@ def _connect(url: str) -> S3Store:
             virtual_hosted_style_request=False,
             credential_provider=Boto3CredentialProvider(),
             client_options={"allow_http": bucket.endpoint.startswith("http://"), **TIMEOUTS},
-            retry_config=RETRIES,
+            retry_config={"max_retries": 0},  # ours are counted
         )
     except ValueError as error:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"

@@ -1,17 +1,32 @@
-"""What tests of several folders stand on: a real S3 server and the fault proxy before it, and a Ray cluster."""
+"""What tests of several folders stand on: a real S3 server and the fault proxy before it, and Ray clusters."""
 
 import os
 import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+# All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
+os.environ.update(
+    RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16)
+)  # before Ray is imported, which reads the mode then
+
+import psutil
 import pytest
 import ray
 from proxy import FaultProxy
-from s3server import S3Server
+from s3server import S3Server, free_ports
 
 from cluster.launch import ClusterConfig, connect
+from datasets.pack import pack
+from datasets.shipped import ARCHIVE, OPTIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,15 +63,88 @@ def s3_proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
 
 
 @pytest.fixture(scope="session")
+def shards(s3_server: S3Server) -> str:
+    """The shipped data, packed into a bucket."""
+    url = s3_server.make_bucket("shards") + "/omniglot"
+    pack("omniglot", ARCHIVE, url, OPTIONS)
+    return url
+
+
+@pytest.fixture(scope="session")
 def cluster(s3_server: S3Server) -> Iterator[None]:
     """A Ray cluster on this machine for the whole session; its processes find the S3 server and import from the tests."""
     folders = [str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "cluster", ROOT / "tests" / "trainers")]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ADDRESS", "local")  # not one that happens to run on this machine
         environment.setenv("PYTHONPATH", os.pathsep.join(folders))
+        environment.setenv("RAY_metrics_report_interval_ms", "1000")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own, of its future defaults
             environment.setattr(os, "cpu_count", lambda: 4)  # tests of four workers, on any machine
             connect(ClusterConfig())
         yield
         ray.shutdown()
+
+
+class Head(NamedTuple):
+    """A cluster's head: its dashboard's URL, the address that nodes and drivers join, and its temporary folder with the logs."""
+
+    jobs: str
+    address: str
+    folder: Path
+
+    @property
+    def discovery(self) -> Path:
+        """The file that leads Prometheus to all nodes' metrics."""
+        return self.folder / "prom_metrics_service_discovery.json"
+
+
+@pytest.fixture(scope="session")
+def head(s3_server: S3Server) -> Iterator[Head]:
+    """A cluster as `ray start --head` makes it, dashboard and metrics included, beside that of ``cluster``.
+
+    It imports from the repository's root, as ray_cluster.yaml has it.
+    """
+    gcs, dashboard, agent = free_ports(3)
+    url = f"http://127.0.0.1:{dashboard}"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: sockets stand in it
+        options = [
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--temp-dir={folder}",
+        ]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4", *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
+        environment.pop("RAY_ADDRESS", None)
+        with (Path(folder) / "head.log").open("wb") as log:
+            ray_head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(f"{url}/api/version"):
+                assert ray_head.poll() is None, (Path(folder) / "head.log").read_text()
+                assert time.monotonic() < deadline, "the cluster did not come up"
+                time.sleep(0.2)
+            yield Head(url, f"127.0.0.1:{gcs}", Path(folder))
+        finally:
+            end_tree(ray_head)
+
+
+def answers(url: str) -> bool:
+    """Whether Ray's dashboard answers there, and takes the token."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})  # noqa: S310
+    try:
+        return bool(urllib.request.urlopen(request, timeout=5).status == 200)  # noqa: S310
+    except OSError:
+        return False
+
+
+def end_tree(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started."""
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    psutil.wait_procs(tree, timeout=15)
+    for left in tree:
+        if left.is_running():
+            left.kill()
+    process.wait(30)

@@ -28,6 +28,7 @@ from datasets.cache import CacheConfig
 from datasets.errors import InputError
 from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
+from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
@@ -47,7 +48,7 @@ from trainers.engine.faces import (
 from trainers.engine.frames import frames_of_files, frames_of_stream
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
@@ -237,18 +238,18 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
     bad = BadSamples(config.loader.bad_share, sum(len(face_set.train) for face_set in job.sets))
-    meter, optim = Meter(), stage.optim(config.optim)
+    meter, tally, optim = Meter(), Tally(config.loader.workers), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
         meter.add(step)
+        tally.note(step.batch)
         over = log.add(step.results["loss"], stage)
         for failure in bad.note(step.batch):
             worker.say(f"could not be read and was replaced: {failure}")
         if step.done % config.record_every == 0 or over:
-            more = {"lr": optim.lr_at(step.done - 1 - log.first), "stage": log.now + 1}
+            more = {"lr": optim.lr_at(step.done - 1 - log.first), "stage": log.now + 1, "allreduce_s": allreduce_s(model)}
             entry = journal.record(meter.read(config.batch) | more, config.steps, config.batch)
-            if worker.rank == 0:
-                worker.record(entry)
+            worker.record(entry, tally.counts)
         if (config.evaluate_every and step.done % config.evaluate_every == 0) or over:
             evaluate(job)
         if step.done % config.checkpoint_every == 0 or over:

@@ -9,11 +9,13 @@ python trainers/reid.py export --name market --to market.onnx
 """
 
 import secrets
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import ray
 import torch
@@ -32,6 +34,7 @@ from datasets.loader import BadSamples, BatchStream, LoaderConfig, Share, behind
 from datasets.sampling import Sampler, SamplerConfig, Version
 from datasets.shipped import shipped_set
 from datasets.store import shard_etags
+from datasets.tally import Tally
 from datasets.versions import VersionTable
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
@@ -40,7 +43,7 @@ from trainers.engine.export import export_onnx, export_program
 from trainers.engine.gallery import can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
 from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.shares import read_with_share, write_share
@@ -74,9 +77,10 @@ class Train(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler.batch % self.cluster.workers:
-            what = f"the global batch of {self.sampler.batch} cannot be shared evenly by {self.cluster.workers} workers"
-            raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        for workers in self.cluster.sizes:
+            if self.sampler.batch % workers:
+                what = f"the global batch of {self.sampler.batch} cannot be shared evenly by {workers} workers"
+                raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
 
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
@@ -137,21 +141,23 @@ def train_worker(settings: dict[str, Any]) -> None:
         Share(worker.rank, worker.world), config.seed, journal.step, config.optim.steps,
     )  # fmt: skip
     loader = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    meter, bad = Meter(), BadSamples(config.loader.bad_share, len(data.train))
+    meter, bad, tally = Meter(), BadSamples(config.loader.bad_share, len(data.train)), Tally(config.loader.workers, table)
     for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed, worker.rank):
         journal.note(step)
+        journal.notes["batches"] = google_crc32c.extend(journal.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
         table.note(step.done)
         meter.add(step)
+        tally.note(step.batch)
         for failure in bad.note(step.batch):
             worker.say(f"could not be read and was replaced: {failure}")
         last = step.done == config.optim.steps
         if step.done % config.sampler.interval == 0:
             exchange.publish(measure_difficulty(step.done // config.sampler.interval, task, worker, journal))
         if step.done % config.record_every == 0 or last:
-            more = {"lr": config.optim.lr_at(step.done - 1), "version": step.batch["version"]}
+            more = {"lr": config.optim.lr_at(step.done - 1), "allreduce_s": allreduce_s(model)}
+            more |= difficulty_figures(config.sampler, step.batch["version"], journal)
             entry = journal.record(meter.read(config.sampler.batch) | more, config.optim.steps, config.sampler.batch)
-            if worker.rank == 0:
-                worker.record(entry)
+            worker.record(entry, tally.counts)
         if (config.evaluate_every and step.done % config.evaluate_every == 0) or last:
             evaluate(config, worker, data, task, journal)
         if step.done % config.checkpoint_every == 0 or last:
@@ -209,11 +215,26 @@ class Exchange:
 
 def measure_difficulty(number: int, task: ReidTask, worker: Worker, journal: Journal) -> Version:
     """The next version of the difficulty vector, computed by all ranks together."""
+    began = time.perf_counter()
     cosine, nearest = task.difficulty(worker.group)
     version = Version(number, cosine.cpu().numpy(), nearest.cpu().numpy())
     quantiles = np.quantile(version.cosine, np.linspace(0, 1, QUANTILES)).tolist()
-    journal.notes.setdefault("difficulty", []).append({"step": journal.step, "quantiles": quantiles})
+    took = time.perf_counter() - began
+    journal.notes.setdefault("difficulty", []).append({"step": journal.step, "seconds": took, "quantiles": quantiles})
     return version
+
+
+def difficulty_figures(config: SamplerConfig, version: int, journal: Journal) -> dict[str, float]:
+    """What a record tells of the vector that a step was drawn by: its number, age in steps and what that may be, seconds it took;
+    and the mAP so far."""
+    figures: dict[str, float] = {"version": version}
+    if version:
+        figures |= {"age": journal.step - version * config.interval, "due": config.interval + config.lag}
+    if measured := journal.notes.get("difficulty"):
+        figures["difficulty_s"] = measured[-1].get("seconds", 0.0)
+    if journal.evaluations:
+        figures["mAP"] = journal.evaluations[-1]["mAP"]
+    return figures
 
 
 def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal: Journal) -> None:
@@ -267,7 +288,8 @@ def write_results(
     metrics: dict[str, Any] = {"step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None}
     if journal.evaluations:
         metrics |= {"before": journal.evaluations[0], "after": journal.evaluations[-1]}
-    metrics |= {"weights_crc32c": crc32c_of(task), "draws_crc32c": journal.draws, "seconds": journal.seconds}
+    metrics |= {"weights_crc32c": crc32c_of(task), "draws_crc32c": journal.draws, "batches_crc32c": journal.notes.get("batches")}
+    metrics |= {"seconds": journal.seconds}
     run.write_json(METRICS, metrics)
 
 

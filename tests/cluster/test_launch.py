@@ -1,5 +1,6 @@
 """Launching: what workers raise reaches the driver as it is, faults are tried again, impossible wishes are refused at once."""
 
+import json
 import os
 import pickle
 import signal
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
+from ray._raylet import GcsClient
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.errors import ClusterError
@@ -105,23 +108,51 @@ def test_more_than_there_is_is_refused_not_waited_for(config: ClusterConfig, mes
         connect(config)
 
 
-def test_no_cluster_at_the_address_is_one_line() -> None:
+def refusal(address: str) -> str:
+    """The one line in which a command refuses the cluster at an address."""
     code = (
         "from cluster.launch import ClusterConfig, connect\n"
         "from datasets.errors import run_main\n"
         "run_main(lambda: connect(ClusterConfig()))"
     )
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    environment = {**os.environ, "RAY_ADDRESS": address}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert "127.0.0.1:1" in errors[0]
+    (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert address in error
+    return error
+
+
+def test_no_cluster_at_the_address_is_one_line() -> None:
+    assert "no Ray cluster answers" in refusal("127.0.0.1:1")
+
+
+def test_an_old_ray_on_the_cluster_is_one_line() -> None:
+    address = ray.get_runtime_context().gcs_address
+    control = GcsClient(address=address)
+    place = {"namespace": b"cluster"}
+    told = control.internal_kv_get(b"CLUSTER_METADATA", **place)
+    old = json.dumps({**json.loads(told), "ray_version": "2.9.0"}).encode()
+    control.internal_kv_put(b"CLUSTER_METADATA", old, True, **place)
+    try:
+        error = refusal(address)
+    finally:
+        control.internal_kv_put(b"CLUSTER_METADATA", told, True, **place)
+    assert "the cluster runs another Ray or Python" in error
+    assert "2.9.0" in error
 
 
 def test_errors_pickle() -> None:
     error = pickle.loads(pickle.dumps(ClusterError("what", "where", "remedy")))  # noqa: S301 - our own
     assert (str(error), error.exit_code) == ("what: where; remedy", 2)
+
+
+@pytest.mark.parametrize("fewest", [-1, 3])
+def test_fewest_is_one_of_the_workers(fewest: int) -> None:
+    with pytest.raises(ClusterError, match=f"cluster.fewest is {fewest}"):
+        ClusterConfig(workers=2, fewest=fewest)
+    assert list(ClusterConfig(workers=4, fewest=2).sizes) == [2, 3, 4]
+    assert list(ClusterConfig(workers=4).sizes) == [4]
 
 
 def test_storage_uri(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,7 +364,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)  # noqa: S607
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

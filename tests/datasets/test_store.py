@@ -5,7 +5,6 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,8 @@ def cache(tmp_path: Path) -> CacheConfig:
 def opened(cache: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens stores that give up after seconds and not minutes, and closes them."""
     monkeypatch.setattr(store_module, "TIMEOUTS", {"connect_timeout": "5s", "read_timeout": "5s", "timeout": "10s"})
-    quick = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=10), "base": 2}
-    monkeypatch.setattr(store_module, "RETRIES", {"max_retries": 12, "retry_timeout": timedelta(seconds=20), "backoff": quick})
+    monkeypatch.setattr(store_module, "PAUSE", 0.01)
+    monkeypatch.setattr(store_module, "PATIENCE", 20.0)
     stores = []
 
     def open_one(index: Index, etags: dict[str, str] | None = None, config: CacheConfig = cache) -> BucketStore:
@@ -82,7 +81,7 @@ def mixed(index: Index, seed: int = 0) -> np.ndarray:
 
 def drop_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stores opened from now on try once."""
-    monkeypatch.setattr(store_module, "RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(store_module, "TRIES", 1)
 
 
 def flip(index: Index, block: int) -> None:
@@ -106,7 +105,7 @@ def test_a_folder_gives_what_was_packed(folder_set: Index, right: list[bytes], s
     samples = mixed(folder_set)
     assert store.request(samples, streaming=streaming)() == [right[s] for s in samples]
     assert store.request(samples[:0])() == []
-    assert store.counts == {"gets": 0, "bytes": sum(len(right[s]) for s in samples), "hits": 0}
+    assert store.counts == {"gets": 0, "bytes": sum(len(right[s]) for s in samples), "hits": 0, "retries": 0}
     store.close()
 
 
@@ -140,12 +139,12 @@ def test_one_get_a_block_when_cold_and_none_when_cached(
     cold, warm = opened(bucket_set), opened(bucket_set)
     assert cold.request(drawn)() == [right[s] for s in drawn]
     assert sorted(s3_proxy.ranges) == sorted(ranges_of(bucket_set, blocks))
-    assert cold.counts == {"gets": len(blocks), "bytes": size, "hits": 0}
+    assert cold.counts == {"gets": len(blocks), "bytes": size, "hits": 0, "retries": 0}
     assert s3_proxy.counts == {"gets": len(blocks), "bytes": size}
     for store in (cold, warm):
         assert store.request(drawn, streaming=True)() == [right[s] for s in drawn]
     assert s3_proxy.counts["gets"] == len(blocks)
-    assert warm.counts == {"gets": 0, "bytes": 0, "hits": len(blocks)}
+    assert warm.counts == {"gets": 0, "bytes": 0, "hits": len(blocks), "retries": 0}
 
 
 @pytest.mark.parametrize("gib", [0, 1])
@@ -228,6 +227,16 @@ def test_faults_that_pass_are_not_seen(
     samples = mixed(bucket_set)
     assert store.request(samples, streaming=streaming)() == [right[s] for s in samples]
     assert sum(count for fault, count in s3_proxy.counts.items() if fault not in ("gets", "bytes")) > 0
+    assert store.counts["retries"] > 0
+
+
+def test_gets_that_are_tried_again_are_counted(bucket_set: Index, opened: Open, s3_proxy: FaultProxy) -> None:
+    s3_proxy.match = ".tar"
+    store = opened(bucket_set)
+    s3_proxy.faults = Faults(slow_down=0.3)
+    store.request(mixed(bucket_set))()
+    assert store.counts["retries"] == s3_proxy.counts["slow_down"] > 0
+    assert store.counts["gets"] == s3_proxy.counts["gets"] - s3_proxy.counts["slow_down"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -319,7 +328,7 @@ def test_a_storage_down_for_longer_than_the_retries_is_a_fault(
 ) -> None:
     etags = shard_etags(bucket_set)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
-    monkeypatch.setitem(store_module.RETRIES, "max_retries", 3)
+    monkeypatch.setattr(store_module, "TRIES", 4)
     store = opened(bucket_set, etags)
     with pytest.raises(StorageError, match=r"train-000000\.tar bytes 0-") as failed:
         store.request(np.arange(len(bucket_set)))()

@@ -125,8 +125,10 @@ def test_meter_reads_means_since_the_last_reading() -> None:
     meter.add(step(2, 4.0, waited=0.2))
     means = meter.read(samples=64)
     assert means == pytest.approx(
-        {"loss": 3, "accuracy": 0.15, "samples_per_s": 128, "wait": 0.3}, rel=0.05
-    )  # reading takes time too
+        {
+            "loss": 3, "accuracy": 0.15, "samples_per_s": 128, "wait": 0.3, "step_s": 0.5, "wait_s": 0.15, "compute_s": 0.35,
+        }, rel=0.05,
+    )  # fmt: skip # reading takes time too
     meter.add(step(3, 1.0))
     assert meter.read(64)["loss"] == 1
 

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from s3server import S3Server
 from testdata import archive
 
 from cluster.launch import ClusterConfig
@@ -33,14 +32,6 @@ from trainers.reid import Evaluate, Export, Predict, Train
 pytestmark = pytest.mark.usefixtures("cluster")
 
 TIMES = {"seconds"}  # what may differ between two runs of the same seed
-
-
-@pytest.fixture(scope="module")
-def shards(s3_server: S3Server) -> str:
-    """The shipped data, packed into a bucket."""
-    url = s3_server.make_bucket(f"shards-{uuid.uuid4().hex[:8]}") + "/omniglot"
-    pack("omniglot", ARCHIVE, url, OPTIONS)
-    return url
 
 
 def short(data: str, runs: str, **changes: Any) -> Train:

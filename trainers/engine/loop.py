@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 from datasets.sampling import generator
@@ -101,7 +102,8 @@ class Meter:
         self._steps.append(step._replace(batch={}))  # its pixels would stay in (shared) memory until the reading
 
     def read(self, samples: int) -> dict[str, float]:
-        """Mean of every result, ``samples_per_s`` for steps of that many samples, and ``wait``, the share of time spent on data.
+        """Means over the steps: every result, ``step_s`` and of it ``wait_s`` for data and ``compute_s``, all in seconds; also
+        ``samples_per_s`` for steps of that many samples, and ``wait``, the share of time spent waiting for data.
 
         Raises:
             InputError: the loss is not finite any more.
@@ -115,6 +117,16 @@ class Meter:
             raise InputError(
                 f"the loss is {means['loss']}: training has diverged", where, "lower --optim.lr, or give more --optim.warmup"
             )
-        means |= {"samples_per_s": samples * len(self._steps) / took, "wait": sum(step.waited for step in self._steps) / took}
+        count, waited = len(self._steps), sum(step.waited for step in self._steps)
+        means |= {"samples_per_s": samples * count / took, "wait": waited / took}
+        means |= {"step_s": took / count, "wait_s": waited / count, "compute_s": (took - waited) / count}
         self._steps.clear()
         return means
+
+
+def allreduce_s(model: nn.Module) -> float:
+    """Seconds a step during which DDP's gradients were under way between workers: its own mean over the steps that it samples."""
+    if not isinstance(model, DistributedDataParallel):
+        return 0.0
+    told: dict[str, Any] = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    return float(told.get("avg_backward_comm_time", 0)) / 1e9

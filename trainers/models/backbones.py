@@ -1,12 +1,10 @@
-"""Image backbones: torchvision's by their registry names, and a small one of our own in the same registry."""
+"""Image backbones: torchvision's by their registry names, and a small one of our own."""
 
 import difflib
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from datasets.errors import InputError
 
@@ -17,8 +15,16 @@ LEVELS = 3  # of a backbone's feature maps, the deepest of each size
 _FAMILIES = ("resnet*", "resnext*", "wide_resnet*", "mobilenet*", "shufflenet*", "mnasnet*", "efficientnet*", "regnet*")
 
 
+def torchvision_models() -> Any:
+    """torchvision's registry, imported when a model of it is asked for: that takes 2 s of CPU, which ours need not wait for."""
+    from torchvision import models
+
+    return models
+
+
 def backbone_names() -> list[str]:
-    """The registry names that ``build_backbone`` takes, sorted; "small" is short for ours."""
+    """The names that ``build_backbone`` takes, sorted; "small" is short for ours."""
+    models = torchvision_models()
     return sorted([SMALL, *models.list_models(module=models, include=_FAMILIES)])
 
 
@@ -28,11 +34,10 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
     Raises InputError for an unknown name (with the close ones), for weights that it doesn't have and for a wrong stride.
     """
     name = SMALL if name == "small" else name
-    names = backbone_names()
-    if name not in names:
+    if name != SMALL and name not in (names := backbone_names()):
         close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         raise InputError("unknown backbone", name, f"did you mean {', '.join(close)}?" if close else f"try {SMALL}")
-    known = [] if name == SMALL else list(models.get_model_weights(name).__members__)
+    known = [] if name == SMALL else list(torchvision_models().get_model_weights(name).__members__)
     if weights and weights not in known:
         remedy = f"use one of {', '.join(known)}" if known else "leave the weights out: it has none"
         raise InputError(f"backbone {name} has no weights of this name", weights, remedy)
@@ -68,7 +73,7 @@ def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2)
     """
     name = check_backbone(name, weights, last_stride)
     try:
-        model = models.get_model(name, weights=weights or None)
+        model: Any = SmallNet() if name == SMALL else torchvision_models().get_model(name, weights=weights or None)
     except OSError as error:
         remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
         raise InputError(f"the weights of {name} can't be fetched", f"{weights} ({error})", remedy) from error
@@ -106,6 +111,8 @@ def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, 
     levels = [maps[height] for height in sorted(maps, reverse=True)[-LEVELS:]]
     last = "fc" if hasattr(backbone, "fc") else "classifier"
     nodes = {**{module_name: str(level) for level, (module_name, _) in enumerate(levels)}, last: "pooled"}
+    from torchvision.models.feature_extraction import create_feature_extractor  # here, as with `torchvision_models`
+
     return create_feature_extractor(backbone, nodes), features, [channels for _, channels in levels]
 
 
@@ -145,11 +152,3 @@ class SmallNet(nn.Module):
         pooled: Tensor = self.pool(self.stages(x)).flatten(1)
         scores: Tensor = self.fc(pooled)
         return scores
-
-
-@models._api.register_model(SMALL)  # type: ignore[untyped-decorator]
-def hardshard_small(*, weights: None = None, num_classes: int = 1000) -> SmallNet:
-    """Build a SmallNet; it has no trained weights, and takes the argument because torchvision's registry passes it."""
-    if weights is not None:
-        raise InputError(f"backbone {SMALL} has no weights of this name", str(weights))
-    return SmallNet(num_classes)

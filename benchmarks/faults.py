@@ -1,0 +1,220 @@
+"""Kill things under a real run, and show that its result does not tell.
+
+    python -m benchmarks.faults [--faults 30] [--seed 0] [--json]
+
+A run of trainers/reid.py on a cluster of two nodes, with data and checkpoints in a real S3 server: once undisturbed, and once
+with kill -9, at seeded random times, of a training process, the difficulty actor, a node or the S3 server; the last two are
+started again. A fault has been recovered from when the run is further than it was. In the end the metrics, the weights and the
+batches of both runs must be equal.
+"""
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import ray
+import tyro
+from ray.cluster_utils import Cluster
+
+from cluster.launch import QUIET
+from cluster.progress import running
+from datasets.errors import InputError, run_main
+from datasets.pack import pack
+from datasets.shipped import ARCHIVE, OPTIONS
+from tests.s3server import S3Server
+from trainers.engine.console import summary_table
+from trainers.engine.run import METRICS, Run
+
+ROOT = Path(__file__).parent.parent
+Kind = Literal["worker", "actor", "storage", "node"]
+WEIGHTS: dict[Kind, int] = {"worker": 10, "actor": 9, "storage": 8, "node": 3}
+TITLES = {"worker": "RayTrainWorker", "actor": "DifficultyService"}  # of the processes
+PATIENCE = 180.0  # seconds for a recovery
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run with faults and without."""
+
+    faults: int = 30
+    """Faults that are tried for; fewer when the run ends before."""
+    steps: int = 3000
+    seed: int = 0
+    """Draws the faults and their times."""
+    limit_s: float = 3600.0
+    """Seconds after which no more faults are injected."""
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.faults < 1 or self.steps < 1 or self.limit_s <= 0:
+            raise InputError("faults, steps and limit_s must be at least 1")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, after ``step`` steps. ``seconds``: until the run was further than that."""
+
+    kind: Kind
+    step: int
+    seconds: float
+
+
+class Stage:
+    """Where it plays: an S3 server, a head, and a second node that may die."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = S3Server(folder)
+        self.server.start()
+        os.environ.update(self.server.environment())
+        self.server.make_bucket("faults")
+        pack("omniglot", ARCHIVE, "s3://faults/data", OPTIONS)
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.node: Any = self.cluster.add_node(num_cpus=1)
+        ray.init(self.cluster.address, **QUIET)
+
+    def close(self) -> None:
+        """End all of it."""
+        ray.shutdown()
+        self.cluster.shutdown()
+        self.server.stop()
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """The cluster's own worker processes of that title; not those of another Ray on this machine."""
+        found = []
+        for node in self.cluster.list_all_nodes():
+            for raylet in node.all_processes.get("raylet", []):
+                children = psutil.Process(raylet.process.pid).children(recursive=True)
+                found += [child for child in children if title in " ".join(_command(child))]
+        return sorted(found, key=lambda process: process.pid)
+
+    def inject(self, kind: Kind, rng: random.Random) -> bool:
+        """Do it; False when there is nothing of that kind just now."""
+        if kind == "storage":
+            self.server.kill()
+            time.sleep(rng.uniform(0.5, 3))
+            self.server.start()
+        elif kind == "node":
+            self.cluster.remove_node(self.node, allow_graceful=False)
+            self.node = self.cluster.add_node(num_cpus=1)
+        else:
+            victims = self.processes(TITLES[kind])
+            if not victims:
+                return False
+            rng.choice(victims).send_signal(signal.SIGKILL)
+        return True
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+@contextmanager
+def training(options: Options, name: str, address: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """The run as a person starts it."""
+    settings = {
+        "data": "s3://faults/data", "runs": "s3://faults/runs", "name": name, "checkpoint_every": 20, "record_every": 5,
+        "optim.steps": options.steps, "sampler.kind": "proportional", "sampler.batch": 32, "sampler.interval": 20,
+        "sampler.lag": 20, "cluster.max_failures": 10_000, "loader.workers": 1,
+    }  # fmt: skip
+    arguments = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "HARDSHARD_CACHE": tempfile.gettempdir()}
+    environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # workers of a node that died are not waited for longer
+    log = (Path(tempfile.gettempdir()) / f"hardshard-faults-{name}.log").open("wb")
+    command = [sys.executable, "trainers/reid.py", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def step_of(name: str) -> int:
+    """The last step that the run has told of."""
+    return max((state.get("record", {}).get("step", 0) for state in running() if state["run"] == name), default=0)
+
+
+def disturb(options: Options, stage: Stage, name: str, process: "subprocess.Popen[bytes]") -> list[Fault]:
+    """Inject faults until there were enough or the run has ended."""
+    rng, faults, began = random.Random(options.seed), list[Fault](), time.monotonic()  # noqa: S311
+    kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=options.faults)
+    for kind in kinds:
+        before = step_of(name)
+        until = time.monotonic() + rng.uniform(0.5, 4)
+        while process.poll() is None and (time.monotonic() < until or step_of(name) <= before):
+            time.sleep(0.1)
+        if process.poll() is not None or time.monotonic() - began > options.limit_s:
+            break
+        before, hit = step_of(name), time.monotonic()
+        if not stage.inject(kind, rng):
+            continue
+        while process.poll() is None and step_of(name) <= before:
+            if time.monotonic() - hit > PATIENCE:
+                raise RuntimeError(f"not recovered from the death of a {kind} at step {before} in {PATIENCE:.0f} s")
+            time.sleep(0.1)
+        faults.append(Fault(kind, before, time.monotonic() - hit))
+        print(f"{len(faults):3} {kind:8} at step {before:5}: {faults[-1].seconds:.1f} s", file=sys.stderr, flush=True)
+    return faults
+
+
+def outcome(name: str) -> dict[str, Any]:
+    """What the run ended with, less the time that it took."""
+    metrics: dict[str, Any] = Run("s3://faults/runs", name).read_json(METRICS)
+    return {key: value for key, value in metrics.items() if key != "seconds"}
+
+
+def main(options: Options) -> None:
+    """Run both, compare, print."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(Path(folder))
+        try:
+            with training(options, "disturbed", stage.cluster.address) as process:
+                faults = disturb(options, stage, "disturbed", process)
+                if process.wait():
+                    raise RuntimeError(f"the disturbed run ended with {process.returncode}")
+            with training(options, "undisturbed", stage.cluster.address) as process:
+                if process.wait():
+                    raise RuntimeError(f"the undisturbed run ended with {process.returncode}")
+            results = outcome("disturbed"), outcome("undisturbed")
+        finally:
+            stage.close()
+    equal = {key: results[0][key] == results[1][key] for key in results[1]}
+    if options.json:
+        print(json.dumps({"faults": [vars(fault) for fault in faults], "equal": equal, "results": results}))
+    else:
+        tell(faults, equal)
+    if not all(equal.values()):
+        raise RuntimeError(f"the disturbed run ended with other {', '.join(key for key, same in equal.items() if not same)}")
+
+
+def tell(faults: list[Fault], equal: dict[str, bool]) -> None:
+    """The table of kinds, and whether the results are equal."""
+    rows = []
+    for kind in WEIGHTS:
+        seconds = sorted(fault.seconds for fault in faults if fault.kind == kind)
+        if seconds:
+            rows.append([kind, len(seconds), f"{statistics.median(seconds):.1f}", f"{seconds[-1]:.1f}"])
+    summary_table(f"{len(faults)} faults in one run", ["killed", "times", "recovery, median s", "longest s"], rows)
+    summary_table(
+        "Equal to the undisturbed run", ["what", "equal"], [[key, "yes" if same else "NO"] for key, same in equal.items()]
+    )
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(tyro.cli(Options)))

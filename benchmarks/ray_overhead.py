@@ -1,0 +1,133 @@
+"""Steps a second of the same training loop under Ray Train and under torchrun.
+
+    python -m benchmarks.ray_overhead [--rounds 3] [--json]
+
+Two workers each, on the shipped data, taking turns; Ray's workers also tell their figures as trainers/reid.py has them do.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.launch import ClusterConfig, connect, launch
+from cluster.worker import this_worker
+from datasets.errors import InputError, run_main
+from datasets.loader import BatchStream, Share, behind_workers
+from datasets.sampling import SamplerConfig
+from datasets.tally import Tally
+from trainers.engine.console import summary_table
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.models.reid import ReidTask
+from trainers.reid import Train, open_data
+
+WORLD, WARM, EVERY = 2, 50, 10  # workers; steps before the clock runs; steps between records
+CONFIG = Train(sampler=SamplerConfig(kind="uniform"))
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Compare the two launchers."""
+
+    rounds: int = 3
+    steps: int = 400
+    """Steps that are timed."""
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.steps < EVERY:
+            raise InputError(f"rounds must be at least 1, steps at least {EVERY}")
+
+
+def train(share: Share, count: int, worker: Any) -> float:
+    """Steps a second of one rank, the process group being there; ``worker``: Ray's, which is told every tenth step, or None."""
+    torch.manual_seed(0)
+    data = open_data(CONFIG)
+    task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
+    model, optim = DistributedDataParallel(task), OptimConfig(steps=WARM + count)
+    stream = BatchStream(
+        data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps
+    )
+    meter, tally, began = Meter(), Tally(CONFIG.loader.workers), 0.0
+    batches = behind_workers(stream, CONFIG.loader.workers)
+    for step in steps(model, build_optimiser(optim, task), optim, batches, torch.device("cpu"), 0, share.rank):
+        meter.add(step)
+        tally.note(step.batch)
+        if step.done % EVERY == 0:
+            record = {
+                "step": step.done,
+                "steps": optim.steps,
+                "allreduce_s": allreduce_s(model),
+                **meter.read(CONFIG.sampler.batch),
+            }
+            if worker is not None:
+                worker.record(record, tally.counts)
+        if step.done == WARM:
+            began = time.perf_counter()
+    return count / (time.perf_counter() - began)
+
+
+def under_ray(settings: dict[str, Any]) -> float:
+    """One worker's part under Ray Train."""
+    torch.set_num_threads(1)
+    worker = this_worker(settings)
+    return train(Share(worker.rank, worker.world), settings["steps"], worker)
+
+
+def by_ray(count: int) -> float:
+    """Steps a second under Ray Train."""
+    config = ClusterConfig(workers=WORLD, gpu=False)
+    connect(config)
+    with tempfile.TemporaryDirectory() as runs:
+        speed: float = launch(under_ray, {"steps": count}, config, name="overhead", runs=runs, show=lambda records, notices: None)
+    return speed
+
+
+def by_torchrun(count: int) -> float:
+    """Steps a second under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    command = [sys.executable, *launcher, "-m", "benchmarks.ray_overhead", "--worker", "--steps", str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    ended = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    return float(ended.stdout.split()[-1])
+
+
+def torchrun_worker(count: int) -> None:
+    """One worker's part under torchrun; rank 0 prints its speed."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    speed = train(Share(dist.get_rank(), dist.get_world_size()), count, None)
+    if dist.get_rank() == 0:
+        print(speed, flush=True)
+    dist.destroy_process_group()
+
+
+def main(options: Overhead) -> None:
+    """Let both take turns, and print."""
+    speeds = [(by_torchrun(options.steps), by_ray(options.steps)) for _ in range(options.rounds)]
+    ratio = statistics.median(ray / torchrun for torchrun, ray in speeds)
+    if options.json:
+        print(json.dumps({"torchrun": [a for a, _ in speeds], "ray": [b for _, b in speeds], "ratio": ratio}))
+        return
+    rows = [[k + 1, f"{a:.1f}", f"{b:.1f}", f"{b / a:.3f}"] for k, (a, b) in enumerate(speeds)]
+    title = f"Steps a second, {WORLD} workers, {options.steps} steps: Ray Train at {ratio:.3f} of torchrun (median)"
+    summary_table(title, ["round", "torchrun", "Ray Train", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        torchrun_worker(int(sys.argv[-1]))
+    else:
+        run_main(lambda: main(tyro.cli(Overhead)))

@@ -1,0 +1,156 @@
+"""Small JSON records under a URL, a folder or s3://bucket/prefix, that several processes write: of two that create one, one does.
+
+What is written is whole or not there. Every method raises ClusterError when the storage refuses or does not answer.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cluster.errors import ClusterError
+
+Record = dict[str, Any]
+
+
+class FolderLedger:
+    """Records as files of a folder that all writers see; its file system must have hard links."""
+
+    def __init__(self, folder: str) -> None:
+        self.url = folder
+        self._folder = Path(folder)
+
+    def create(self, name: str, record: Record) -> bool:
+        """Write a record that is not there yet; False when it is."""
+        with self._errors(), self._written(name, record) as unfinished:
+            try:
+                os.link(unfinished, self._folder / name)
+            except FileExistsError:
+                return False
+        return True
+
+    def put(self, name: str, record: Record) -> None:
+        """Write a record in the place of what was there."""
+        with self._errors(), self._written(name, record) as unfinished:
+            unfinished.replace(self._folder / name)
+
+    def get(self, name: str) -> Record | None:
+        """A record; None where there is none."""
+        with self._errors():
+            try:
+                return _decoded((self._folder / name).read_bytes())
+            except FileNotFoundError:
+                return None
+
+    def names(self, prefix: str) -> list[str]:
+        """The records of a folder of the ledger, by name."""
+        with self._errors():
+            return sorted(f"{prefix}/{file.name}" for file in (self._folder / prefix).glob("*.json"))
+
+    def delete(self, name: str) -> None:
+        """Remove a record if it is there."""
+        with self._errors():
+            (self._folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self, name: str, record: Record) -> Iterator[Path]:
+        target = self._folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            unfinished.write_bytes(_encoded(record))
+            yield unfinished
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"the schedules cannot be read or written ({(error.strerror or str(error)).lower()})"
+            raise ClusterError(what, self.url, "check the path and its permissions") from error
+
+
+class BucketLedger:
+    """Records as objects of a bucket, whose server knows conditional writes (If-None-Match)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        with self._errors():
+            once = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
+            session = boto3.Session()
+            self._client = session.client("s3", region_name=session.region_name or "us-east-1", config=once)
+
+    def create(self, name: str, record: Record) -> bool:
+        """Write a record that is not there yet; False when it is (or when our own first try got through unheard)."""
+        with self._errors():
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=_encoded(record), IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                raise
+        return True
+
+    def put(self, name: str, record: Record) -> None:
+        """Write a record in the place of what was there."""
+        with self._errors():
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=_encoded(record))
+
+    def get(self, name: str) -> Record | None:
+        """A record; None where there is none."""
+        with self._errors():
+            try:
+                return _decoded(self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read())
+            except self._client.exceptions.NoSuchKey:
+                return None
+
+    def names(self, prefix: str) -> list[str]:
+        """The records of a folder of the ledger, by name."""
+        with self._errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}/")
+            keys = [entry["Key"].removeprefix(self._prefix) for page in pages for entry in page.get("Contents", [])]
+        return sorted(key for key in keys if key.endswith(".json"))
+
+    def delete(self, name: str) -> None:
+        """Remove a record if it is there."""
+        with self._errors():
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:  # its code alone: some servers quote signatures in their messages
+            what = f"the schedules cannot be read or written (S3 answered {error.response['Error']['Code']})"
+            raise ClusterError(what, self.url, "check the bucket and the rights of the credentials") from error
+        except (BotoCoreError, ValueError) as error:
+            what = f"the schedules cannot be read or written ({type(error).__name__})"
+            raise ClusterError(what, self.url, "check the network, AWS_ENDPOINT_URL and the credentials") from error
+
+
+Ledger = FolderLedger | BucketLedger
+
+
+def open_ledger(url: str) -> Ledger:
+    """The ledger under a folder or s3://bucket/prefix; nothing is read or written yet."""
+    return BucketLedger(url) if url.startswith("s3://") else FolderLedger(url)
+
+
+def _encoded(record: Record) -> bytes:
+    return json.dumps(record, indent=1).encode()
+
+
+def _decoded(data: bytes) -> Record:
+    record: Record = json.loads(data)
+    return record

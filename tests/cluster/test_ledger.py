@@ -1,0 +1,55 @@
+"""Records: whole or not there, and one creator of each, in a folder and in a bucket."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.ledger import Ledger, open_ledger
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    return open_ledger(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_url"))
+
+
+def test_what_was_put_is_there(ledger: Ledger) -> None:
+    assert ledger.names("a") == []
+    assert ledger.get("a/x.json") is None
+    ledger.put("a/x.json", {"n": 1})
+    ledger.put("a/x.json", {"n": 2})
+    assert ledger.get("a/x.json") == {"n": 2}
+    assert not ledger.create("a/x.json", {"n": 3})
+    assert ledger.create("a/y.json", {"n": 3})
+    assert ledger.create("ab/z.json", {})
+    assert ledger.names("a") == ["a/x.json", "a/y.json"]
+    ledger.delete("a/x.json")
+    ledger.delete("a/x.json")
+    assert ledger.names("a") == ["a/y.json"]
+
+
+def test_one_of_many_creates_a_record(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda k: (k % 10, ledger.create(f"r/{k % 10}.json", {"by": k})), range(80)))
+    assert sorted(place for place, ours in won if ours) == list(range(10))
+    assert len(ledger.names("r")) == 10
+
+
+def test_nothing_unfinished_is_left_in_a_folder(tmp_path: Path) -> None:
+    ledger = open_ledger(str(tmp_path))
+    ledger.create("a/x.json", {})
+    ledger.create("a/x.json", {})
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+def test_an_unwritable_storage_is_one_line(tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClusterError, match=r"cannot be read or written .file exists.: .*file"):
+        open_ledger(str(tmp_path / "file")).put("a.json", {})
+    with pytest.raises(ClusterError, match=r"S3 answered NoSuchBucket"):
+        open_ledger("s3://no-such-bucket-here/x").create("a.json", {})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    with pytest.raises(ClusterError, match="S3 answered ") as caught:
+        open_ledger(s3_url).put("a.json", {})
+    assert "planted" not in str(caught.value)

@@ -1,0 +1,284 @@
+"""Scheduling: each time starts once, whatever schedulers, the cluster and the jobs do. The last tests run on a real one."""
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Head
+
+from cluster.cron import Schedule
+from cluster.jobs import Jobs
+from cluster.ledger import Ledger, open_ledger
+from cluster.schedule import KEPT, LEASE, Scheduler
+
+BEGIN = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+ROOT = Path(__file__).parents[2]
+
+
+class Memory:
+    """A cluster whose jobs end when the test says so; like Ray's it takes an id once, until its head is restarted."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, str] = {}
+        self.life, self.submitted = 1, list[str]()
+        self.lock = threading.Lock()
+
+    def session(self) -> str:
+        return str(self.life)
+
+    def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
+        with self.lock:
+            if job in self.jobs:
+                raise RuntimeError("the id is in use")
+            self.jobs[job] = "RUNNING"
+            self.submitted.append(job)
+
+    def status(self, job: str) -> str | None:
+        return self.jobs.get(job)
+
+    def stop(self, job: str) -> None:
+        self.jobs[job] = "STOPPED"
+
+    def restart(self) -> None:
+        self.life += 1
+        self.jobs.clear()
+
+
+def add(ledger: Ledger, name: str = "nightly", cron: str = "0 * * * *", **changes: Any) -> None:
+    schedule = Schedule(name, cron, ("echo", "hello"), created=BEGIN, **changes)
+    ledger.put(f"schedules/{name}.json", {**asdict(schedule), "created": BEGIN.isoformat()})
+
+
+def states(ledger: Ledger, name: str = "nightly") -> list[str]:
+    records = [ledger.get(key) for key in ledger.names(f"starts/{name}")]
+    return [f"{record['at'][11:13]}.{record['attempt']} {record['state']}" for record in records if record]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return open_ledger(str(tmp_path))
+
+
+def test_a_time_starts_one_job_and_its_end_is_told(ledger: Ledger) -> None:
+    add(ledger)
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    scheduler.turn(BEGIN + timedelta(minutes=59))
+    assert cluster.submitted == []
+    for seconds in (0, 5, 10):
+        scheduler.turn(BEGIN + HOUR + timedelta(seconds=seconds))
+    assert cluster.submitted == ["nightly-20260310T130000Z-1"]
+    assert states(ledger) == ["13.1 submitted"]
+    cluster.jobs["nightly-20260310T130000Z-1"] = "SUCCEEDED"
+    Scheduler(ledger, cluster).turn(BEGIN + HOUR + timedelta(seconds=15))  # another one, after the first was stopped
+    assert states(ledger) == ["13.1 succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "running", "told"),
+    [
+        ("forbid", ["13-1"], ["13.1 submitted", "14.1 left out"]),
+        ("allow", ["13-1", "14-1"], ["13.1 submitted", "14.1 submitted"]),
+        ("replace", ["14-1"], ["13.1 stopped", "14.1 submitted"]),
+    ],
+)
+def test_overlap(ledger: Ledger, overlap: Any, running: list[str], told: list[str]) -> None:
+    add(ledger, overlap=overlap)
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    for hours in (1, 2, 2):
+        scheduler.turn(BEGIN + hours * HOUR)
+    alive = [job for job, status in cluster.jobs.items() if status == "RUNNING"]
+    assert alive == [f"nightly-20260310T{job.replace('-', '0000Z-')}" for job in running]
+    assert states(ledger) == told
+
+
+def test_a_failed_job_is_tried_again_as_often_as_set(ledger: Ledger) -> None:
+    add(ledger, retries=1)
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    for _ in range(4):
+        scheduler.turn(BEGIN + HOUR)
+        cluster.jobs.update(dict.fromkeys(cluster.jobs, "FAILED"))
+    assert states(ledger) == ["13.1 failed", "13.2 failed"]
+
+
+def test_missed_times_are_told(ledger: Ledger) -> None:
+    add(ledger, missed="skip")
+    Scheduler(ledger, Memory()).turn(BEGIN + 3 * HOUR + timedelta(minutes=30))
+    assert states(ledger) == ["15.1 missed"]
+    (key,) = ledger.names("starts/nightly")
+    assert (ledger.get(key) or {})["passed"] == 2
+
+
+def claimed(ledger: Ledger, cluster: Memory) -> None:
+    """What a scheduler leaves that dies between its claim and the job."""
+
+    class Dies(Memory):
+        def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
+            raise KeyboardInterrupt
+
+    dying = Dies()
+    dying.life = cluster.life
+    with pytest.raises(KeyboardInterrupt):
+        Scheduler(ledger, dying).turn(BEGIN + HOUR)
+
+
+def test_a_dead_schedulers_claim_is_taken_over(ledger: Ledger) -> None:
+    add(ledger)
+    cluster = Memory()
+    claimed(ledger, cluster)
+    scheduler = Scheduler(ledger, cluster)
+    scheduler.turn(BEGIN + HOUR + timedelta(seconds=30))
+    assert cluster.submitted == []  # it may be alive yet
+    scheduler.turn(BEGIN + HOUR + LEASE + timedelta(seconds=1))
+    assert cluster.submitted == ["nightly-20260310T130000Z-1"]
+    assert states(ledger) == ["13.1 submitted"]
+
+
+def test_a_claim_of_the_clusters_life_before_is_lost_not_started_twice(ledger: Ledger) -> None:
+    add(ledger)
+    cluster = Memory()
+    claimed(ledger, cluster)
+    cluster.restart()
+    Scheduler(ledger, cluster).turn(BEGIN + HOUR + 2 * LEASE)
+    assert cluster.submitted == []
+    assert states(ledger) == ["13.1 lost"]
+
+
+def test_schedules_survive_the_head(ledger: Ledger) -> None:
+    add(ledger)
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    scheduler.turn(BEGIN + HOUR)
+    cluster.restart()
+    scheduler.turn(BEGIN + HOUR + LEASE)
+    scheduler.turn(BEGIN + 2 * HOUR)
+    assert states(ledger) == ["13.1 lost", "14.1 submitted"]
+    assert len(cluster.submitted) == 2
+
+
+def test_a_job_that_the_cluster_refuses_has_failed(ledger: Ledger) -> None:
+    class Refuses(Memory):
+        def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
+            raise RuntimeError("no such working_dir")
+
+    add(ledger)
+    Scheduler(ledger, Refuses()).turn(BEGIN + HOUR)
+    assert states(ledger) == ["13.1 failed"]
+
+
+def test_old_records_are_forgotten(ledger: Ledger) -> None:
+    add(ledger, cron="* * * * *", missed="all", overlap="allow")
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    now = BEGIN
+    for _ in range(KEPT + 20):
+        now += timedelta(minutes=1)
+        scheduler.turn(now)
+        cluster.jobs.update(dict.fromkeys(cluster.jobs, "SUCCEEDED"))
+    assert KEPT <= len(ledger.names("starts/nightly")) <= KEPT + 1
+    assert len(set(cluster.submitted)) == len(cluster.submitted) == KEPT + 20
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_many_schedulers_start_each_time_once(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Six schedulers on one ledger, in disorder: every time of three schedules starts exactly once."""
+    url = str(tmp_path) if kind == "folder" else request.getfixturevalue("s3_url")
+    cluster = Memory()
+    for name in ("a", "b", "c"):
+        add(open_ledger(url), name, "*/10 * * * *", overlap="allow")
+
+    def work(seed: int) -> None:
+        scheduler = Scheduler(open_ledger(url), cluster)
+        for minutes in range(10, 60, 10):
+            scheduler.turn(BEGIN + timedelta(minutes=minutes, seconds=seed))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    wanted = {f"{name}-20260310T12{minutes}00Z-1" for name, minutes in itertools.product("abc", range(10, 60, 10))}
+    assert sorted(cluster.submitted) == sorted(wanted)
+
+
+def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.schedule", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add", "a", "0 0 30 2 *", "--", "true"], "never fires"),
+        (["add", "taken", "0 0 * * *", "--", "true"], "the name 'taken' is in use"),
+        (["add", "a", "0 0 * * *"], "there is no command to run"),
+        (["add", "a", "0 0 * * *", "--store", "/proc/x", "--", "true"], "cannot be read or written"),
+        (["remove", "nobody"], "no schedule 'nobody'"),
+        (["history", "nobody"], "no schedule 'nobody'"),
+        (["run", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
+        (["run", "--address", "localhost"], "not the address of a cluster's jobs"),
+        (["list", "--", "true"], "only with add"),
+    ],
+)
+def test_wrong_wishes_end_with_2_and_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    add(open_ledger(str(tmp_path)), "taken")
+    if "--store" not in arguments:
+        arguments = [arguments[0], "--store", str(tmp_path), *arguments[1:]]
+    ended = schedule(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ")
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def wait(reached: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.5)
+
+
+def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head: Head) -> None:
+    """The command holds what a shell would act on: it reaches the program as it was typed."""
+    store, log = str(tmp_path / "store"), tmp_path / "log; touch owned"
+    code = f"import sys; open({str(log)!r}, 'a').write(sys.argv[1] + chr(10))"
+    added = schedule("add", "--store", store, "yearly", "0 0 1 1 *", "--", sys.executable, "-c", code, "$(id); `id` 'x'")
+    assert added.returncode == 0, added.stderr
+    ledger = open_ledger(store)
+    record = ledger.get("schedules/yearly.json") or {}
+    ledger.put("schedules/yearly.json", {**record, "created": "2000-01-01T00:00:00+00:00"})  # so that it is due
+    command = [sys.executable, "-m", "cluster.schedule", "run", "--store", store, "--address", head.jobs, "--every", "0.5"]
+    schedulers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    try:
+        wait(lambda: states(ledger, "yearly") == ["00.1 succeeded"])
+        time.sleep(2)
+    finally:
+        for scheduler in schedulers:
+            scheduler.kill()
+            scheduler.communicate()
+    assert log.read_text() == "$(id); `id` 'x'\n"
+    told = schedule("history", "--store", store, "yearly").stdout
+    assert "succeeded" in told
+    assert schedule("remove", "--store", store, "yearly").returncode == 0
+    assert "yearly" not in schedule("list", "--store", store).stdout
+
+
+def test_the_job_api(head: Head) -> None:
+    jobs = Jobs(head.jobs)
+    assert jobs.session().startswith("session_")
+    assert jobs.status("never-was") is None
+    jobs.submit("once", ("sleep", "60"), "")
+    with pytest.raises(RuntimeError, match="already exists"):
+        jobs.submit("once", ("sleep", "60"), "")
+    wait(lambda: jobs.status("once") == "RUNNING")
+    jobs.stop("once")
+    wait(lambda: jobs.status("once") == "STOPPED")

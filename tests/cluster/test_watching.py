@@ -1,0 +1,233 @@
+"""What is watched: figures that a real Prometheus finds by itself, alerts, dashboard, cluster.status; no secret is told."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from conftest import Head
+from ray.job_submission import JobSubmissionClient
+from s3server import SECRET, free_ports
+
+from cluster import metrics
+from cluster.status import row_of, span, table_of
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "cluster" / "monitoring"
+NAMES = {f"ray_hardshard_{name}" for name, _ in metrics.GAUGES.values()}
+NAMES |= {
+    f"ray_hardshard_{name}_total" for name in [*(name for name, _ in metrics.COUNTERS.values()), "draws", "worker_failures"]
+}
+NAMES |= {"ray_hardshard_trials"}
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
+
+
+def dashboard_queries() -> list[str]:
+    dashboard = json.loads((MONITORING / "grafana.json").read_text())
+    return [target["expr"].replace("$run", ".*") for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def test_dashboard_and_alerts_ask_for_figures_that_there_are() -> None:
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    asked = {name for text in [*dashboard_queries(), *(rule["expr"] for rule in rules)] for name in re.findall(r"ray_\w+", text)}
+    assert asked <= NAMES
+    assert NAMES - asked <= {"ray_hardshard_accuracy", "ray_hardshard_learning_rate", "ray_hardshard_step_seconds"}
+    guide = (ROOT / "docs" / "alerts.md").read_text()
+    for rule in rules:
+        assert f"## {rule['alert']}\n" in guide  # where its runbook points to
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    "arguments", [["check", "rules", "cluster/monitoring/alerts.yml"], ["test", "rules", "tests/cluster/alerts_test.yml"]]
+)
+def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str]) -> None:
+    ended = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.usefixtures("cluster")
+def test_totals_reach_the_nodes_agent_as_counters_and_a_records_numbers_as_gauges() -> None:
+    figures = metrics.Figures("told", 1)
+    figures.tell({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
+    figures.tell({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def told() -> dict[str, float]:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if 'run="told"' in line]
+        assert all('rank="1"' in line for line in lines)
+        return {line.partition("{")[0].removeprefix("ray_hardshard_"): float(line.split()[-1]) for line in lines}
+
+    until(lambda: told().get("step") == 20)
+    assert told() == {"step": 20, "loss": 0.25, "gets_total": 8, "draws_total": 2}
+
+
+class Prometheus:
+    """A server with the rules of alerts.yml, all of their times divided by sixty."""
+
+    def __init__(self, folder: Path, discovery: Path) -> None:
+        rules = re.sub(r"\b(\d+)m\b", r"\1s", (MONITORING / "alerts.yml").read_text())
+        (folder / "alerts.yml").write_text(re.sub(r"\[5s\]", "[10s]", rules))
+        config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["scrape_configs"][0]["file_sd_configs"] = [{"files": [str(discovery)], "refresh_interval": "1s"}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        options = [
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        with (folder / "prometheus.log").open("wb") as log:
+            self.process = subprocess.Popen(["prometheus", *options], stdout=log, stderr=log)
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """The series of a query, with labels and value; none while the server starts."""
+        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+                found = json.load(answer)
+        except OSError:
+            return []
+        assert found["status"] == "success"
+        return [{**series["metric"], "value": float(series["value"][1])} for series in found["data"]["result"]]
+
+
+@contextmanager
+def prometheus(folder: Path, head: Head) -> Iterator[Prometheus]:
+    folder.mkdir()
+    server = Prometheus(folder, head.discovery)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+def until(reached: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := reached()):
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.3)
+    return found
+
+
+@contextmanager
+def running(head: Head, environment: dict[str, str], *options: str) -> Iterator[str]:
+    """A run of trainers/reid.py as a job of the cluster."""
+    client = JobSubmissionClient(head.jobs)
+    entrypoint = f"{sys.executable} trainers/reid.py {' '.join(options)}"
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": environment})
+    try:
+        yield job
+    except AssertionError:
+        print(client.get_job_logs(job))
+        raise
+    finally:
+        client.stop_job(job)
+        until(lambda: str(client.get_job_status(job).value) in ("STOPPED", "SUCCEEDED", "FAILED"))
+
+
+def train_workers() -> list[psutil.Process]:
+    titles = [(process, " ".join(process.cmdline())) for process in psutil.process_iter() if process.status() != "zombie"]
+    return [process for process, title in titles if "RayTrainWorker" in title]
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
+    """The figures of both workers come; a worker is killed, and its successor's come; one hangs, and RunStuck fires until
+    it goes on. Meanwhile cluster.status tells of the run; and no secret is written anywhere."""
+    runs, name = tmp_path / "runs", "watched"
+    options = ["--data", shards, "--runs", str(runs), "--name", name, "--optim.steps", "100000", "--record_every", "5"]
+    options += ["--checkpoint_every", "20", "--sampler.batch", "16", "--sampler.instances", "2", "--sampler.interval", "5"]
+    options += ["--sampler.lag", "3", "--cache.folder", str(tmp_path / "cache"), "--evaluate_every", "50"]
+    with prometheus(tmp_path / "prometheus", head) as server, running(head, {"OMP_NUM_THREADS": "1"}, *options):
+        until(lambda: {series["rank"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} == {"0", "1"}, 120)
+        before = {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')}
+        status = [sys.executable, "-m", "cluster.status", "--once", "--address", head.address]
+        told = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert told.returncode == 0, told.stderr
+        assert f" {name} " in told.stdout
+        assert "/100,000" in told.stdout
+        train_workers()[0].send_signal(signal.SIGKILL)
+        until(lambda: {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} - before)
+        assert until(lambda: server.ask("ray_hardshard_worker_failures_total"))[0]["run"] == name
+        missing = {name for name in NAMES if not server.ask(name)}
+        assert missing <= {
+            "ray_hardshard_stage",
+            "ray_hardshard_trials",
+            "ray_hardshard_accuracy",
+            "ray_hardshard_cache_hits_total",
+        } | ({"ray_hardshard_get_retries_total", "ray_hardshard_skipped_samples_total"})
+        for query in dashboard_queries():
+            server.ask(query)
+        labels = {label for series in server.ask('{__name__=~"ray_hardshard.*"}') for label in series}
+        ours = {"run", "rank", "decile"}
+        rays = {"__name__", "value", "job", "instance", "WorkerId", "NodeAddress", "SessionName", "Version", "Component", "JobId"}
+        assert labels <= ours | rays
+        until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))  # as it was while the workers were away
+        hung = train_workers()[0]
+        hung.send_signal(signal.SIGSTOP)
+        try:
+            firing = until(lambda: server.ask('ALERTS{alertname="RunStuck", alertstate="firing"}'))
+        finally:
+            hung.send_signal(signal.SIGCONT)
+        assert {alert["run"] for alert in firing} == {name}
+        until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))
+    secrets = [SECRET.encode(), os.environ["RAY_AUTH_TOKEN"].encode()]
+    logs = [file for folder in (runs, head.folder) for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert any(file.suffix == ".out" for file in logs)
+    assert [file for file in logs for secret in secrets if secret in file.read_bytes()] == []
+
+
+def test_a_row_of_the_status() -> None:
+    record = {
+        "step": 1500,
+        "steps": 3000,
+        "eta_s": 130.0,
+        "loss": 0.5,
+        "samples_per_s": 950.0,
+        "wait": 0.1,
+        "mAP": 0.5,
+        "version": 3,
+        "age": 120,
+    }
+    state = {"run": "market", "begun": 0.0, "told": 100.0, "failures": 1, "errors": [(90.0, "rank 1: died")], "record": record}
+    wanted = ["market", "1,500/3,000", "", "2:00 min", "0.5000", "950", "10%", "50.0%", "v3, 120 steps old", "10 s ago", "1"]
+    assert row_of(state, 110.0) == [*wanted, "20 s ago: rank 1: died"]
+    fresh = {"run": "new", "begun": 100.0, "told": None, "failures": 0, "errors": []}
+    assert row_of(fresh, 107.0) == ["new", "starting", "", "", "", "", "", "", "", "7 s ago", "", ""]
+    assert table_of([state, fresh], 110.0).row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0 s"), (0.2, "1 s"), (59.5, "1:00 min"), (3600, "1:00 h"), (90061, "1 d 1 h"), (7300, "2:01 h")]
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_without_a_cluster_status_ends_with_2() -> None:
+    command = [sys.executable, "-m", "cluster.status", "--address", "127.0.0.1:1"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: no Ray cluster answers")
