@@ -135,7 +135,7 @@ class Train(JobConfig):
         run = start_run(config, FIXED)
         connect(config.cluster)
         count, aim = len(domains.labelled.train), len(domains.target.train)
-        print(f"run {config.name}: {config.arm}, {count:,} labelled images, {aim:,} of the target: {', '.join(domains.classes)}")
+        print(f"run {config.name}: {config.arm}, {count:,} labelled images, {aim:,} of the target: {', '.join(domains.names)}")
         with shown(run, config) as show:
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
@@ -150,7 +150,7 @@ class Domains(NamedTuple):
 
     labelled: BoxSet
     target: BoxSet
-    classes: tuple[str, ...]
+    names: tuple[str, ...]  # not "classes": by that word cloudpickle would want to send torch.classes along, and cannot
 
 
 class Job(NamedTuple):
@@ -168,7 +168,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     worker, run, domains = this_worker(settings), Run(config.runs, config.name), config.open()
     torch.manual_seed(config.seed)
-    task = DetectionTask(config.model, len(domains.classes), config.recipe, config.align, config.teacher).to(worker.device)
+    task = DetectionTask(config.model, len(domains.names), config.recipe, config.align, config.teacher).to(worker.device)
     optimiser = build_optimiser(config.optim, task.detector)
     others = [] if task.adversaries is None else [build_optimiser(config.adversaries_optim(), task.adversaries)]
     stored = restore_checkpoint(read_checkpoint)
@@ -196,7 +196,7 @@ def train_steps(job: Job, optimiser: torch.optim.Optimizer, others: list[torch.o
         config.cache, Share(worker.rank, worker.world), config.seed, journal.step, config.steps,
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    labelled = with_boxes(batches, domains.labelled, domains.classes, config.begin)
+    labelled = with_boxes(batches, domains.labelled, domains.names, config.begin)
     beside = [(other, config.adversaries_optim()) for other in others]
     bad, meter = BadSamples(config.loader.bad_share, len(domains.labelled.train) + len(domains.target.train)), Meter()
     for step in steps(model, optimiser, config.optim, labelled, worker.device, config.seed, worker.rank, beside=beside):
@@ -227,12 +227,12 @@ def evaluate(job: Job) -> None:
     if split is None:
         return
     result = evaluate_boxes(
-        job.task.kept, target, job.domains.classes, config.cache, worker.device, Share(worker.rank, worker.world),
+        job.task.kept, target, job.domains.names, config.cache, worker.device, Share(worker.rank, worker.world),
         worker.group, config.loader.workers,
     )  # fmt: skip
     for failure in result.bad:
         worker.say(f"could not be read and was left out of the evaluation: {failure}")
-    seen = look_at(job.task, split, target.size, job.domains.classes, worker.device)
+    seen = look_at(job.task, split, target.size, job.domains.names, worker.device)
     job.journal.evaluations.append({"step": job.journal.step, **result.figures, "seen": seen})
     if worker.rank == 0:
         worker.say(f"step {job.journal.step}: mAP50 {result.figures['mAP50']:.1%} on the target")
@@ -241,7 +241,7 @@ def evaluate(job: Job) -> None:
 def write_results(job: Job, run: Run) -> None:
     """Rank 0's last act: the model, the figures and what the report is made of go into the run's folder."""
     journal, domains = job.journal, job.domains
-    run.write_model({"model": job.task.kept.state_dict(), "classes": list(domains.classes), "size": list(domains.target.size)})
+    run.write_model({"model": job.task.kept.state_dict(), "classes": list(domains.names), "size": list(domains.target.size)})
     run.write_json(HISTORY, journal.state())
     figures = [{name: value for name, value in entry.items() if name != "seen"} for entry in journal.evaluations]
     evaluations = {"before": figures[0], "after": figures[-1]} if figures else {}
