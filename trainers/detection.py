@@ -82,7 +82,7 @@ class Train(JobConfig):
     align: AlignConfig = field(default_factory=AlignConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4))
-    adversary_lr: float = 1e-3
+    adversary_lr: float = 2e-4
     """Highest learning rate of generators, discriminators and the estimator."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 

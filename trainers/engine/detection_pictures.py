@@ -1,14 +1,15 @@
 """Pictures of what a detector finds: boxes, and the clusters of regions that alignment works on."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from datasets.decode import Image
-from trainers.engine.canvas import SCALE, Sheet, Theme, common_aspect, drawing, elide, message
+from trainers.engine.canvas import Box, Sheet, Theme, common_aspect, drawing, elide, message
 
 EDGE, GAP, LINE = 20, 16, 17
-DOT = 3 / SCALE
+DOT = 2.0
 # Okabe and Ito's further colours, for clusters
 CLUSTERS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#999999")
 
@@ -33,14 +34,15 @@ def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark
         tall = round(cell / common_aspect([one.image for one in seen]))
         below = LINE * (3 if any(one.weights for one in seen) else 2) + 8
         height = EDGE + math.ceil(len(seen) / columns) * (tall + below + GAP)
+        kinds = sorted({what for one in seen for *_, what in one.boxes})
         sheet = Sheet(2 * EDGE + columns * (cell + GAP) - GAP, height, theme)
         for place, one in enumerate(seen):
             left, top = EDGE + place % columns * (cell + GAP), EDGE + place // columns * (tall + below + GAP)
             sheet.image(one.image, (left, top, cell, tall))
-            _marks(sheet, theme, one, left, top, cell, tall)
+            _marks(sheet, theme, one, kinds, (left, top, cell, tall))
             sheet.text(left, top + tall + LINE, elide(one.title, cell, 11), 11, theme.muted)
-            kinds = sorted({what for *_, what in one.boxes})
-            words = ", ".join(f"{kind} {sum(what == kind for *_, what in one.boxes)}" for kind in kinds)
+            counts = Counter(what for *_, what in one.boxes)
+            words = ", ".join(f"{kind} {counts[kind]}" for kind in kinds if counts[kind])
             sheet.text(left, top + tall + 2 * LINE, elide(words or "nothing found", cell, 12), 12)
             for number, weight in enumerate(one.weights):
                 x = left + number * cell / len(one.weights)
@@ -49,19 +51,17 @@ def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark
         return sheet.png()
 
 
-def _marks(sheet: Sheet, theme: Theme, one: Seen, left: float, top: float, cell: float, tall: float) -> None:
-    ratio = min(cell / one.image.shape[1], tall / one.image.shape[0])
-    width, height = one.image.shape[1] * ratio, one.image.shape[0] * ratio
-    x0, y0 = left + (cell - width) / 2, top + (tall - height) / 2
-    kinds = sorted({what for *_, what in one.boxes})
+def _marks(sheet: Sheet, theme: Theme, one: Seen, kinds: Sequence[str], cell: Box) -> None:
+    """Paint what was found over an image that lies in the middle of its cell; a class has its colour throughout the sheet."""
     colours = (theme.accent, theme.wrong, theme.right, theme.mark)
+    ratio = min(cell[2] / one.image.shape[1], cell[3] / one.image.shape[0])
+    width, height = one.image.shape[1] * ratio, one.image.shape[0] * ratio
+    left, top = cell[0] + (cell[2] - width) / 2, cell[1] + (cell[3] - height) / 2
     for x, y, cluster in one.points:
-        colour = CLUSTERS[cluster % len(CLUSTERS)]
-        sheet.fill((x0 + min(max(x, 0.01), 0.99) * width - DOT, y0 + min(max(y, 0.01), 0.99) * height - DOT, DOT, DOT), colour)
+        x, y = min(max(x * width, DOT), width - DOT), min(max(y * height, DOT), height - DOT)
+        sheet.fill((left + x - DOT / 2, top + y - DOT / 2, DOT, DOT), CLUSTERS[cluster % len(CLUSTERS)])
     for a, b, c, d, what in one.boxes:
-        box = (x0 + a * width, y0 + b * height, max((c - a) * width, 1), max((d - b) * height, 1))
-        thin = 1 / SCALE
-        inside = (box[0] + thin, box[1] + thin, max(box[2] - 2 * thin, thin), max(box[3] - 2 * thin, thin))
-        sheet.frame(inside, colours[kinds.index(what) % len(colours)], thin)
+        inside = left + a * width + 1, top + b * height + 1, max((c - a) * width - 2, 1), max((d - b) * height - 2, 1)
+        sheet.frame(inside, colours[kinds.index(what) % len(colours)], 1)
     for number, (x, y) in enumerate(one.centres):
-        sheet.frame((x0 + x * width - 3, y0 + y * height - 3, 6, 6), CLUSTERS[number % len(CLUSTERS)], 2)
+        sheet.frame((left + x * width - 3, top + y * height - 3, 6, 6), CLUSTERS[number % len(CLUSTERS)], 2)

@@ -83,8 +83,8 @@ def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple
         if missing := [name for name in wanted if name not in box_set.classes and box_set.annotated.any()]:
             where, there = box_set.index.url, ", ".join(box_set.classes) or "none"
             raise InputError(f"no class {', '.join(missing)}", where, f"it has: {there}; rename them by --rename when packing")
-    if not wanted and target.classes and set(labelled.classes) != set(target.classes):
-        what = f"the classes differ: {', '.join(labelled.classes) or 'none'} and {', '.join(target.classes)}"
+    if not wanted and labelled.classes and target.classes and set(labelled.classes) != set(target.classes):
+        what = f"the classes differ: {', '.join(labelled.classes)} and {', '.join(target.classes)}"
         remedy = "name common ones by --classes, or rename them by --rename when packing"
         raise InputError(what, f"{labelled.index.url} and {target.index.url}", remedy)
     names = tuple(wanted) or labelled.classes

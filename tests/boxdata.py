@@ -6,7 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pictures import Files
+
+Files = dict[str, bytes]
 
 CLASSES = ("long", "round")
 Thing = tuple[str, int, int, int, int]  # class, left, top, right, bottom in pixels
