@@ -67,6 +67,9 @@ def voc(source: Source, held_out: HeldOut) -> Listing:
     """
     images = list(images_in(source, list(source.sizes)))
     by_stem = {PurePosixPath(name).stem: name for name in images}
+    if len(by_stem) < len(images):
+        twice = next(name for name in images if by_stem[PurePosixPath(name).stem] != name)
+        raise InputError("two images of one name, so that an XML could mean either", f"{twice} in {source.where}", "rename one")
     boxes = _Boxes(_sizes(source, images), source.where)
     for name in source.sizes:
         if name.endswith(".xml"):
@@ -108,28 +111,27 @@ def coco(source: Source, held_out: HeldOut) -> Listing:
     files = [name for name in files if PurePosixPath(name).name.startswith("instances_")] or files
     if not files:
         raise InputError("no JSON of boxes", source.where, "COCO has annotations/instances_train2017.json and the like")
-    places = Places(source)
-    splits: dict[str, str] = {}
-    classes: dict[int, str] = {}
-    found: list[tuple[str, dict[str, Any], dict[int, str]]] = []
+    places, splits, classes = Places(source), dict[str, str](), list[str]()
+    found: list[tuple[str, Sequence[float], str, bool]] = []
     for file in files:
         where = f"{file} in {source.where}"
         told = _coco_json(text_of(source, file), where)
-        names = {int(image["id"]): places.find(image["file_name"], where) for image in told["images"]}
+        images = {image["id"]: places.find(str(image["file_name"]), where) for image in told["images"]}
+        names = {category["id"]: str(category["name"]).strip() for category in told["categories"]}
         stem = PurePosixPath(file).stem
         split = "train" if "train" in stem else "test" if "val" in stem or "test" in stem else ""
-        splits |= {name: split or split_by_name(name, held_out) for name in names.values()}
-        classes |= {int(category["id"]): category["name"].strip() for category in told["categories"]}
-        found.append((where, told, names))
-    boxes = _Boxes(_sizes(source, splits), source.where, {name: [] for name in splits})
-    for where, told, names in found:
+        splits |= {name: split or split_by_name(name, held_out) for name in images.values()}
+        classes += names.values()
         for one in told["annotations"]:
-            if int(one["image_id"]) not in names or int(one["category_id"]) not in classes:
+            if one["image_id"] not in images or one["category_id"] not in names:
                 raise InputError("a box of an unknown image or category", where, f"annotation {one.get('id')}: mend the file")
             left, top, width, height = (_number(value, "bbox", where) for value in one["bbox"])
-            corners, name = (left, top, left + width, top + height), classes[int(one["category_id"])]
-            boxes.add(names[int(one["image_id"])], corners, name, ignored=bool(one.get("iscrowd")))
-    return boxes.listing(splits, classes.values())
+            corners, crowd = (left, top, left + width, top + height), bool(one.get("iscrowd"))
+            found.append((images[one["image_id"]], corners, names[one["category_id"]], crowd))
+    boxes = _Boxes(_sizes(source, splits), source.where, {name: [] for name in splits})
+    for image, corners, name, crowd in found:
+        boxes.add(image, corners, name, ignored=crowd)
+    return boxes.listing(splits, classes)
 
 
 def boxes_csv(source: Source, held_out: HeldOut) -> Listing:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datasets.errors import InputError
 
@@ -78,7 +79,7 @@ def table_of_boxes(boxes: Sequence[Sequence[Box] | None], classes: Sequence[str]
 def boxes_of_table(table: pa.Table, where: str) -> BoxTable:
     """What `table_of_boxes` made; raises InputError when its columns disagree."""
     corners, classes, ignored = (table.column(name).combine_chunks() for name in ("corners", "class", "ignored"))
-    counts = np.array([len(own) if own is not None else 0 for own in classes.to_pylist()], np.int64)
+    counts = pc.fill_null(pc.list_value_length(classes), 0).to_numpy().astype(np.int64)
     flat = corners.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     if len(flat) != 4 * counts.sum() or len(ignored.flatten()) != counts.sum():
         raise InputError("the index's boxes disagree with themselves", where, "pack the set again")

@@ -22,6 +22,7 @@ from datasets.store import read_samples
 
 NAMELESS = b'{"images": [{"id": 1}], "annotations": [], "categories": []}'
 MISSING = b'{"images": [{"id": 1, "file_name": "7.png"}], "annotations": [], "categories": []}'
+STRAY = b'{"images": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}], "categories": []}'
 EVEN = Options(held_out=0, max_block=8 << 10, shard_size=16 << 10)  # several shards and blocks
 
 
@@ -174,6 +175,8 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("a", 1, 2, 3, "x")])}, "ymax is 'x', not a number"),  # type: ignore[list-item]
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("", 1, 2, 3, 4)])}, "an object without a name"),
         ("voc", {"readme.txt": b"x"}, "no images"),
+        ("voc", {**voc_files(1), "more/000.png": encoded(scene(5)[0])}, "two images of one name"),
+        ("coco", {**voc_files(1), "a.json": STRAY}, "a box of an unknown image or category"),
         ("coco", voc_files(1), "no JSON of boxes"),
         ("coco", {**voc_files(1), "a.json": b"{}"}, "not COCO's JSON"),
         ("coco", {**voc_files(1), "a.json": NAMELESS}, "file_name"),
