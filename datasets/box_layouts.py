@@ -126,8 +126,8 @@ def coco(source: Source, held_out: HeldOut) -> Listing:
             if one["image_id"] not in images or one["category_id"] not in names:
                 raise InputError("a box of an unknown image or category", where, f"annotation {one.get('id')}: mend the file")
             left, top, width, height = (_number(value, "bbox", where) for value in one["bbox"])
-            corners, crowd = (left, top, left + width, top + height), bool(one.get("iscrowd"))
-            found.append((images[one["image_id"]], corners, names[one["category_id"]], crowd))
+            box = (left, top, left + width, top + height)
+            found.append((images[one["image_id"]], box, names[one["category_id"]], bool(one.get("iscrowd"))))
     boxes = _Boxes(_sizes(source, splits), source.where, {name: [] for name in splits})
     for image, corners, name, crowd in found:
         boxes.add(image, corners, name, ignored=crowd)
