@@ -11,6 +11,15 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image
 cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would fight them, and hangs after a fork
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of an image; of a JPEG from its header. Raises ValueError as `decode`."""
+    if data[:2] == b"\xff\xd8":
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        return height, width
+    height, width, _ = decode(data).shape
+    return height, width
+
+
 def decode(data: bytes | memoryview) -> Image:
     """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is spread over the channels, alpha is dropped.
 

@@ -5,16 +5,14 @@ falls under the share: the same images whatever else is in the set, and whatever
 """
 
 import csv
-import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, get_args
 
 from datasets.errors import InputError
 from datasets.labels import COLUMNS, KEYPOINTS, check_label
-from datasets.layouts import HeldOut, Listing, Sample, images_in, root_above, text_of
+from datasets.layouts import HeldOut, Listing, Places, Sample, images_in, root_above, split_by_name, text_of
 from datasets.source import Source
 
 FACE = "face"
@@ -29,7 +27,7 @@ def celeba(source: Source, held_out: HeldOut) -> Listing:
 
     Male, Eyeglasses, Smiling, Attractive and the opposite of Blurry (quality) are taken.
     """
-    places = _Places(source)
+    places = Places(source)
     landmarks = {row.file: row for row in _celeba_list(source, "list_landmarks_align_celeba", required=False)}
     samples = []
     for row in _celeba_list(source, "list_attr_celeba", required=True):
@@ -52,7 +50,7 @@ def utkface(source: Source, held_out: HeldOut) -> Listing:
             expected = "a name like 26_1_0_20170116174525125.jpg is expected: age_gender_race_time"
             raise InputError("a name that tells no age and gender", f"{name} in {source.where}", expected)
         labels = _checked({"age": parsed[1], "gender": parsed[2]}, f"{name} in {source.where}")
-        samples.append(Sample(_split(name, held_out), FACE, "", name, labels))
+        samples.append(Sample(split_by_name(name, held_out), FACE, "", name, labels))
     return Listing(samples, SIZE, mirror=True)
 
 
@@ -65,7 +63,7 @@ def mask_folders(source: Source, held_out: HeldOut) -> Listing:
             raise InputError(
                 "an image in neither with_mask nor without_mask", f"{name} in {source.where}", "is the layout right?"
             )
-        samples.append(Sample(_split(name, held_out), FACE, "", name, {"mask": folder}))
+        samples.append(Sample(split_by_name(name, held_out), FACE, "", name, {"mask": folder}))
     return Listing(samples, SIZE, mirror=True)
 
 
@@ -94,25 +92,8 @@ class _Row(NamedTuple):
     where: str
 
 
-class _Places:
-    """Finds the images that a list names: a name stands for the one image whose path ends in it."""
-
-    def __init__(self, source: Source) -> None:
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for name in images_in(source, list(source.sizes)):
-            self._by_name[PurePosixPath(name).name].append(name)
-
-    def find(self, row: _Row) -> str:
-        """The path in the source; raises InputError when there is none, or more than one."""
-        found = [name for name in self._by_name[PurePosixPath(row.file).name] if f"/{name}".endswith(f"/{row.file}")]
-        if len(found) != 1:
-            what = f"{len(found)} images are called" if found else "an image is named that is not there:"
-            raise InputError(f"{what} '{row.file}'", row.where, "is the download whole?")
-        return found[0]
-
-
 def _by_csv(source: Source, held_out: HeldOut, needed: tuple[str, ...], taken: tuple[str, ...]) -> Listing:
-    places = _Places(source)
+    places = Places(source)
     lists = [name for name in source.sizes if name.endswith(".csv")]
     if len(lists) != 1:
         raise InputError(f"{len(lists)} csv files", source.where, f"one is expected: file,{','.join(needed or taken)}")
@@ -177,16 +158,11 @@ def _shares(row: _Row) -> dict[str, str]:
     return shares
 
 
-def _sample(row: _Row, places: _Places, labels: Mapping[str, str], held_out: HeldOut) -> Sample:
+def _sample(row: _Row, places: Places, labels: Mapping[str, str], held_out: HeldOut) -> Sample:
     checked = _checked(labels, f"{row.file}, {row.where}")
-    return Sample(_split(row.file, held_out), FACE, "", places.find(row), checked)
+    return Sample(split_by_name(row.file, held_out), FACE, "", places.find(row.file, row.where), checked)
 
 
 def _checked(labels: Mapping[str, str], where: str) -> dict[str, float]:
     values = {column: check_label(column, text, where) for column, text in labels.items()}
     return {column: value for column, value in values.items() if value is not None}
-
-
-def _split(name: str, held_out: HeldOut) -> str:
-    digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
-    return "test" if int.from_bytes(digest[:8]) < held_out.share * 2**64 else "train"

@@ -59,11 +59,22 @@ def facts(index: Index) -> dict[str, Any]:
     return {
         "url": index.url, "about": index.about, "samples": len(index), "identities": len(index.identities),
         "cameras": len(index.cameras), "bytes": total, "splits": splits,
+        "boxes": _boxes(index),
         "labels": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
         "block_bytes": [int(sizes.min()), float(np.median(sizes)), int(sizes.max())] if len(sizes) else [],
         "tar_overhead": 1 - images / total if total else 0.0,
         "quality": asdict(quality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
     }  # fmt: skip
+
+
+def _boxes(index: Index) -> dict[str, int]:
+    """Boxes of each class, and images that nobody annotated; nothing of a set without boxes."""
+    if index.boxes is None:
+        return {}
+    names = index.about.get("classes", [])
+    counts = np.bincount(index.boxes.classes, minlength=len(names))
+    told = dict(zip(names, counts.tolist(), strict=True))
+    return told | {"images not annotated": int((~index.boxes.annotated).sum())}
 
 
 def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
@@ -179,6 +190,8 @@ def _print(told: dict[str, Any], index: Index, console: Console) -> None:
         f"layout {about.get('layout', 'unknown')}; train at {size}; a mirrored image shows "
         f"{'the same' if about.get('mirror') else 'another'} identity",
         *([f"labels: {', '.join(f'{name} {count:,}' for name, count in told['labels'].items())}"] if told["labels"] else []),
+        *([f"boxes: {', '.join(f'{name} {count:,}' for name, count in told['boxes'].items())}"] if told["boxes"] else []),
+        *([f"made from another domain: {about['degrade']}, seed {about['seed']}"] if about.get("degrade") else []),
         "* least/median/most",
     ]
     for line in lines:

@@ -1,12 +1,13 @@
 """How each data set lays out its files: from a source's names to samples with their split, identity and camera.
 
-A layout is a function from a source to a ``Listing``; it reads lists and manifests, never an image.
+A layout is a function from a source to a ``Listing``; it reads lists and manifests, of images their headers at most.
 
 Identity names become folder names in the shards, so they are cleaned (``clean``). Two names have a meaning, Market-1501's:
 ``-1`` is junk, left out of evaluation, and ``0`` a distractor, who matches nobody; only `market1501` gives them.
 """
 
 import csv
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from zlib import crc32
 
 import numpy as np
 
+from datasets.boxes import Box
 from datasets.errors import InputError
 from datasets.index import DISTRACTOR, JUNK
 from datasets.source import Source
@@ -29,22 +31,36 @@ QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``name`` is its path in the source, ``labels`` what is known of the columns in `datasets.labels`."""
+    """One image: ``name`` is its path in the source, ``labels`` what is known of the columns in `datasets.labels`.
+
+    ``boxes``: None where nobody looked for any.
+    """
 
     split: str
     identity: str
     camera: str
     name: str
     labels: Mapping[str, float] = field(default_factory=dict)
+    boxes: tuple[Box, ...] | None = None
+
+    def renamed(self, names: Mapping[str, str]) -> "Sample":
+        """With other names of its boxes' classes."""
+        boxes = None if self.boxes is None else tuple(box._replace(name=names.get(box.name, box.name)) for box in self.boxes)
+        return replace(self, boxes=boxes)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set. ``size`` is the [h, w] to train at; ``mirror``: does a mirrored image show the same identity?"""
+    """A data set. ``size`` is the [h, w] to train at; ``mirror``: does a mirrored image show the same identity?
+
+    Of a set with boxes: the names of its ``classes``, and which boxes were ``dropped``, in words.
+    """
 
     samples: list[Sample]
     size: tuple[int, int]
     mirror: bool
+    classes: tuple[str, ...] | None = None
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,6 +273,29 @@ def images_in(source: Source, names: list[str]) -> Iterable[str]:
         elif suffix not in COMPANIONS and PurePosixPath(name).stem not in ("LICENSE", "README"):
             expected = f"{', '.join(sorted(IMAGES))} are taken"
             raise InputError("not an image by its name", f"{name} in {source.where}", f"{expected}: convert it or take it out")
+
+
+class Places:
+    """Finds the images that a list names: a name stands for the one image whose path ends in it."""
+
+    def __init__(self, source: Source) -> None:
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for name in images_in(source, list(source.sizes)):
+            self._by_name[PurePosixPath(name).name].append(name)
+
+    def find(self, file: str, where: str) -> str:
+        """The path in the source; raises InputError when there is none, or more than one."""
+        found = [name for name in self._by_name[PurePosixPath(file).name] if f"/{name}".endswith(f"/{file}")]
+        if len(found) != 1:
+            what = f"{len(found)} images are called" if found else "an image is named that is not there:"
+            raise InputError(f"{what} '{file}'", where, "is the download whole?")
+        return found[0]
+
+
+def split_by_name(name: str, held_out: HeldOut) -> str:
+    """Test for the held-out share of file names, by their hash: the same images whatever else is in the set."""
+    digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
+    return "test" if int.from_bytes(digest[:8]) < held_out.share * 2**64 else "train"
 
 
 def root_above(source: Source, marker: str, expected: str) -> str:

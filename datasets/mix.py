@@ -1,4 +1,4 @@
-"""Several shard sets in one batch: each set has a stream of its own that gives a fixed part of every global batch.
+"""Several shard sets in one step: each set has a stream of its own that gives a fixed part of every global batch.
 
 A part is a whole number of ``unit`` samples and depends on batch and weights alone, never on the number of workers; so whoever
 resumes on another number of workers sees the same samples.
@@ -50,4 +50,27 @@ class MixedStream(Stream):
                 "step": batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],
                 "storage": {name: sum(b["storage"][name] for b in batches) for name in COUNTS},
+            }
+
+
+class PairedStream(Stream):
+    """Two domains step by step, as many images of each, each domain's of its own size: ``images`` and ``target_images``.
+
+    ``labels`` and ``positions`` are the first domain's and then the target's; ``moves`` the first's. A domain that is smaller
+    begins again earlier: both have a batch for every step, on every rank.
+    """
+
+    def __init__(self, first: BatchStream, target: BatchStream) -> None:
+        self.first, self.target = first, target
+
+    def __iter__(self) -> Iterator[Batch]:
+        for one, other in zip(self.first, self.target, strict=True):
+            yield {
+                "images": one["images"],
+                "moves": one["moves"],
+                "target_images": other["images"],
+                **{name: np.concatenate([one[name], other[name]]) for name in ("labels", "positions")},
+                "step": one["step"],
+                "bad": [*one["bad"], *other["bad"]],
+                "storage": {name: one["storage"][name] + other["storage"][name] for name in COUNTS},
             }

@@ -9,8 +9,8 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,19 +19,22 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from datasets.box_layouts import BOX_LAYOUTS, BoxName, renamed
+from datasets.boxes import table_of_boxes
 from datasets.decode import decode
+from datasets.degrade import Degradation, degraded
 from datasets.destination import claim, forget, note_name
 from datasets.errors import InputError, run_main
 from datasets.face_layouts import FACE_LAYOUTS, FaceName
 from datasets.index import Index, write_index
 from datasets.layouts import LAYOUTS, HeldOut, Listing, Name
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.plan import ShardPlan, Written, index_of, labels_of, plan_shards
+from datasets.plan import ShardPlan, Written, boxes_of, index_of, labels_of, plan_shards
 from datasets.source import Source, open_source
 from datasets.tar import END, header, padded
 
 VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
-Layout = Literal[Name, FaceName]
+Layout = Literal[Name, FaceName, BoxName]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -61,9 +64,13 @@ class Options:
     seed: int = 0
     """Draws the order of the images, and the identities that are held out."""
     held_out: float = 0.25
-    """Share kept from training where the data set does not say: identities (folders, omniglot), or images (faces)."""
+    """Share kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
+    rename: tuple[str, ...] = ()
+    """Other names for classes of boxes, as in rbc=RBC wbc=WBC."""
+    degrade: Degradation | None = None
+    """Make another domain of the images, by the seed: fog, night, blur or stain; the index says so."""
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "max_block", "min_samples"):
@@ -102,10 +109,12 @@ def pack(
     objects = open_objects(destination)
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", destination, "pack to another place")
-    with open_source(source) as opened:
-        listing = _trained_on(
-            (LAYOUTS | FACE_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed)), opened.where, options, console
-        )
+    with (
+        open_source(source) as downloaded,
+        degraded(downloaded, options.degrade, options.seed) if options.degrade else nullcontext(downloaded) as opened,
+    ):
+        found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
+        listing = _trained_on(renamed(found, options.rename), opened.where, options, console)
         fingerprint = _fingerprint(listing, opened, layout, options)
         if (done := claim(objects, fingerprint, overwrite)) is not None:
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
@@ -115,17 +124,28 @@ def pack(
     unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
     about = {
         "layout": layout, "size": list(listing.size), "mirror": listing.mirror,
-        "source": source.resolve().name, **asdict(options), "unreadable": unreadable, "fingerprint": fingerprint,
+        "source": source.resolve().name, **_set(options), "unreadable": unreadable, "fingerprint": fingerprint,
+        **({} if listing.classes is None else {"classes": list(listing.classes), "dropped": list(listing.dropped)}),
     }  # fmt: skip
     index, keys = index_of(objects.url, shards, written, about)
-    write_index(objects, index, keys, labels_of(shards, written))
+    boxes = None if listing.classes is None else table_of_boxes(boxes_of(shards, written), listing.classes)
+    write_index(objects, index, keys, labels_of(shards, written), boxes)
     forget(objects)
     for name, reason in unreadable.items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for what in listing.dropped:
+        console.print(f"left out {what}", markup=False, highlight=False, soft_wrap=True)
+    if listing.dropped:
+        console.print(f"left out {len(listing.dropped)} boxes in all")
     total = sum(shard.size for shard in index.shards) / 2**20
     what = f"{len(index):,} images of {len(index.identities):,} identities into {len(shards)} shards, {total:.1f} MiB"
     console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)
     return index
+
+
+def _set(options: Options) -> dict[str, object]:
+    """The options as they are told in the index; those of sets with boxes only where they are used."""
+    return {name: value for name, value in asdict(options).items() if value or name not in ("rename", "degrade")}
 
 
 def _trained_on(listing: Listing, where: str, options: Options, console: Console) -> Listing:
@@ -136,7 +156,7 @@ def _trained_on(listing: Listing, where: str, options: Options, console: Console
         console.print(f"left out {len(few)} training identities with fewer than {options.min_samples} images")
     samples = [sample for sample in listing.samples if sample.split != "train" or sample.identity not in few]
     identities = {sample.identity for sample in samples}
-    if len(identities) < 2 and not any(sample.labels for sample in samples):
+    if len(identities) < 2 and listing.classes is None and not any(sample.labels for sample in samples):
         found = f"only '{next(iter(identities))}'" if identities else "none"
         remedy = "there is nobody to tell apart: are the layout and --min-samples right?"
         raise InputError(f"fewer than two identities ({found})", where, remedy)
@@ -145,10 +165,12 @@ def _trained_on(listing: Listing, where: str, options: Options, console: Console
 
 def _fingerprint(listing: Listing, source: Source, layout: str, options: Options) -> str:
     """The same for packs that lead to the same shards, as far as names and sizes can tell."""
-    digest = hashlib.sha256(json.dumps([VERSION, layout, asdict(options)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, layout, _set(options)], sort_keys=True).encode())
     for sample in sorted(listing.samples, key=lambda s: s.name):
-        told = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
-        digest.update(json.dumps([*told, sorted(sample.labels.items())] if sample.labels else told).encode())
+        told: list[object] = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
+        told += [sorted(sample.labels.items())] if sample.labels else []
+        told += [sample.boxes] if sample.boxes is not None else []
+        digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:16]
 
 
@@ -223,7 +245,7 @@ def _progress(console: Console, images: int) -> Iterator[Callable[[int], None]]:
 def main() -> None:
     """The command."""
     args = tyro.cli(Pack, prog="python -m datasets.pack")
-    options = Options(args.shard_size, args.max_block, args.seed, args.held_out, args.min_samples)
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     pack(
         args.layout, args.source, args.destination, options,
         allow_unreadable=args.allow_unreadable, overwrite=args.overwrite, quiet=args.quiet,

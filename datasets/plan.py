@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from datasets.boxes import Box
 from datasets.errors import InputError
 from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.layouts import Sample, shuffled
@@ -33,6 +34,7 @@ class Member:
     source: str
     size: int
     labels: Mapping[str, float]
+    boxes: tuple[Box, ...] | None
 
     @property
     def name(self) -> str:
@@ -120,14 +122,20 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
 
 def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
     """The labels of the samples of `index_of`, in its order: a column [M] for each that any has, NaN where absent."""
-    members = [
-        member
-        for shard, result in zip(shards, written, strict=True)
-        for block in left(shard, result.unreadable.keys())
-        for member in block
-    ]
+    members = list(_members_left(shards, written))
     names = sorted({name for member in members for name in member.labels})
     return {name: np.array([member.labels.get(name, np.nan) for member in members], np.float32) for name in names}
+
+
+def boxes_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> list[tuple[Box, ...] | None]:
+    """The boxes of the samples of `index_of`, in its order."""
+    return [member.boxes for member in _members_left(shards, written)]
+
+
+def _members_left(shards: Sequence[ShardPlan], written: Sequence[Written]) -> Iterator[Member]:
+    for shard, result in zip(shards, written, strict=True):
+        for block in left(shard, result.unreadable.keys()):
+            yield from block
 
 
 def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
@@ -143,7 +151,7 @@ def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict
     seen: dict[str, int] = defaultdict(int)
     for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
         key = f"{sample.identity}/{seen[sample.identity]:06d}"
-        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels)
+        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels, sample.boxes)
         if len(member.name) > LONGEST:
             remedy = f"{LONGEST} characters fit, /000000.jpg among them"
             raise InputError("an identity's name is too long for a tar", sample.identity, remedy)

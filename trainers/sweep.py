@@ -3,6 +3,7 @@
 python trainers/sweep.py attributes --name search --trials 16 -- --data s3://bucket/celeba s3://bucket/utkface
 python trainers/sweep.py attributes --name search --resume      go on, also after the driver was killed
 python trainers/attributes.py --config runs/search/best.json    train with the best settings found
+python trainers/sweep.py detection --name align --trials 16 -- --source s3://bucket/bccd --target s3://bucket/cells --arm align
 
 What stands behind `--` are the job's own options, which all trials share. To sweep another job, add its search space to SPACES:
 its Train has `check`, and reports "score" and "step" with its checkpoints.
@@ -47,7 +48,18 @@ def attributes_space(base: Any) -> dict[str, Any]:
     return space
 
 
-SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"attributes": attributes_space}
+def detection_space(base: Any) -> dict[str, Any]:
+    """lambda, K (m = regions / K follows), weighting, and the learning rates of detector and adversaries."""
+    return {
+        "align.strength": tune.loguniform(0.01, 1),
+        "align.clusters": tune.choice([2, 4, 8]),
+        "align.weighting": tune.choice([True, False]),
+        "optim.lr": tune.loguniform(base.optim.lr / 2, base.optim.lr * 2),
+        "adversary_lr": tune.loguniform(base.adversary_lr / 4, base.adversary_lr * 4),
+    }
+
+
+SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"attributes": attributes_space, "detection": detection_space}
 
 
 @dataclass(frozen=True)

@@ -156,3 +156,25 @@ def test_meter_does_not_keep_pixels() -> None:
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="optim"):
         OptimConfig(**options)  # type: ignore[arg-type]
+
+
+def test_optimisers_side_by_side_each_follow_their_own_config() -> None:
+    """The weight by one, the bias by another: as one optimiser of two groups, whose rates are set by hand, does it."""
+    fast, slow = (OptimConfig(steps=20, warmup=2, lr=lr, kind="sgd", weight_decay=0) for lr in (0.05, 0.01))
+    task = Toy()
+    first, second = (
+        torch.optim.SGD([parameter], 1.0, momentum=0.9, nesterov=True) for parameter in (task.line.weight, task.line.bias)
+    )
+    done = list(steps(task, first, fast, map(batch, range(20)), CPU, seed=3, beside=[(second, slow)]))
+    assert len(done) == 20
+    assert first.param_groups[0]["lr"] == pytest.approx(fast.lr_at(19))
+    assert second.param_groups[0]["lr"] == pytest.approx(slow.lr_at(19))
+    one = Toy()
+    groups = torch.optim.SGD([{"params": [one.line.weight]}, {"params": [one.line.bias]}], 1.0, momentum=0.9, nesterov=True)
+    for step in range(20):
+        for group, config in zip(groups.param_groups, (fast, slow), strict=True):
+            group["lr"] = config.lr_at(step)
+        groups.zero_grad()
+        one(batch(step))["loss"].backward()
+        groups.step()
+    torch.testing.assert_close(task.state_dict(), one.state_dict())

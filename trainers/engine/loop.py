@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -65,27 +65,32 @@ def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimiz
 
 def steps(
     task: nn.Module, optimiser: torch.optim.Optimizer, config: OptimConfig, batches: Iterable[Batch], device: torch.device,
-    seed: int, rank: int = 0, first: int = 0,
+    seed: int, rank: int = 0, first: int = 0, beside: Sequence[tuple[torch.optim.Optimizer, OptimConfig]] = (),
 ) -> Iterator[Step]:  # fmt: skip
     """Train on each batch in turn; a batch holds tensors for the task, and its number under "step".
 
-    ``first``: the step with which this stage of the run began, and from which its learning rate is counted.
+    ``first``: the step with which this stage of the run began, and from which its learning rate is counted. ``beside``: further
+    optimisers of other parameters, each with its own config; one backward pass serves all.
     """
     task.train()
     amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    pairs = ((optimiser, config), *beside)
     began = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - began
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
         # Dropout's: a resumed step drops what it would have dropped.
         torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr_at(batch["step"] - first)
+        for each, how in pairs:
+            for group in each.param_groups:
+                group["lr"] = how.lr_at(batch["step"] - first)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             results = task(inputs)
-        optimiser.zero_grad(set_to_none=True)
+        for each, _ in pairs:
+            each.zero_grad(set_to_none=True)
         results["loss"].backward()
-        optimiser.step()
+        for each, _ in pairs:
+            each.step()
         now = time.perf_counter()
         yield Step(batch["step"] + 1, batch, {k: v.detach() for k, v in results.items()}, waited, now - began)
         began = time.perf_counter()

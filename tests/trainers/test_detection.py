@@ -1,0 +1,191 @@
+"""The detection job as people run it: real Ray, two workers; interrupted, resumed, evaluated, asked; compared and swept."""
+
+import json
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from boxdata import CLASSES, encoded, put_voc, scene
+from pycocotools.coco import COCO
+from test_reid import kill_worker_after
+
+from cluster.launch import ClusterConfig
+from datasets.augment import AugmentConfig
+from datasets.errors import InputError
+from datasets.loader import LoaderConfig
+from datasets.pack import Options, pack
+from trainers.detection import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
+from trainers.engine.loop import OptimConfig
+from trainers.engine.run import Run
+from trainers.models.adaptation import AlignConfig
+from trainers.models.detection import DetectorConfig
+from trainers.sweep import Sweep, SweepConfig
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A source, and a smaller target of another shape and colour."""
+    root = tmp_path_factory.mktemp("detection")
+    pack("voc", put_voc(root / "s", 20), str(root / "source"), Options(max_block=8 << 10))
+    pack("voc", put_voc(root / "t", 12, seed=1, width=48, tint=(40, 120, 220)), str(root / "target"), Options())
+    return str(root / "source"), str(root / "target")
+
+
+def short(sets: tuple[str, str], runs: Path, **changes: Any) -> Train:
+    """Eight steps of two images a worker."""
+    train = Train(
+        source=sets[0], target=sets[1], runs=str(runs), name=f"run-{uuid.uuid4().hex[:8]}", arm="align+aug", batch=4, side=48,
+        checkpoint_every=2, record_every=2, evaluate_every=4, begin=2, model=DetectorConfig(regions=16),
+        align=AlignConfig(clusters=2), optim=OptimConfig(steps=8, warmup=2), loader=LoaderConfig(workers=1),
+    )  # fmt: skip
+    return replace(train, **changes)
+
+
+def metrics_of(train: Train) -> dict[str, Any]:
+    metrics: dict[str, Any] = Run(train.runs, train.name).read_json("metrics.json")
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "evaluations")}
+
+
+@pytest.fixture(scope="module")
+def trained(sets: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A run that aligns, with strong views and a moving mean, on two workers."""
+    train = short(sets, tmp_path_factory.mktemp("runs"))
+    train.run()
+    return train
+
+
+def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None:
+    metrics = metrics_of(trained)
+    assert metrics["step"] == 8
+    assert {"mAP50", "mAP", "vocAP50", "AP50.long", "AP50.round"} <= set(metrics["after"])
+    folder = Path(trained.runs) / trained.name
+    history = json.loads((folder / "history.json").read_text())
+    assert [evaluation["step"] for evaluation in history["evaluations"]] == [0, 4, 8]
+    seen = history["evaluations"][-1]["seen"][0]
+    assert len(seen["weights"]) == len(seen["centres"]) == 2
+    assert {point[2] for point in seen["points"]} <= {0, 1}
+    first, last = history["records"][0], history["records"][-1]
+    assert first["loss_align_source"] == 0  # before `begin`
+    assert last["loss_align_source"] > 0
+    report = (folder / "report.html").read_text()
+    assert report.count("Target, step") >= 3
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
+    interrupted = replace(trained, name=f"{trained.name}-again")
+    killer = kill_worker_after(interrupted, "step-00000004")
+    interrupted.run()
+    assert killer.result(timeout=1)
+    assert metrics_of(interrupted) == metrics_of(trained)
+
+
+def test_evaluate_again_gives_what_training_gave(
+    trained: Train, sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Evaluate(name=trained.name, runs=trained.runs).run()
+    Evaluate(name=trained.name, runs=trained.runs, data=sets[0]).run()
+    assert "VOC AP50" in capsys.readouterr().out
+    metrics = Run(trained.runs, trained.name).read_json("metrics.json")
+    assert set(metrics["evaluations"]) == set(sets)
+    expected = {name: value for name, value in metrics["after"].items() if name != "step"}
+    assert metrics["evaluations"][sets[1]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_predict_gives_cocos_json_and_pictures(trained: Train, tmp_path: Path) -> None:
+    """Of images of any size and depth, too small for a crop among them."""
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.png").write_bytes(encoded(scene(1)[0]))
+    (tmp_path / "b.png").write_bytes(encoded(scene(2, 90, 60)[0]))
+    (tmp_path / "tiny.png").write_bytes(encoded(np.full((5, 4), 9, np.uint16)[..., None]))
+    Predict(name=trained.name, images=(tmp_path / "some", tmp_path / "b.png", tmp_path / "tiny.png"), runs=trained.runs).run()
+    folder = Path(trained.runs) / trained.name
+    coco = COCO(folder / "prediction.json")
+    assert [image["file_name"] for image in coco.dataset["images"]] == [
+        str(tmp_path / name) for name in ("some/a.png", "b.png", "tiny.png")
+    ]
+    assert [c["name"] for c in coco.dataset["categories"]] == list(CLASSES)
+    assert (coco.dataset["images"][1]["width"], coco.dataset["images"][1]["height"]) == (60, 90)
+    for found in coco.dataset["annotations"]:
+        assert 0 <= found["bbox"][0] + found["bbox"][2] <= coco.imgs[found["image_id"]]["width"] + 0.1
+    assert len(list((folder / "prediction").glob("*.png"))) == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images in the folder"):
+        Predict(name=trained.name, images=(tmp_path / "empty",), runs=trained.runs).run()
+
+
+def test_export_finds_the_same(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Export(name=trained.name, to=tmp_path / "cells.onnx", runs=trained.runs).run()
+    assert "labels: 1 long, 2 round" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "cells.onnx", providers=["CPUExecutionProvider"])
+    image = np.ascontiguousarray(scene(5, 48, 48)[0].transpose(2, 0, 1))[None]
+    boxes, scores, labels = session.run(["boxes", "scores", "labels"], {"images": image})
+    with torch.no_grad():
+        (expected,) = open_trained(trained.runs, trained.name).detector(torch.from_numpy(image))
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-4)
+    np.testing.assert_allclose(boxes, expected["boxes"], atol=1e-2)
+    assert (labels == expected["labels"].numpy()).all()
+    with pytest.raises(InputError, match="not a format"):
+        Export(name=trained.name, to=tmp_path / "cells.pt2", runs=trained.runs).run()
+
+
+def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_path: Path) -> None:
+    base = short(sets, tmp_path)
+    for wrong, told in [
+        ({"source": ""}, "no source to train on"),
+        ({"target": str(tmp_path / "nothing")}, "not a whole shard set"),
+        ({"classes": ("square",)}, "no class square"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            replace(base, **wrong).run()
+    for wrong in (
+        {"batch": 3}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)}, {"loader": LoaderConfig(size=(32, 32))},
+        {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            replace(base, **wrong)
+    with pytest.raises(InputError, match="needs an arm and two seeds"):
+        Compare(base, seeds=(0,)).run()
+    assert not list(tmp_path.iterdir())
+    assert base.recipe.align
+    assert defaults("train", []) is None
+
+
+@pytest.mark.slow
+def test_arms_are_compared_and_runs_that_ended_are_read(
+    sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = short(sets, tmp_path, name="arms", cluster=ClusterConfig(workers=1), optim=OptimConfig(steps=2, warmup=0))
+    compare = Compare(base, seeds=(0, 1))
+    compare.run()
+    first = capsys.readouterr().out
+    assert all(arm in first for arm in compare.arms)
+    assert "mAP50 - source" in first
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms-*/metrics.json")}
+    assert len(written) == 2 * len(compare.arms)
+    compare.run()
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms-*/metrics.json")}
+    figures = json.loads((tmp_path / "arms" / "comparison.json").read_text())["figures"]
+    assert set(figures) == set(compare.arms)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_lambda_and_clusters(sets: tuple[str, str], tmp_path: Path) -> None:
+    # No trial is stopped early: the session's cluster has no dashboard, and would keep its workers reserved.
+    sweep = Sweep("detection", "search", str(tmp_path), sweep=SweepConfig(trials=2, concurrent=1, grace=30, seed=1))
+    job = ["--source", sets[0], "--target", sets[1], "--arm", "align", "--side", "48", "--batch", "2", "--model.regions", "16"]
+    sweep.run([*job, "--optim.steps", "2", "--cluster.workers", "1", "--loader.workers", "0"])
+    trials = json.loads((tmp_path / "search" / "trials.json").read_text())
+    assert len(trials) == 2
+    assert not any(trial["failure"] for trial in trials)
+    wanted = {"align.strength", "align.clusters", "align.weighting", "optim.lr", "adversary_lr"}
+    assert set(trials[0]["settings"]) == wanted
+    best = defaults("train", ["--config", str(tmp_path / "search" / "best.json")])
+    assert best.align.clusters == trials[0]["settings"]["align.clusters"]

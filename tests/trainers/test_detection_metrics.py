@@ -1,0 +1,101 @@
+"""Average precisions: golden cases, what VOC's rule says, and COCO's figure against an implementation of our own."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainers.metrics.detection import Told, Truth, detection_figures, voc_ap50
+
+NAMES = ("a", "b")
+Corners = tuple[float, float, float, float]
+
+
+def truth(
+    *boxes: tuple[float, float, float, float], classes: list[int] | None = None, ignored: list[bool] | None = None
+) -> Truth:
+    count = len(boxes)
+    return Truth(
+        np.array(boxes, np.float32).reshape(-1, 4), np.array(classes or [0] * count, np.int64),
+        np.array(ignored or [False] * count, np.bool_),
+    )  # fmt: skip
+
+
+def told(*boxes: Corners, scores: list[float], classes: list[int] | None = None) -> Told:
+    own = np.array(classes or [0] * len(boxes), np.int64)
+    return Told(np.array(boxes, np.float32).reshape(-1, 4), own, np.array(scores, np.float32))
+
+
+ONE, TWO, FAR = (0.0, 0.0, 10.0, 10.0), (20.0, 20.0, 30.0, 30.0), (50.0, 50.0, 60.0, 60.0)
+
+
+def test_all_found_and_nothing_found() -> None:
+    true = [truth(ONE, TWO, classes=[0, 1]), truth()]
+    perfect = [told(ONE, TWO, scores=[0.9, 0.8], classes=[0, 1]), told(scores=[])]
+    figures = detection_figures(true, perfect, NAMES)
+    assert [figures[name] for name in ("mAP", "mAP50", "vocAP50")] == pytest.approx([1, 1, 1])
+    assert (figures["n.a"], figures["n.b"]) == (1, 1)
+    nothing = detection_figures(true, [told(scores=[]), told(scores=[])], NAMES)
+    assert nothing["mAP"] == nothing["mAP50"] == nothing["vocAP50"] == 0
+    swapped = detection_figures(true, [told(ONE, TWO, scores=[0.9, 0.8], classes=[1, 0]), told(scores=[])], NAMES)
+    assert swapped["mAP50"] == 0
+
+
+def test_a_class_without_boxes_is_left_out_of_the_mean() -> None:
+    figures = detection_figures([truth(ONE)], [told(ONE, TWO, scores=[0.9, 0.9], classes=[0, 1])], NAMES)
+    assert figures["mAP50"] == pytest.approx(1)
+    assert "AP50.b" not in figures
+    assert detection_figures([truth()], [told(scores=[])], NAMES)["mAP50"] == 0
+
+
+def test_voc_by_hand() -> None:
+    """Right, wrong, right of two true ones: precision 1 up to recall 1/2, then 2/3."""
+    true = [truth(ONE, TWO)]
+    found = [told(ONE, FAR, TWO, scores=[0.9, 0.8, 0.7])]
+    assert voc_ap50(true, found, 0) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    twice = [told(ONE, ONE, scores=[0.9, 0.8])]
+    assert voc_ap50([truth(ONE)], twice, 0) == pytest.approx(1)  # the second is wrong, and comes after everything was found
+    assert voc_ap50([truth(ONE, TWO)], twice, 0) == pytest.approx(0.5)
+    assert np.isnan(voc_ap50([truth()], twice, 0))
+
+
+def test_what_is_ignored_is_no_mistake_and_need_not_be_found() -> None:
+    true = [truth(ONE, TWO, ignored=[False, True])]
+    for found in (told(ONE, scores=[0.5]), told(ONE, TWO, scores=[0.5, 0.9])):
+        figures = detection_figures(true, [found], NAMES)
+        assert [figures[name] for name in ("mAP50", "vocAP50")] == pytest.approx([1, 1])
+        assert figures["n.a"] == 1
+
+
+def test_a_shift_takes_the_stricter_overlaps_away() -> None:
+    """An overlap of 8/12 = 0.667 counts at 0.5 .. 0.65: 4 of 10."""
+    figures = detection_figures([truth(ONE)], [told((2.0, 0.0, 12.0, 10.0), scores=[0.9])], NAMES)
+    assert figures["mAP50"] == pytest.approx(1)
+    assert figures["mAP"] == pytest.approx(0.4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000))
+def test_cocos_figure_is_that_of_101_recalls(seed: int) -> None:
+    """On true boxes that are far apart, so that matching leaves no choice, COCO's AP50 follows from the sorted hits."""
+    rng = np.random.default_rng(seed)
+    images, hits, total = [], [], 0
+    for image in range(4):
+        count = int(rng.integers(0, 5))
+        total += count
+        boxes = [(30.0 * i, 100.0 * image, 30.0 * i + 10, 100.0 * image + 10) for i in range(count)]
+        found, scores = [], []
+        for i in range(count + 2):
+            if rng.random() < 0.7:
+                scores.append(float(np.float32(rng.random())))
+                found.append((30.0 * i, 100.0 * image, 30.0 * i + 10, 100.0 * image + 10))
+                hits.append((scores[-1], i < count))
+        images.append((truth(*boxes), told(*found, scores=scores)))
+    figures = detection_figures([t for t, _ in images], [f for _, f in images], ("a",))
+    if not total:
+        assert figures["mAP50"] == 0
+        return
+    right = np.array([hit for _, hit in sorted(hits, key=lambda pair: -pair[0])], float)
+    recall, precision = right.cumsum() / total, right.cumsum() / np.arange(1, len(right) + 1)
+    expected = np.mean([max(precision[recall >= level], default=0.0) for level in np.linspace(0, 1, 101)])
+    assert figures["AP50.a"] == pytest.approx(expected, abs=1e-6)

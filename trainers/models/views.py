@@ -1,0 +1,22 @@
+"""Strong views of images: other colours, blur, and parts erased; boxes stay where they are.
+
+The random numbers are torch's, which the training loop seeds for every step.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+STRONG = v2.Compose(
+    [
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.5),
+        v2.RandomErasing(p=0.5, scale=(0.02, 0.1), ratio=(0.3, 3.3), value=[124, 116, 104]),
+    ]
+)  # as of Unbiased Teacher (Liu et al., ICLR 2021), with fewer erasures
+
+
+def strong_views(images: Tensor) -> Tensor:
+    """Images uint8 [B, 3, H, W], each changed in its own way."""
+    return torch.stack([STRONG(image) for image in images])
