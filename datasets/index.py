@@ -7,6 +7,7 @@ Shards are plain WebDataset tar files; the index is an addition beside them, in 
     index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c    in the order of (shard, offset)
     index/identities.parquet   name, sorted; the row number is the identity
     index/labels.parquet       only where images have labels: a float32 column each, NaN where absent; rows as the samples'
+    index/clips.parquet        only where identities are clips: file, frames, actions, frame_actions; rows as the identities'
 
 A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
 member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
@@ -34,7 +35,7 @@ from datasets.objects import Bucket, Folder, open_objects
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
 SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
-LABELS = "index/labels.parquet"
+LABELS, CLIPS = "index/labels.parquet", "index/clips.parquet"
 JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
 
 SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
@@ -87,10 +88,18 @@ class Index:
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
         """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
-        objects = open_objects(self.url)
-        mark = _manifest(objects)["tables"].get(LABELS)
-        table = _table(objects, LABELS, mark) if mark else pa.table({})
+        table = self._extra(LABELS)
         return {name: table.column(name).to_numpy() for name in table.column_names}
+
+    @cached_property
+    def clips(self) -> pa.Table:
+        """What is known of clips of videos, a row an identity; without columns where there are none."""
+        return self._extra(CLIPS)
+
+    def _extra(self, name: str) -> pa.Table:
+        objects = open_objects(self.url)
+        mark = _manifest(objects)["tables"].get(name)
+        return _table(objects, name, mark) if mark else pa.table({})
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
         """The identity of each sample."""
@@ -202,8 +211,9 @@ def read_index(url: str) -> Index:
 
 
 def write_index(
-    objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None
-) -> None:
+    objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    clips: pa.Table | None = None,
+) -> None:  # fmt: skip
     """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
     of_sample = index.identity_of(np.arange(len(index)))
     tables = {
@@ -211,6 +221,7 @@ def write_index(
         BLOCKS: pa.table(index.blocks),
         IDENTITIES: pa.table({"name": pa.array(index.identities, pa.string())}),
         **({LABELS: pa.table(dict(labels))} if labels else {}),
+        **({CLIPS: clips} if clips is not None else {}),
     }  # fmt: skip
     marks = {}
     for name, table in tables.items():
