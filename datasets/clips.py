@@ -69,7 +69,7 @@ class ClipSet:
 
     index: Index
     etags: dict[str, str]
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]  # not "classes": cloudpickle would take torch.classes for meant, and fail
     frames: Int64s  # [N]
     actions: tuple[tuple[int, ...], ...]  # [N]
     first: Int64s  # [N] the sample that is the clip's first strip
@@ -153,6 +153,17 @@ def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
     span = (config.frames - 1) * config.stride + 1
     offset = int(min(place, 1 - 1e-9) * (total - span + 1)) if total > span else 0
     return (offset + config.stride * np.arange(config.frames, dtype=np.int64)) % total
+
+
+def cuts_of(total: int, config: ClipConfig) -> list[Int64s]:
+    """The frames of each cut of a test clip."""
+    return [cut_of(total, config, place) for place in np.linspace(0, 1, config.test_clips)]
+
+
+def cuts_of_views(frames: Frames, config: ClipConfig, stream: str) -> Frames:
+    """A whole clip [T, h, w, 3] as a model of single actions is shown it: [V, L, H, W, 3], cuts times crops."""
+    cuts = cuts_of(len(frames), config)
+    return np.stack([seen(frames[cut], config, view, stream) for view in CROPS[config.test_crops] for cut in cuts])
 
 
 def seen(frames: Frames, config: ClipConfig, view: View, stream: str) -> Frames:
@@ -298,10 +309,8 @@ class ClipViews(IterableDataset[Batch]):
     def _ask(self, position: int, reader: Reader) -> Callable[[], Batch]:
         clip = int(self.chosen[position])
         total = int(self.clips.frames[clip])
-        if self.whole:
-            cuts = [np.arange(0, total, self.config.stride, dtype=np.int64)]
-        else:
-            cuts = [cut_of(total, self.config, place) for place in np.linspace(0, 1, self.config.test_clips)]
+        whole = [np.arange(0, total, self.config.stride, dtype=np.int64)]
+        cuts = whole if self.whole else cuts_of(total, self.config)
         return partial(self._views, position, len(cuts), reader.request(clip, np.concatenate(cuts)))
 
     def _views(self, position: int, cuts: int, asked: Callable[[], Frames | ValueError]) -> Batch:

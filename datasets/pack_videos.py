@@ -165,6 +165,19 @@ def frames_of(clip: Clip, kind: Kind, data: bytes, where: str, options: VideoOpt
     return frames, told, variable
 
 
+def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
+    """The frames of one video, or npz file of frames, as a set with these options would hold them; raises InputError."""
+    options = VideoOptions(stream=stream, rate=rate, side=side)
+    kind: Kind = "arrays" if path.suffix == ".npz" else "videos"
+    try:
+        frames, _, _ = frames_of(Clip("test", path.name, ()), kind, path.read_bytes(), str(path), options)
+    except OSError as error:
+        raise InputError(f"cannot read the video ({error.strerror})", str(path), "is the path right?") from error
+    except ValueError as error:
+        raise InputError(str(error), str(path), "give a whole video, or an npz file with frames") from error
+    return frames
+
+
 def _pictures(frames: Frames, side: int) -> Frames:
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[3] != 3) or not frames.size:
         raise ValueError(f"frames {frames.dtype} {list(frames.shape)}, not uint8 [T, H, W] or [T, H, W, 3]")

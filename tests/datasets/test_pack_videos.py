@@ -187,7 +187,7 @@ def test_frames_come_back_with_their_actions(tmp_path: Path) -> None:
         options = VideoOptions(stream=stream, test="round=2", shard_size=8 << 10)  # type: ignore[arg-type]
         pack_videos("frames_npz", folder, str(tmp_path / stream), options)
     clips, flow = open_clips(str(tmp_path / "rgb")), open_clips(str(tmp_path / "flow"))
-    assert clips.classes == ("down", "left", "right", "up")
+    assert clips.class_names == ("down", "left", "right", "up")
     assert clips.actions == ((2, 3), (1,), (3, 3, 0), (0,))
     assert [clips.index.identities[i] for i in clips.clips_of("test")] == ["clip002-000002"]
     assert (clips.frames - flow.frames).tolist() == [1, 1, 1, 1]
@@ -242,7 +242,7 @@ def test_wrong_options(wrong: dict[str, float]) -> None:
 def test_jhmdb(tmp_path: Path) -> None:
     index = pack_videos("skeletons_npz", archive("jhmdb_skeletons.tar"), str(tmp_path / "set"), VideoOptions(stream="skeletons"))
     clips = open_clips(index.url)
-    assert (len(clips.clips_of("train")), len(clips.clips_of("test")), len(clips.classes)) == (433, 176, 14)
+    assert (len(clips.clips_of("train")), len(clips.clips_of("test")), len(clips.class_names)) == (433, 176, 14)
     reader = Reader(clips, CacheConfig())
     frames = reader.request(0, np.arange(clips.frames[0]))()
     assert not isinstance(frames, ValueError)

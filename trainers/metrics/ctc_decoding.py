@@ -68,7 +68,7 @@ def prefix_beam(log_probs: Floats, width: int = 8) -> list[tuple[tuple[int, ...]
                 before = blank if prefix and prefix[-1] == new else both  # the same action again needs a blank between
                 longer = grown[(*prefix, new)]
                 longer[1] = np.logaddexp(longer[1], before + row[new + 1])
-        totals = {prefix: float(np.logaddexp(*parts)) for prefix, parts in grown.items()}
+        totals = {prefix: float(np.logaddexp(parts[0], parts[1])) for prefix, parts in grown.items()}
         best = sorted((prefix for prefix in grown if totals[prefix] > -math.inf), key=lambda prefix: -totals[prefix])[:width]
         beams = {prefix: (grown[prefix][0], grown[prefix][1]) for prefix in best}
     return [(prefix, float(np.logaddexp(*parts))) for prefix, parts in beams.items()]

@@ -121,3 +121,15 @@ class SequenceTask(nn.Module):
             return {"loss": ctc(log_probs, lengths, targets)}
         frame_targets = batch["frame_targets"] if self.kind == "frames" else even_targets(lengths, targets)
         return {"loss": frame_wise(log_probs, lengths, frame_targets)}
+
+
+class FromClips(nn.Module):
+    """A sequence model as it is exported: uint8 videos [B, 3, T, H, W] -> log-probabilities [B, T, C + 1]."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_probs: Tensor = self.model(images.permute(0, 2, 3, 4, 1))
+        return log_probs
