@@ -11,6 +11,7 @@ import csv
 import io
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +65,7 @@ def word_of(
     """Takes (letter, frames [T, H, W]) one after the other: frames, and each frame's letter, empty in a pause. A pause holds the
     last frame of one take, then the first of the next, with a little noise."""
     frames, told = [takes[0][1]], [takes[0][0]] * len(takes[0][1])
-    for (_, before), (letter, after) in zip(takes, takes[1:], strict=False):
+    for (_, before), (letter, after) in pairwise(takes):
         count = int(rng.integers(pause[0], pause[1] + 1))
         held = np.stack([before[-1] if place < count / 2 else after[0] for place in range(count)]).astype(np.int16)
         still = np.clip(held + rng.integers(-NOISE, NOISE + 1, held.shape), 0, 255).astype(np.uint8)

@@ -282,8 +282,8 @@ class ClipStream(IterableDataset[Batch]):
 class ClipViews(IterableDataset[Batch]):
     """Every chosen clip once, in order, shared out over ranks and loader workers: "position" int, "clips" and "bad".
 
-    With ``whole`` False "clips" [V, L, ...] are its views: ``test_clips`` cuts times ``test_crops`` places; otherwise [T, ...],
-    all of it. Of a clip that cannot be read "clips" is empty and "bad" says why.
+    With ``whole`` False "clips" [V, L, ...] are its views: ``test_clips`` cuts times ``test_crops`` places; otherwise it is
+    whole, [1, T, ...]. Of a clip that cannot be read "clips" is empty and "bad" says why.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ class ClipViews(IterableDataset[Batch]):
         if isinstance(frames, ValueError):
             return {"position": position, "clips": np.empty((0,), np.uint8), "bad": [str(frames)]}
         if self.whole:
-            return {"position": position, "clips": seen(frames, self.config, View(), self.clips.stream), "bad": []}
+            return {"position": position, "clips": seen(frames, self.config, View(), self.clips.stream)[None], "bad": []}
         crops = [seen(frames, self.config, view, self.clips.stream) for view in CROPS[self.config.test_crops]]
         views = [view for crop in crops for view in np.split(crop, cuts)]
         return {"position": position, "clips": np.stack(views), "bad": []}

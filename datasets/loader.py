@@ -179,18 +179,20 @@ def behind_workers(stream: IterableDataset[Batch], workers: int, *, pin: bool = 
     for item in DataLoader(_Told(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
             raise item
-        yield {name: _tensor(value, pin) if isinstance(value, np.ndarray) else value for name, value in item.items()}
+        tensors = {name: _tensor(value, pin) for name, value in item.items() if isinstance(value, np.ndarray)}
+        if "images" in tensors:
+            tensors["images"] = tensors["images"].permute(0, 3, 1, 2)
+        yield item | tensors
 
 
 def _tensor(array: npt.NDArray[Any], pin: bool) -> torch.Tensor:
-    """Images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is.
+    """An array as a tensor, in place.
 
     Batches cross the processes as arrays through a pipe: torch would send a file descriptor a tensor through a server in the
     loader process, and a run with a killed worker was seen to hang there.
     """
     tensor = torch.from_numpy(array)
-    tensor = tensor.pin_memory() if pin else tensor
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+    return tensor.pin_memory() if pin else tensor
 
 
 def _die_with_parent(_: int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +33,7 @@ from datasets.errors import InputError
 from datasets.index import Int64s, check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
+from datasets.strips import Frames
 from datasets.video import frames_of_path, shrunk
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import Film, film_of, timeline
@@ -45,7 +47,7 @@ from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_c
 from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
 from trainers.engine.online import Recogniser, recognise
 from trainers.engine.run import HISTORY, METRICS, Run
-from trainers.metrics.ctc_decoding import greedy, prefix_beam
+from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.models.sequence import FromClips, LossKind, SequenceModel, SequenceModelConfig, SequenceTask
 
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
@@ -70,7 +72,7 @@ class Train(JobConfig):
     infeasible: Literal["refuse", "skip"] = "refuse"
     """Training videos with fewer frames than their actions need: end with their names, or leave them out."""
     beam: int = 8
-    """Width of the prefix beam search in evaluations and predictions."""
+    """Width of the prefix beam search in evaluations and predictions; of models trained by ctc alone."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """workers, ahead and bad_share; the size stands in clip."""
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -85,6 +87,11 @@ class Train(JobConfig):
         if self.batch < 1 or self.batch % self.cluster.workers or self.beam < 1:
             what = f"a batch of {self.batch} videos cannot be shared evenly by {self.cluster.workers} workers, or no beam"
             raise InputError(what, "--batch", "choose a multiple of the number of workers, and a beam of at least 1")
+
+    @property
+    def beam_width(self) -> int:
+        """0 where there is no sense in summing up alignments: a frame-wise model has not learned to."""
+        return self.beam if self.loss == "ctc" else 0
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
@@ -207,8 +214,8 @@ def evaluate(job: Job) -> None:
             dist.broadcast(buffer, 0)
     chosen = clips.clips_of(TEST)
     told, bad = evaluate_sequences(
-        job.task.model, clips, chosen, config.clip, config.cache, worker.device, config.beam, Share(worker.rank, worker.world),
-        worker.group, config.loader.workers,
+        job.task.model, clips, chosen, config.clip, config.cache, worker.device, config.beam_width,
+        Share(worker.rank, worker.world), worker.group, config.loader.workers,
     )  # fmt: skip
     for failure in bad:
         worker.say(f"could not be read and was left out of the evaluation: {failure}")
@@ -250,14 +257,14 @@ class Trained(NamedTuple):
     rate: float
     side: int
 
-    def log_probs(self, frames: np.ndarray) -> np.ndarray:
+    def log_probs(self, frames: Frames) -> Floats:
         """Of a whole video's frames, as stored: [T, ...] -> [T / stride, C + 1]."""
         shown = seen(frames[:: self.config.clip.stride], self.config.clip, View(), self.stream)
         with torch.no_grad():
-            table: np.ndarray = self.model(torch.from_numpy(shown.copy())[None].to(self.device))[0].cpu().numpy()
+            table: Floats = self.model(torch.from_numpy(shown.copy())[None].to(self.device))[0].cpu().numpy()
         return table
 
-    def times(self, count: int) -> np.ndarray:
+    def times(self, count: int) -> npt.NDArray[np.float64]:
         """When the frames that the model sees come, in seconds."""
         return np.arange(count) * self.config.clip.stride / self.rate
 
@@ -311,7 +318,7 @@ class Evaluate:
             raise InputError(what, clips.index.url, "evaluate on a set of the same actions and stream")
         chosen = clips.clips_of(TEST)
         told, bad = evaluate_sequences(
-            trained.model, clips, chosen, config.clip, config.cache, trained.device, config.beam, workers=self.workers
+            trained.model, clips, chosen, config.clip, config.cache, trained.device, config.beam_width, workers=self.workers
         )
         for failure in bad:
             print(f"could not be read and was left out: {failure}")
@@ -358,17 +365,19 @@ class Predict:
             log_probs = trained.log_probs(frames)
             times = trained.times(len(log_probs))
             told = [(trained.class_names[event.action], round(float(times[event.frame]), 3)) for event in greedy(log_probs)]
-            beam = [trained.class_names[action] for action in prefix_beam(log_probs, trained.config.beam)[0][0]]
-            line = json.dumps({"video": str(path), "actions": [a for a, _ in told], "times": [t for _, t in told], "beam": beam})
-            print(line)
+            line = {"video": str(path), "actions": [a for a, _ in told], "times": [t for _, t in told]}
+            if trained.config.beam_width:
+                best, _ = prefix_beam(log_probs, trained.config.beam_width)[0]
+                line["beam"] = [trained.class_names[action] for action in best]
+            print(json.dumps(line))
             film = film_of(list(frames)) if trained.stream == "rgb" else []
             trained.run.objects.put("prediction.png", timeline(log_probs, times, told, trained.class_names, film))
-            yield line
+            yield json.dumps(line)
 
     def _online(self, trained: Trained) -> Iterator[str]:
         recogniser = Recogniser(trained.model, trained.device, self.threshold)
         source = frames_of_path(self.stream, trained.rate)
-        began, tables, lines, film = time.perf_counter(), [], list[dict[str, Any]](), Film()
+        began, tables, lines, film = time.perf_counter(), list[Floats](), list[dict[str, Any]](), Film()
         for chunk in recognise(source, recogniser, trained.config.clip, trained.rate, self.chunk, trained.class_names):
             tables.append(chunk.log_probs)
             film.add(shrunk(chunk.image, trained.side))
@@ -377,7 +386,7 @@ class Predict:
                 print(json.dumps(line), flush=True)
                 yield json.dumps(line)
         took = time.perf_counter() - began
-        log_probs = np.concatenate(tables)
+        log_probs: Floats = np.concatenate(tables)
         delays = sorted(line["delay"] for line in lines)
         median = f"{delays[len(delays) // 2] * 1000:.1f} ms" if delays else "–"
         print(f"{len(log_probs):,} frames, {len(log_probs) / took:,.0f} frames/s, {len(lines)} actions, median delay {median}")

@@ -1,6 +1,7 @@
 """Pictures of what is told of clips: which classes are mixed up, and when in a video which action is told."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
 from trainers.engine.canvas import Image, blank_figure, drawing, elide, message, png_bytes
 
+Floats = npt.NDArray[np.floating[Any]]
 WIDTH = 960
 NAMED = 60  # classes that a confusion matrix of this width can name
 FILM = 10  # frames shown above a timeline
@@ -34,7 +36,7 @@ def confusion_picture(matrix: npt.NDArray[np.int64], classes: Sequence[str], dar
 
 
 def timeline(
-    log_probs: npt.NDArray[np.float32], times: npt.NDArray[np.float64], told: Sequence[tuple[str, float]], classes: Sequence[str],
+    log_probs: Floats, times: npt.NDArray[np.float64], told: Sequence[tuple[str, float]], classes: Sequence[str],
     film: Sequence[Image] = (), true: Sequence[str] = (), dark: bool = False,
 ) -> bytes:  # fmt: skip
     """When which action is told: log-probabilities [T, C + 1] at ``times`` [T] in seconds, and told actions with their times.

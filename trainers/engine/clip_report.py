@@ -30,11 +30,11 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Each arm's figures over seeds in percent, mean ± 95% interval by Student's t."""
-    names = [name for name in NAMES if all(name in run for runs in figures.values() for run in runs)]
+    names = [name for name in NAMES if any(name in run for runs in figures.values() for run in runs)]
     rows = []
     for arm, runs in figures.items():
-        cells = [interval([run[name] * 100 for run in runs]) for name in names]
-        rows.append([arm, *(f"{mean:.1f} ± {half:.1f} %" for mean, half in cells)])
+        told = {name: interval([run[name] * 100 for run in runs]) for name in names if all(name in run for run in runs)}
+        rows.append([arm, *(f"{told[name][0]:.1f} ± {told[name][1]:.1f} %" if name in told else None for name in names)])
     seeds = len(next(iter(figures.values())))
     summary_table(f"{title}: {seeds} seeds, mean ± 95% interval", ["arm", *(NAMES[name] for name in names)], rows)
 
@@ -47,7 +47,7 @@ def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Map
         after, before = metrics["after"], metrics["before"]
         tiles = [
             (NAMES[name], f"{after[name]:.1%}", f"before: {before[name]:.1%}")
-            for name in ("top1", "edit", "beam_exact")
+            for name in ("top1", "edit", "exact")
             if name in after
         ]
         page.numbers("Test clips", tiles)

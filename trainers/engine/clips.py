@@ -82,11 +82,11 @@ def evaluate_actions(
 
 @dataclass(frozen=True)
 class Told:
-    """What a model of sequences tells of a clip: greedily and by beam search, and the frames [3, C] as of `frame_counts`."""
+    """What is told of a clip: greedily and, when wanted, by beam search; and of its frames [3, C], as of `frame_counts`."""
 
     position: int
     greedy: tuple[int, ...]
-    beam: tuple[int, ...]
+    beam: tuple[int, ...] | None
     counts: Int64s | None
 
 
@@ -95,7 +95,10 @@ def evaluate_sequences(
     model: SequenceModel, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device, beam: int,
     share: Share = Share(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
 ) -> tuple[list[Told], list[str]]:  # fmt: skip
-    """What is told of each of the chosen clips; every rank tells its share, and all get all of it, in order."""
+    """What is told of each of the chosen clips; every rank tells its share, and all get all of it, in order.
+
+    ``beam``: the width of the beam search, 0 for none.
+    """
     training = model.training
     model.eval()
     found: list[Told] = []
@@ -104,20 +107,22 @@ def evaluate_sequences(
     for item in behind_workers(ClipViews(clips, chosen, config, cache, share, whole=True), workers):
         bad += item["bad"]
         if not item["bad"]:
-            log_probs = model(item["clips"][None].to(device))[0].float().cpu().numpy()
+            log_probs = model(item["clips"].to(device))[0].cpu().numpy()
             true = frame_actions[chosen[item["position"]]][:: config.stride]
             counts = frame_counts(log_probs.argmax(axis=1) - 1, true, len(clips.class_names)) if len(true) else None
             actions = tuple(event.action for event in greedy(log_probs))
-            found.append(Told(item["position"], actions, prefix_beam(log_probs, beam)[0][0], counts))
+            found.append(Told(item["position"], actions, prefix_beam(log_probs, beam)[0][0] if beam else None, counts))
     model.train(training)
     return sorted(gathered(found, group), key=lambda told: told.position), bad
 
 
 def figures_of_sequences(told: Sequence[Told], clips: ClipSet, chosen: Int64s) -> dict[str, float]:
-    """ "edit" and "exact" of greedy decoding, "beam_edit" and "beam_exact", "n", and "frame_f1" where frames have labels."""
+    """ "edit" and "exact" of greedy decoding, "n"; "beam_edit", "beam_exact" and "frame_f1" where these are told."""
     true = [clips.actions[chosen[one.position]] for one in told]
     figures = sequence_figures([one.greedy for one in told], true)
-    figures |= {f"beam_{name}": value for name, value in sequence_figures([one.beam for one in told], true).items()}
+    beams = [one.beam for one in told if one.beam is not None]
+    if beams:
+        figures |= {f"beam_{name}": value for name, value in sequence_figures(beams, true).items()}
     counts = [one.counts for one in told if one.counts is not None]
     if counts:
         figures["frame_f1"] = frame_f1(np.sum(counts, axis=0))

@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 BLANK = 0
 NEGLIGIBLE = math.log(1e-9)  # of an action in a frame: the beam search does not follow it
-Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class Event(NamedTuple):
