@@ -6,7 +6,7 @@ python trainers/actions.py --name rgb --resume                       go on with 
 python trainers/actions.py evaluate --name rgb --fuse flow           two streams: their summed logits
 python trainers/actions.py predict --name rgb --videos some.mp4 a_folder
 python trainers/actions.py export --name rgb --to rgb.onnx
-python trainers/actions.py compare --train.data RGB --flow FLOW --seeds 0 1   all arms in one table
+python trainers/actions.py compare --data RGB --flow FLOW --seeds 0 1       all arms in one table
 """
 
 import json
@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
@@ -26,12 +27,13 @@ from cluster.launch import ClusterConfig, connect, launch
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
 from datasets.cache import CacheConfig
 from datasets.clips import ClipConfig, ClipSet, ClipStream, cuts_of_views, open_clips
+from datasets.decode import Image
 from datasets.errors import InputError
 from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
 from trainers.engine.cli import run_job
-from trainers.engine.clip_pictures import confusion_picture
+from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
@@ -42,11 +44,12 @@ from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_c
 from trainers.engine.loop import Meter, OptimConfig, build_optimiser, steps
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.actions import TOP, clip_figures, confusion
-from trainers.models.actions import ActionModelConfig, Actions, ActionsTask
+from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, check_clips
 
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
     "data", "seed", "batch", "clip", "model", "optim.steps", "optim.kind", "optim.lr", "optim.warmup", "optim.weight_decay",
 )  # fmt: skip
+SHOWN = 12  # videos in the picture of a prediction
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Train(JobConfig):
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
         clips = open_single(self.data)
         check_shards(clips.index)
-        Actions(replace(self.model, weights=""), len(clips.class_names), self.clip, clips.stream)
+        check_clips(self.model, len(clips.class_names), self.clip, clips.stream)
         return clips
 
     def run(self) -> None:
@@ -323,9 +326,9 @@ class Predict:
     runs: str = ""
 
     def run(self) -> None:
-        """A line of JSON for each file, here and in the run's prediction.jsonl."""
+        """A line of JSON for each file, here and in the run's prediction.jsonl; a picture of the first ones."""
         trained = open_trained(self.runs, self.name)
-        lines = []
+        lines, films = [], list[tuple[list[Image], str]]()
         for path in video_files(self.videos):
             frames = frames_of_file(path, trained.rate, trained.side, trained.stream)
             views = torch.from_numpy(cuts_of_views(frames, trained.config.clip, trained.stream)).permute(0, 4, 1, 2, 3)
@@ -335,6 +338,9 @@ class Predict:
             told = {trained.class_names[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
             lines.append(json.dumps({"video": str(path), "action": next(iter(told)), "probabilities": told}))
             print(lines[-1])
+            if len(films) < SHOWN:
+                films.append((film_of(list(frames)), f"{path.name}: {', '.join(f'{a} {v:.0%}' for a, v in told.items())}"))
+        trained.run.objects.put("prediction.png", films_picture(films))
         trained.run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
 
 
@@ -366,10 +372,9 @@ Arm = Literal["c3d", "i3d-rgb", "i3d-flow", "two-stream", "cnn_lstm"]
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
+    """Train arms over seeds with the same settings (data: the RGB set), and print one table; what has ended is only read."""
 
-    train: Train = field(default_factory=Train)
-    """What all arms share; train.data is the RGB set."""
+    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
     flow: str = ""
     """The flow set of the same source, for i3d-flow and two-stream."""
     arms: tuple[Arm, ...] = get_args(Arm)
@@ -422,7 +427,10 @@ def _compared(figures: dict[str, float] | None, run: Run) -> dict[str, float]:
 
 def defaults(verb: str, arguments: list[str]) -> Any:
     """What a verb's options default to."""
-    return None if verb == "compare" else resumed_defaults(Train, verb, arguments)
+    if verb != "compare":
+        return resumed_defaults(Train, verb, arguments)
+    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
+    return Compare(train) if train else None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ python trainers/sequences.py evaluate --name cook
 python trainers/sequences.py predict --name cook --videos some.mp4 a_folder
 python trainers/sequences.py predict --name cook --stream 0      a camera, a video file or its address, a folder of frames
 python trainers/sequences.py export --name cook --to cook.onnx
-python trainers/sequences.py compare --train.data ... --seeds 0 1    CTC against frame-wise training, in one table
+python trainers/sequences.py compare --data ... --seeds 0 1          CTC against frame-wise training, in one table
 """
 
 import json
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
@@ -429,8 +430,7 @@ Arm = Literal["ctc", "ctc-both-ways", "frames", "even"]
 class Compare:
     """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
 
-    train: Train = field(default_factory=Train)
-    """What all arms share."""
+    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
 
@@ -463,7 +463,10 @@ class Compare:
 
 def defaults(verb: str, arguments: list[str]) -> Any:
     """What a verb's options default to."""
-    return None if verb == "compare" else resumed_defaults(Train, verb, arguments)
+    if verb != "compare":
+        return resumed_defaults(Train, verb, arguments)
+    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
+    return Compare(train) if train else None
 
 
 if __name__ == "__main__":

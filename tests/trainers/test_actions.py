@@ -97,6 +97,7 @@ def test_predict(trained: Train, sets: dict[str, str], tmp_path: Path, capsys: p
     assert [Path(line["video"]).name for line in lines] == ["clip000.npz", "v.mp4"]
     assert all(sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-3) for line in lines)
     assert set(lines[0]["probabilities"]) == set(MOVES)
+    assert Run(trained.runs, trained.name).objects.get("prediction.png").startswith(b"\x89PNG")
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     (tmp_path / "empty").mkdir()
     for wrong in ("broken.mp4", "none.mp4", "empty"):

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-from trainers.engine.canvas import Image, blank_figure, drawing, elide, message, png_bytes
+from trainers.engine.canvas import Image, Sheet, blank_figure, drawing, elide, message, png_bytes
 
 Floats = npt.NDArray[np.floating[Any]]
-WIDTH = 960
+WIDTH, EDGE, LINE = 960, 20, 34
 NAMED = 60  # classes that a confusion matrix of this width can name
 FILM = 10  # frames shown above a timeline
 SHOWN = 9  # actions whose probability a timeline draws
@@ -69,6 +69,23 @@ def timeline(
         if true:
             panel.set_title(elide(f"true: {' '.join(true)}    told: {' '.join(name for name, _ in told)}", WIDTH - 160, 12))
         return png_bytes(figure)
+
+
+def films_picture(films: Sequence[tuple[Sequence[Image], str]], dark: bool = False) -> bytes:
+    """A line a video: some of its frames side by side, and below them what is told of it."""
+    with drawing(dark) as theme:
+        if not films:
+            return message("no video to show", theme)
+        cell = (WIDTH - 2 * EDGE) / FILM
+        heights = [cell * images[0].shape[0] / images[0].shape[1] for images, _ in films]
+        sheet = Sheet(WIDTH, EDGE + sum(height + LINE for height in heights), theme)
+        top = float(EDGE)
+        for (images, text), height in zip(films, heights, strict=True):
+            for place, image in enumerate(images):
+                sheet.image(image, (EDGE + place * cell, top, cell - 2, height))
+            sheet.text(EDGE, top + height + 18, elide(text, WIDTH - 2 * EDGE, 12), 12)
+            top += height + LINE
+        return sheet.png()
 
 
 class Film:

@@ -4,7 +4,7 @@ B batch, V views of a clip, L frames, C classes.
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class ActionModelConfig:
 class Actions(nn.Module):
     """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]: what is trained, used and exported.
 
-    Raises InputError when the model cannot take clips of that shape, or its weights cannot be fetched.
+    Raises InputError when C3D cannot take clips of that shape, or the weights cannot be fetched.
     """
 
     mean: Tensor
@@ -77,18 +77,22 @@ class Actions(nn.Module):
         self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.net = _build(config, classes, clip, self.channels)
-        try:
-            with torch.no_grad():
-                self.net.eval()(torch.zeros(1, self.channels, clip.frames, *clip.size))
-        except (RuntimeError, ValueError, IndexError) as error:
-            what = f"{config.name} cannot take clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}"
-            reason = str(error).splitlines()[0][:120]
-            raise InputError(f"{what} ({reason})", "clip", "give more frames, or the size that the model is made for") from error
-        self.net.train()
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net((images[:, : self.channels] - self.mean) / self.std)
         return logits
+
+
+def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
+    """Raise InputError when the model cannot take clips of that shape; without weights, so that it costs nothing."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = Actions(replace(config, weights=""), classes, clip, stream).eval()
+            model(torch.zeros(1, 3, clip.frames, *clip.size))
+    except (RuntimeError, ValueError, IndexError) as error:
+        what = f"{config.name} cannot take clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}"
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{what} ({reason})", "clip", "give more frames, or the size that the model is made for") from error
 
 
 class ActionsTask(nn.Module):
