@@ -234,7 +234,8 @@ def _refuse(broken: dict[str, str], allowed: int, source: Source) -> None:
 
 def _fingerprint(listing: ClipListing, source: Source, layout: str, options: VideoOptions) -> str:
     """The same for packs that lead to the same shards, as far as names and sizes can tell."""
-    digest = hashlib.sha256(json.dumps([VERSION, layout, METHOD, asdict(options)], sort_keys=True).encode())
+    method = METHOD if options.stream == "flow" else ""
+    digest = hashlib.sha256(json.dumps([VERSION, layout, method, asdict(options)], sort_keys=True).encode())
     for clip in sorted(listing.clips, key=_order):
         digest.update(json.dumps([*asdict(clip).values(), source.sizes[clip.file]]).encode())
     return digest.hexdigest()[:16]

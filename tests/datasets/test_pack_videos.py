@@ -168,6 +168,23 @@ def test_bad_videos_are_left_out_by_rule_and_counted(videos: Path, tmp_path: Pat
     assert pack_videos("video_csv", videos, str(tmp_path / "set"), allow_unreadable=2).checksum == index.checksum
 
 
+def test_an_interrupted_pack_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = npz_folder(tmp_path / "npz", [("up",), ("down",), ("left",), ("right",)])
+    options = VideoOptions(held_out=0, shard_size=4 << 10)
+    whole = pack_videos("frames_npz", folder, str(tmp_path / "whole"), options)
+    assert len(whole.shards) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.pack_videos.index_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack_videos("frames_npz", folder, str(tmp_path / "set"), options)
+    (tmp_path / "set" / whole.shards[2].name).unlink()
+    with pytest.raises(InputError, match="an interrupted pack"):
+        pack_videos("frames_npz", folder, str(tmp_path / "set"), VideoOptions(held_out=0, rate=10))
+    again = pack_videos("frames_npz", folder, str(tmp_path / "set"), options)
+    assert again.checksum == whole.checksum
+    assert not list(faults(again, read=True))
+
+
 @pytest.mark.parametrize("damage", ["objects", "floats", "text", "actions"])
 def test_bad_arrays_are_left_out(tmp_path: Path, damage: str) -> None:
     folder = npz_folder(tmp_path / "npz", [("up",)] * 4)
