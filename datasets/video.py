@@ -15,6 +15,7 @@ from datasets.errors import InputError
 from datasets.layouts import IMAGES
 
 UNEVEN = 0.5  # of the usual time between two frames: where one is off by more, the video's rate is variable
+LONGEST = 60.0  # seconds between two frames: more is taken for a damaged time, not for a still picture
 WHOLE = 0.9  # share of the frames announced that a video must have, not to count as cut off
 
 av.logging.set_level(av.logging.PANIC)  # a bad video is named by whoever asked for it, on one line
@@ -84,6 +85,8 @@ def read_video(file: IO[bytes], rate: float, side: int, start: float = 0.0, end:
 
     def seen() -> Iterator[tuple[float, Image]]:
         for time, image in timed_frames(file, start):
+            if times and time - times[-1] > LONGEST:
+                raise ValueError(f"no frame for {time - times[-1]:.0f} seconds after {times[-1]:.2f} s")
             times.append(time)
             yield time, shrunk(image, side)
 

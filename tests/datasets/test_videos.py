@@ -44,6 +44,12 @@ def test_a_variable_rate_is_told_and_evened_out() -> None:
     assert numbers(video.frames) == [0, 1, 2, 2, 2, 3, 4]
 
 
+def test_a_time_out_of_all_reason_is_a_fault() -> None:
+    data = video_bytes(stairs(4), times=[0, 40, 80, 7_200_000], kind="matroska")
+    with pytest.raises(ValueError, match="no frame for 7200 seconds"):
+        read_video(io.BytesIO(data), 25, 128)
+
+
 @given(gaps=st.lists(st.floats(0.001, 0.5), min_size=1, max_size=30), rate=st.floats(1, 60))
 @settings(deadline=None)
 def test_each_frame_is_the_last_that_had_come(gaps: list[float], rate: float) -> None:
