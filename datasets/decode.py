@@ -1,4 +1,7 @@
-"""Image bytes to pixels."""
+"""The bytes of samples to arrays."""
+
+import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,3 +39,15 @@ def decode(data: bytes | memoryview) -> Image:
     if pixels is None:
         raise ValueError("not an image, or one that is cut off")
     return pixels  # type: ignore[return-value]
+
+
+def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
+    """Decode whatever a shard may hold: an image, or numbers in numpy's npy format.
+
+    Raises:
+        ValueError: the bytes are neither, or cut off.
+    """
+    if bytes(data[:6]) != b"\x93NUMPY":
+        return decode(data)
+    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

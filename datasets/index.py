@@ -8,6 +8,7 @@ Shards are plain WebDataset tar files; the index is an addition beside them, in 
     index/identities.parquet   name, sorted; the row number is the identity
     index/labels.parquet       only where images have labels: a float32 column each, NaN where absent; rows as the samples'
     index/boxes.parquet        only of sets with boxes: lists of corners, class, ignored (`datasets.boxes`); rows as the samples'
+    index/clips.parquet        only where identities are clips: file, frames, actions, frame_actions; rows as the identities'
 
 A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
 member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
@@ -38,7 +39,7 @@ from datasets.objects import Bucket, Folder, open_objects
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
 SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
-LABELS, BOXES = "index/labels.parquet", "index/boxes.parquet"
+LABELS, BOXES, CLIPS = "index/labels.parquet", "index/boxes.parquet", "index/clips.parquet"
 JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
 
 SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
@@ -116,19 +117,25 @@ class Index:
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
         """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
-        objects = open_objects(self.url)
-        manifest = _manifest(objects)
-        table = _parquet(_checked(objects, LABELS, manifest), None) if LABELS in manifest["tables"] else pa.table({})
-        return {name: table.column(name).to_numpy() for name in table.column_names}
+        table = self._extra(LABELS)
+        return {} if table is None else {name: table.column(name).to_numpy() for name in table.column_names}
 
     @cached_property
     def boxes(self) -> BoxTable | None:
         """The images' boxes; None of a set that was packed without. Their classes are named in ``about["classes"]``."""
+        table = self._extra(BOXES)
+        return None if table is None else boxes_of_table(table, f"{self.url}/{BOXES}")
+
+    @cached_property
+    def clips(self) -> pa.Table:
+        """What is known of clips of videos, a row an identity; without columns where there are none."""
+        table = self._extra(CLIPS)
+        return pa.table({}) if table is None else table
+
+    def _extra(self, name: str) -> pa.Table | None:
         objects = open_objects(self.url)
         manifest = _manifest(objects)
-        if BOXES not in manifest["tables"]:
-            return None
-        return boxes_of_table(_parquet(_checked(objects, BOXES, manifest), None), f"{self.url}/{BOXES}")
+        return _parquet(_checked(objects, name, manifest), None) if name in manifest["tables"] else None
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
         """The identity of each sample."""
@@ -243,7 +250,7 @@ def read_index(url: str) -> Index:
 
 def write_index(
     objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    boxes: pa.Table | None = None,
+    boxes: pa.Table | None = None, clips: pa.Table | None = None,
 ) -> None:  # fmt: skip
     """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
     of_sample = index.identity_of(np.arange(len(index)))
@@ -253,6 +260,7 @@ def write_index(
         IDENTITIES: pa.table({"name": pa.array(index.identities, pa.string())}),
         **({LABELS: pa.table(dict(labels))} if labels else {}),
         **({BOXES: boxes} if boxes is not None else {}),
+        **({CLIPS: clips} if clips is not None else {}),
     }  # fmt: skip
     marks = {}
     for name, table in tables.items():

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from datasets.decode import decode
+from datasets.decode import decode_sample
 from datasets.errors import InputError, run_main
 from datasets.index import Index, read_index, split_of
 from datasets.objects import open_objects
@@ -150,7 +150,7 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
             yield f"the index has {key}, {size} bytes, at byte {offset}; the tar has {has}"
             continue
         try:
-            decode(data[offset - start : offset - start + size])
+            decode_sample(data[offset - start : offset - start + size])
         except ValueError as error:
             yield f"{key} cannot be decoded: {error}"
 

@@ -203,19 +203,18 @@ def behind_workers(stream: Stream, workers: int, *, pin: bool = False) -> Genera
         batch = {name: _tensor(value, stream.slots, pin) for name, value in item.batch.items()}
         if stream.slots:
             stream.slots.release(item.worker)
-        yield batch
+        yield batch | {name: batch[name].permute(0, 3, 1, 2) for name in batch if name.endswith("images")}
 
 
 def _tensor(value: Any, slots: Slots | None, pin: bool) -> Any:
-    """Arrays as tensors of their own memory, images [b, H, W, 3] as [b, 3, H, W], in place; anything else as it is."""
+    """Arrays as tensors of their own memory; anything else as it is."""
     placed = isinstance(value, Placed)
     if slots and placed:
         value = slots.get(value)
     if not isinstance(value, np.ndarray):
         return value
     tensor = torch.from_numpy(value)
-    tensor = tensor.pin_memory() if pin else tensor.clone() if placed else tensor
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+    return tensor.pin_memory() if pin else tensor.clone() if placed else tensor
 
 
 def _die_with_parent(_: int) -> None:

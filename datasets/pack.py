@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.box_layouts import BOX_LAYOUTS, BoxName, renamed
 from datasets.boxes import table_of_boxes
-from datasets.decode import decode
+from datasets.decode import decode_sample
 from datasets.degrade import Degradation, degraded
 from datasets.destination import claim, forget, note_name
 from datasets.errors import InputError, run_main
@@ -120,7 +120,7 @@ def pack(
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
             return done
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
-        written = _write_all(shards, opened, objects, fingerprint, allow_unreadable, console)
+        written = write_shards(shards, opened, objects, fingerprint, allow_unreadable, console)
     unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
     about = {
         "layout": layout, "size": list(listing.size), "mirror": listing.mirror,
@@ -174,14 +174,14 @@ def _fingerprint(listing: Listing, source: Source, layout: str, options: Options
     return digest.hexdigest()[:16]
 
 
-def _write_all(
+def write_shards(
     shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
 ) -> list[Written]:
     """Put every shard that is not there yet, each followed by its note."""
     there = objects.sizes()
     written: list[Written] = []
     unreadable: dict[str, str] = {}
-    with _progress(console, sum(len(block) for shard in shards for block in shard.blocks)) as advance:
+    with progress(console, sum(len(block) for shard in shards for block in shard.blocks)) as advance:
         for shard in shards:
             note = note_name(fingerprint, shard.name)
             result = Written(**json.loads(objects.get(note))) if note in there else None
@@ -210,7 +210,7 @@ def _write(
             for member in planned:
                 data = source.read(member.source)
                 try:
-                    decode(data)
+                    decode_sample(data)
                 except ValueError as error:
                     bad[member.source] = str(error)
                     _refuse(unreadable | bad, allowed, source)
@@ -233,13 +233,13 @@ def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
 
 
 @contextmanager
-def _progress(console: Console, images: int) -> Iterator[Callable[[int], None]]:
-    """A bar of images; yields the function that advances it."""
-    numbers = (MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("packing"), BarColumn(), *numbers)
-    with Progress(*columns, console=console, disable=console.quiet) as progress:
-        task = progress.add_task("packing", total=images)
-        yield lambda count: progress.advance(task, count)
+def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
+    """A bar; yields the function that advances it."""
+    numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(verb), BarColumn(), *numbers)
+    with Progress(*columns, console=console, disable=console.quiet) as bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def main() -> None:

@@ -70,9 +70,11 @@ class Written:
     unreadable: dict[str, str]
 
 
-def plan_shards(samples: Sequence[Sample], sizes: dict[str, int], shard_size: int, max_block: int, seed: int) -> list[ShardPlan]:
+def plan_shards(
+    samples: Sequence[Sample], sizes: dict[str, int], shard_size: int, max_block: int, seed: int, *, in_order: bool = False
+) -> list[ShardPlan]:
     """Place every sample. Blocks take at most ``max_block`` bytes, unless one sample alone is larger; shards at most
-    ``shard_size``, unless one block alone is larger.
+    ``shard_size``, unless one block alone is larger. ``in_order``: an identity's samples keep the order of their names.
 
     Raises:
         InputError: an identity's name is too long for a tar.
@@ -82,7 +84,8 @@ def plan_shards(samples: Sequence[Sample], sizes: dict[str, int], shard_size: in
     for split in SPLITS:
         blocks: list[Block] = []
         for identity in shuffled(list(members[split]), seed, f"identities of {split}"):
-            own = shuffled(members[split][identity], seed, f"samples of {split}/{identity}")
+            own = members[split][identity]
+            own = own if in_order else shuffled(own, seed, f"samples of {split}/{identity}")
             spans = [member.span for member in own]
             blocks += _filled(own, spans, _even_limit(spans, max_block))
         spans = [sum(member.span for member in block) for block in blocks]

@@ -6,6 +6,7 @@ import gzip
 import lzma
 import os
 import shutil
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -52,7 +53,8 @@ class Source:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """A folder, a ``.zip``, or a ``.tar`` (also compressed by gzip, bzip2 or xz), told apart by content.
+    """A folder, a ``.zip``, or a ``.tar`` (also compressed by gzip, bzip2 or xz), told apart by content: first whether it is a
+    tar, since one that ends in an npz file passes for a zip, too.
 
     A compressed tar allows no random access, so it is expanded once, as one nameless temporary file.
 
@@ -65,7 +67,7 @@ def open_source(path: Path) -> Iterator[Source]:
                 sizes, read = _folder(path)
             elif not path.is_file():
                 raise InputError("no such folder or archive", str(path), "give the folder, zip or tar that was downloaded")
-            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
+            elif not tarfile.is_tarfile(path) and (zipfile.is_zipfile(path) or path.suffix.lower() == ".zip"):
                 sizes, read = _zip(stack.enter_context(zipfile.ZipFile(path)))
             else:
                 sizes, read = _tar(stack.enter_context(_expanded(path)), str(path))

@@ -1,7 +1,7 @@
 """A trained embedder as one file that runs without this project: ONNX, or PyTorch's exported program.
 
-Either file takes RGB images uint8 [B, 3, H, W] (H, W fixed, B free) and gives features [B, D], to be compared by
-cosine.
+Either file takes RGB images uint8 [B, 3, H, W], or clips [B, 3, T, H, W], (all fixed but B) and gives features [B, D], to be
+compared by cosine, or whatever else the model gives.
 """
 
 import copy
@@ -22,8 +22,8 @@ TOLERANCE = 1e-4
 _Run = Callable[[Tensor], Tensor]
 
 
-def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path, output: str = "features") -> float:
-    """Write an ONNX file (input "images", output named by ``output``) for images of ``size`` (height, width).
+def export_onnx(embedder: nn.Module, size: tuple[int, ...], path: Path, output: str = "features") -> float:
+    """Write an ONNX file (input "images", output named by ``output``) for ``size``: height, width; of clips frames before them.
 
     ``path`` is written whole or not at all, and only when onnxruntime's features equal the embedder's: returns the
     largest difference of L2-normalised features, raises RuntimeError from 1e-4 up, and InputError where it cannot be written.
@@ -31,7 +31,7 @@ def export_onnx(embedder: nn.Module, size: tuple[int, int], path: Path, output: 
     return _export(embedder, size, path, partial(_write_onnx, output=output), partial(_load_onnx, output=output))
 
 
-def export_program(embedder: nn.Module, size: tuple[int, int], path: Path) -> float:
+def export_program(embedder: nn.Module, size: tuple[int, ...], path: Path) -> float:
     """Write what ``torch.export.load(path).module()`` reads; ``path`` ends in .pt2, the rest is as in ``export_onnx``."""
     if path.suffix != ".pt2":
         raise ValueError(f"an exported program's name must end in .pt2: {path}")
@@ -40,7 +40,7 @@ def export_program(embedder: nn.Module, size: tuple[int, int], path: Path) -> fl
 
 def _export(
     embedder: nn.Module,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     path: Path,
     write: Callable[[nn.Module, Tensor, Path], None],
     load: Callable[[Path], _Run],
@@ -63,7 +63,7 @@ def _export(
 
 
 @torch.no_grad()
-def _largest_difference(model: nn.Module, run: _Run, size: tuple[int, int]) -> float:
+def _largest_difference(model: nn.Module, run: _Run, size: tuple[int, ...]) -> float:
     differences = []
     for batch in (1, 3):
         images = _images(batch, size)
@@ -74,7 +74,7 @@ def _largest_difference(model: nn.Module, run: _Run, size: tuple[int, int]) -> f
     return torch.stack(differences).max().item()
 
 
-def _images(batch: int, size: tuple[int, int]) -> Tensor:
+def _images(batch: int, size: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     return torch.randint(256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
 

@@ -7,6 +7,7 @@ import cv2
 
 from datasets.decode import Image
 from datasets.errors import InputError
+from datasets.video_layouts import VIDEOS
 from trainers.engine.gallery import SUFFIXES, read_image
 
 
@@ -18,6 +19,17 @@ def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
             raise InputError("no images in the folder", str(path), f"it takes {', '.join(sorted(SUFFIXES))}")
         for each in inside:
             yield str(each), read_image(each)
+
+
+def video_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Each file; a folder stands for the videos and npz files in it and below, by name. Raises InputError."""
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEOS | {".npz"}) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(
+                "no videos in the folder", str(path), f"it takes npz files of frames, and {', '.join(sorted(VIDEOS))}"
+            )
+        yield from inside
 
 
 def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]]:

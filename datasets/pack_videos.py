@@ -1,0 +1,280 @@
+"""``python -m datasets.pack_videos LAYOUT SOURCE DESTINATION``: clips of videos, frames or skeletons become shards and an index.
+
+Each clip is an identity whose strips (`datasets.strips`) lie side by side and in order, so that a clip, or a part of it, is one
+ranged read. Its actions stand in the index (``clips.parquet``). What cannot be used is left out by rule, counted and named:
+
+- a file that is broken, cut off or empty counts against ``--allow-unreadable``;
+- a clip with fewer than ``--min-frames`` frames is left out as too short;
+- a video whose frames come at a variable rate is brought to ``--rate`` by their times, like any other, and counted.
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tyro
+from rich.console import Console
+
+from datasets.destination import claim, forget
+from datasets.errors import InputError, run_main
+from datasets.flow import METHOD, flow_of
+from datasets.index import Index, write_index
+from datasets.layouts import HeldOut, Sample
+from datasets.objects import Folder, open_objects
+from datasets.pack import Bytes, progress, write_shards
+from datasets.plan import index_of, plan_shards
+from datasets.source import Source, open_source
+from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
+from datasets.video import read_video, shrunk
+from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, ClipListing, Kind, Name, read_arrays
+
+VERSION = 1  # of the bytes that a listing leads to; part of a pack's fingerprint
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What, beside the videos, decides how a set is packed."""
+
+    stream: Stream = "rgb"
+    """What is stored: the pictures, or the optical flow between them (a set of its own); skeletons for skeletons_npz."""
+    rate: float = 25.0
+    """Frames a second that videos are brought to; frames_npz and skeletons_npz are taken to have it."""
+    side: int = 128
+    """Pixels of a frame's shorter side, at most."""
+    min_frames: int = STRIP
+    """Clips with fewer frames are left out."""
+    fold: int = 1
+    """Of ucf101 and hmdb51: which of their three splits."""
+    test: str = ""
+    """Of video_csv and frames_npz: which rows are for testing, as column=value,value."""
+    held_out: float = 0.25
+    """Share of the clips kept for testing where nothing else says."""
+    seed: int = 0
+    """Draws the order of the clips."""
+    shard_size: Bytes = 64 << 20
+    """Bytes of a shard at most, e.g. 64MiB."""
+    max_block: Bytes = 1 << 20
+    """Bytes of a clip that are read at once, at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("side", "min_frames", "shard_size", "max_block"):
+            if getattr(self, name) < (16 if name == "side" else 1):
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "", "give at least 1, of --side 16")
+        if not 0 < self.rate <= 1000 or self.fold not in (1, 2, 3):
+            raise InputError(f"--rate is {self.rate:g} and --fold {self.fold}", "", "give above 0 up to 1000, and 1, 2 or 3")
+
+
+@dataclass(frozen=True)
+class PackVideos(VideoOptions):
+    """Pack videos into shards from which a training job reads the frames that it needs."""
+
+    layout: tyro.conf.Positional[Name] = tyro.MISSING
+    source: tyro.conf.Positional[Path] = tyro.MISSING
+    """The folder, zip or tar that was downloaded."""
+    destination: tyro.conf.Positional[str] = tyro.MISSING
+    """A folder or s3://bucket/prefix."""
+    allow_unreadable: int = 0
+    """How many clips may be broken or empty; they are left out and named."""
+    overwrite: bool = False
+    """Replace the shards at the destination."""
+    quiet: bool = False
+    """No progress bar, no summary."""
+
+
+@dataclass
+class _Cut:
+    """What became of the clips so far: strips by name, and the rows of ``clips.parquet`` by clip."""
+
+    samples: list[Sample] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    clips: dict[str, tuple[Clip, int, list[str]]] = field(default_factory=dict)  # the clip, its frames, each frame's action
+    broken: dict[str, str] = field(default_factory=dict)
+    too_short: list[str] = field(default_factory=list)
+    variable: int = 0
+
+
+def pack_videos(
+    layout: Name, source: Path, destination: str, options: VideoOptions | None = None, *,
+    allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
+) -> Index:  # fmt: skip
+    """Pack clips, or finish a pack that was interrupted, or find that it is done. The strips are kept in a temporary folder
+    until all clips are decoded: it needs as much room as the set.
+
+    Raises:
+        InputError: the source is not of that layout, a clip is broken, or the destination holds something else.
+    """
+    options = options or VideoOptions()
+    console = Console(stderr=True, quiet=quiet)
+    objects = open_objects(destination)
+    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
+        raise InputError("the destination lies inside the source", destination, "pack to another place")
+    with open_source(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
+        choice = Choice(HeldOut(options.held_out, options.seed), options.fold, options.test)
+        listing = VIDEO_LAYOUTS[layout](opened, choice)
+        if (listing.kind == "skeletons") != (options.stream == "skeletons"):
+            raise InputError(f"{layout} holds {listing.kind}, not {options.stream}", opened.where, "choose another --stream")
+        fingerprint = _fingerprint(listing, opened, layout, options)
+        if (done := claim(objects, fingerprint, overwrite)) is not None:
+            console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
+            return done
+        cut = _cut_all(listing, opened, options, Path(folder), allow_unreadable, console)
+        strips = Source(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
+        shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
+        written = write_shards(shards, strips, objects, fingerprint, 0, console)
+    classes = sorted({action for clip, _, _ in cut.clips.values() for action in clip.actions})
+    about = {
+        "layout": layout, "source": source.resolve().name, "mirror": listing.mirror, **asdict(options), "classes": classes,
+        "flow": METHOD if options.stream == "flow" else "", "unreadable": cut.broken, "too_short": cut.too_short,
+        "variable_rate": cut.variable, "fingerprint": fingerprint,
+    }  # fmt: skip
+    index, keys = index_of(objects.url, shards, written, about)
+    write_index(objects, index, keys, clips=_table(index, cut, classes))
+    forget(objects)
+    _tell(index, cut, console)
+    return index
+
+
+def frames_of(clip: Clip, kind: Kind, data: bytes, where: str, options: VideoOptions) -> tuple[Frames, list[str], bool]:
+    """A clip's frames as they will be stored, the action of each frame where that is known, and if its rate was variable.
+
+    Raises:
+        ValueError, InputError: the clip is broken or empty.
+    """
+    told: list[str] = []
+    variable = False
+    if kind == "skeletons":
+        arrays = read_arrays(data, where, ("pose", "length"))
+        ends = np.cumsum(arrays["length"])
+        frames: Frames = arrays["pose"][ends[clip.entry] - arrays["length"][clip.entry] : ends[clip.entry]].astype(np.float32)
+    elif kind == "arrays":
+        arrays = read_arrays(data, where, ("frames",))
+        frames = _pictures(arrays["frames"], options.side)
+        told = [str(action) for action in arrays["actions"].tolist()] if "actions" in arrays else []
+        if told and len(told) != len(frames):
+            raise ValueError(f"it has {len(frames)} frames and the actions of {len(told)}")
+    else:
+        frames, variable = read_video(io.BytesIO(data), options.rate, options.side, clip.start, clip.end)
+    if options.stream == "flow" and len(frames) > 1:
+        frames, told = flow_of(frames), told[:-1]
+    return frames, told, variable
+
+
+def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
+    """The frames of one video, or npz file of frames, as a set with these options would hold them; raises InputError."""
+    options = VideoOptions(stream=stream, rate=rate, side=side)
+    kind: Kind = "arrays" if path.suffix == ".npz" else "videos"
+    try:
+        frames, _, _ = frames_of(Clip("test", path.name, ()), kind, path.read_bytes(), str(path), options)
+    except OSError as error:
+        raise InputError(f"cannot read the video ({error.strerror})", str(path), "is the path right?") from error
+    except ValueError as error:
+        raise InputError(str(error), str(path), "give a whole video, or an npz file with frames") from error
+    return frames
+
+
+def _pictures(frames: Frames, side: int) -> Frames:
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[3] != 3) or not frames.size:
+        raise ValueError(f"frames {frames.dtype} {list(frames.shape)}, not uint8 [T, H, W] or [T, H, W, 3]")
+    coloured = frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
+    return np.stack([shrunk(frame, side) for frame in coloured])
+
+
+def _cut_all(listing: ClipListing, source: Source, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
+    """Decode every clip and put its strips into the folder."""
+    cut = _Cut()
+    numbered = {clip.name(number): clip for number, clip in enumerate(sorted(listing.clips, key=_order))}
+    file, data = "", b""  # several clips may be of one file
+    with progress(console, len(numbered), "reading", "clips") as advance:
+        for name, clip in numbered.items():
+            if clip.file != file:
+                file, data = clip.file, source.read(clip.file)
+            where = f"{clip.file} in {source.where}"
+            try:
+                frames, told, variable = frames_of(clip, listing.kind, data, where, options)
+            except (ValueError, InputError) as error:
+                cut.broken[f"{name} ({clip.file})"] = str(error.args[0])
+                _refuse(cut.broken, allowed, source)
+            else:
+                cut.variable += variable
+                if len(frames) < options.min_frames:
+                    cut.too_short.append(f"{name} ({clip.file}, {len(frames)} frames)")
+                else:
+                    _keep(cut, name, clip, frames, told, options.stream, folder)
+            advance(1)
+    if not any(sample.split == "train" for sample in cut.samples):
+        raise InputError("no clip to train on is left", source.where, "are the layout, --test and --min-frames right?")
+    return cut
+
+
+def _keep(cut: _Cut, name: str, clip: Clip, frames: Frames, told: list[str], stream: Stream, folder: Path) -> None:
+    for number, strip in enumerate(strips_of(frames, stream)):
+        path = f"{name}-{number:06d}{SUFFIX[stream]}"
+        (folder / path).write_bytes(strip)
+        cut.sizes[path] = len(strip)
+        cut.samples.append(Sample(clip.split, name, "", path))
+    cut.clips[name] = clip, len(frames), told
+
+
+def _order(clip: Clip) -> tuple[str, float, int]:
+    return clip.file, clip.start, clip.entry
+
+
+def _refuse(broken: dict[str, str], allowed: int, source: Source) -> None:
+    if len(broken) > allowed:
+        named = ", ".join(f"{name}: {reason}" for name, reason in broken.items())
+        remedy = f"mend or remove it, or leave out up to N clips by --allow-unreadable N (now {allowed})"
+        raise InputError("a clip that cannot be read", f"{named}; in {source.where}", remedy)
+
+
+def _fingerprint(listing: ClipListing, source: Source, layout: str, options: VideoOptions) -> str:
+    """The same for packs that lead to the same shards, as far as names and sizes can tell."""
+    method = METHOD if options.stream == "flow" else ""
+    digest = hashlib.sha256(json.dumps([VERSION, layout, method, asdict(options)], sort_keys=True).encode())
+    for clip in sorted(listing.clips, key=_order):
+        digest.update(json.dumps([*asdict(clip).values(), source.sizes[clip.file]]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _table(index: Index, cut: _Cut, classes: Sequence[str]) -> pa.Table:
+    """The rows of ``clips.parquet``; an action is the number of its class, a frame without one has -1."""
+    number = {name: place for place, name in enumerate(classes)}
+    rows = [cut.clips[name] for name in index.identities]
+    return pa.table({
+        "file": pa.array([clip.file for clip, _, _ in rows], pa.string()),
+        "frames": pa.array([count for _, count, _ in rows], pa.int32()),
+        "actions": pa.array([[number[action] for action in clip.actions] for clip, _, _ in rows], pa.list_(pa.int16())),
+        "frame_actions": pa.array([[number.get(name, -1) for name in told] for _, _, told in rows], pa.list_(pa.int16())),
+    })  # fmt: skip
+
+
+def _tell(index: Index, cut: _Cut, console: Console) -> None:
+    lines = [f"left out {name}: {reason}" for name, reason in cut.broken.items()]
+    lines += [f"left out as too short: {name}" for name in cut.too_short]
+    total = sum(shard.size for shard in index.shards) / 2**20
+    of_split = [f"{sum(clip.split == split for clip, _, _ in cut.clips.values())} {split}" for split in index.splits]
+    lines.append(
+        f"packed {len(cut.clips):,} clips ({', '.join(of_split)}; {cut.variable} of a variable rate, {len(cut.broken)} broken, "
+        f"{len(cut.too_short)} too short), {len(index.about['classes'])} classes, {total:.1f} MiB, at {index.url}"
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The command."""
+    args = tyro.cli(PackVideos, prog="python -m datasets.pack_videos")
+    options = VideoOptions(**{name: getattr(args, name) for name in VideoOptions.__dataclass_fields__})
+    pack_videos(
+        args.layout, args.source, args.destination, options,
+        allow_unreadable=args.allow_unreadable, overwrite=args.overwrite, quiet=args.quiet,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)

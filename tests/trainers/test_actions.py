@@ -1,0 +1,158 @@
+"""The action job as people run it: real Ray, two workers; killed, evaluated, fused with flow, asked, exported, compared."""
+
+import json
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from clipdata import npz_folder, stairs, video_bytes
+from test_reid import kill_worker_after
+
+from datasets.clips import ClipConfig
+from datasets.errors import InputError
+from datasets.loader import LoaderConfig
+from datasets.pack_videos import VideoOptions, pack_videos
+from trainers.actions import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
+from trainers.engine.loop import OptimConfig
+from trainers.engine.run import Run
+from trainers.models.actions import ActionModelConfig
+
+pytestmark = pytest.mark.usefixtures("cluster")
+MOVES = ("right", "left", "down", "up")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Squares that move one way, as pictures and as flow."""
+    root = tmp_path_factory.mktemp("actions")
+    folder = npz_folder(root / "npz", [(MOVES[n % 4],) for n in range(24)])
+    for stream in ("rgb", "flow"):
+        pack_videos("frames_npz", folder, str(root / stream), VideoOptions(stream=stream, test="round=2"))  # type: ignore[arg-type]
+    return {"npz": str(folder), "rgb": str(root / "rgb"), "flow": str(root / "flow")}
+
+
+def short(data: str, runs: Path, **changes: Any) -> Train:
+    train = Train(
+        name=f"run-{uuid.uuid4().hex[:8]}", data=data, runs=str(runs), batch=8, checkpoint_every=4, record_every=4,
+        clip=ClipConfig(frames=8, size=(16, 24), test_clips=1, flip=False), loader=LoaderConfig(workers=1),
+        model=ActionModelConfig("i3d", width=4), optim=OptimConfig(steps=12, warmup=2, lr=3e-3),
+    )  # fmt: skip
+    return replace(train, **changes)
+
+
+def metrics_of(train: Train) -> dict[str, Any]:
+    metrics: dict[str, Any] = Run(train.runs, train.name).read_json("metrics.json")
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "evaluations")}
+
+
+@pytest.fixture(scope="module")
+def trained(sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    train = short(sets["rgb"], tmp_path_factory.mktemp("runs"))
+    train.run()
+    return train
+
+
+def test_a_run_leaves_figures_and_a_report(trained: Train) -> None:
+    metrics = metrics_of(trained)
+    assert metrics["step"] == 12
+    assert metrics["after"]["n"] == 8
+    assert set(metrics["after"]) == {"step", "top1", "top5", "mean_class", "n"}
+    report = (Path(trained.runs) / trained.name / "report.html").read_text()
+    assert "Which classes are mixed up" in report
+    history = Run(trained.runs, trained.name).read_json("history.json")
+    assert np.sum(history["notes"]["confusion"]) == 8
+
+
+def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
+    interrupted = replace(trained, name=f"{trained.name}-again")
+    killer = kill_worker_after(interrupted, "step-00000004")
+    interrupted.run()
+    assert killer.result(timeout=1)
+    assert metrics_of(interrupted) == metrics_of(trained)
+
+
+def test_two_streams_are_fused(trained: Train, sets: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    flow = replace(trained, name="flow", data=sets["flow"], optim=OptimConfig(steps=4, warmup=0))
+    flow.run()
+    Evaluate(trained.name, trained.runs, workers=0).run()
+    Evaluate(trained.name, trained.runs, fuse="flow", workers=0).run()
+    assert f"{trained.name} + flow: 8 clips" in capsys.readouterr().out
+    evaluations = Run(trained.runs, trained.name).read_json("metrics.json")["evaluations"]
+    after = metrics_of(trained)["after"]
+    assert evaluations[sets["rgb"]] == pytest.approx({name: after[name] for name in evaluations[sets["rgb"]]}, abs=1e-6)
+    assert set(evaluations["flow"]) == {"top1", "top5", "mean_class", "n"}
+    with pytest.raises(InputError, match="4 classes of flow"):
+        Evaluate(trained.name, trained.runs, data=sets["flow"], workers=0).run()
+
+
+def test_predict(trained: Train, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "v.mp4").write_bytes(video_bytes(stairs(12)))
+    Predict(trained.name, (Path(sets["npz"]) / "clip000.npz", tmp_path), trained.runs).run()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["video"]).name for line in lines] == ["clip000.npz", "v.mp4"]
+    assert all(sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-3) for line in lines)
+    assert set(lines[0]["probabilities"]) == set(MOVES)
+    assert Run(trained.runs, trained.name).objects.get("prediction.png").startswith(b"\x89PNG")
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    (tmp_path / "empty").mkdir()
+    for wrong in ("broken.mp4", "none.mp4", "empty"):
+        with pytest.raises(InputError):
+            Predict(trained.name, (tmp_path / wrong,), trained.runs).run()
+
+
+def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
+    Export(trained.name, tmp_path / "m.onnx", trained.runs).run()
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 16, 24)).astype(np.uint8)
+    (told,) = session.run(["logits"], {"images": clips})
+    with torch.no_grad():
+        expected = open_trained(trained.runs, trained.name).model(torch.from_numpy(clips))
+    np.testing.assert_allclose(told, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="not a format"):
+        Export(trained.name, tmp_path / "m.h5", trained.runs).run()
+
+
+def test_compare_goes_on_where_it_was(sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = short(
+        sets["rgb"], tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0), clip=ClipConfig(16, 1, (16, 24), test_clips=1)
+    )
+    compare = Compare(base, sets["flow"], ("c3d", "two-stream"), (0, 1))
+    compare.run()
+    out = capsys.readouterr().out
+    assert "two-stream" in out
+    figures = json.loads((tmp_path / "all" / "comparison.json").read_text())["figures"]
+    assert {arm: len(runs) for arm, runs in figures.items()} == {"c3d": 2, "two-stream": 2}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")}
+    assert len(before) == 6
+    compare.run()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")} == before
+
+
+def test_bad_input_is_refused_before_anything_starts(sets: dict[str, str], tmp_path: Path) -> None:
+    base, runs = short(sets["rgb"], tmp_path / "runs"), tmp_path / "runs"
+    pack_videos("frames_npz", npz_folder(tmp_path / "w", [("up", "down")] * 4), str(tmp_path / "words"), VideoOptions(held_out=0))
+    pack_videos("frames_npz", npz_folder(tmp_path / "o", [("up",)] * 4), str(tmp_path / "one"), VideoOptions(held_out=0))
+    for wrong, told in [
+        ({"data": ""}, "no data"),
+        ({"data": str(tmp_path / "none")}, "not a whole shard set"),
+        ({"data": str(tmp_path / "words")}, "4 clips have several actions"),
+        ({"data": str(tmp_path / "one")}, "fewer than two classes"),
+        ({"model": ActionModelConfig("c3d", width=4)}, "too small for C3D"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            replace(base, **wrong).run()
+    for wrong in ({"batch": 0}, {"batch": 7}, {"loader": LoaderConfig(size=(32, 32))}):
+        with pytest.raises(InputError):
+            replace(base, **wrong)
+    for compare, told in ((Compare(base), "need --flow"), (Compare(base, seeds=(0,)), "two seeds")):
+        with pytest.raises(InputError, match=told):
+            compare.run()
+    with pytest.raises(InputError, match="no run 'none'"):
+        open_trained(str(runs), "none")
+    assert not runs.exists()
+    assert defaults("compare", []) is None

@@ -1,0 +1,223 @@
+"""The sequence job as people run it: real Ray, two workers; killed, evaluated, asked whole and online, exported, compared."""
+
+import json
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from clipdata import moving, npz_folder, stairs, video_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reid import kill_worker_after
+from testdata import archive
+
+from datasets.clips import ClipConfig, open_clips, seen_picture
+from datasets.errors import InputError
+from datasets.loader import LoaderConfig
+from datasets.pack_videos import VideoOptions, pack_videos
+from trainers.engine.clips import feasible_clips
+from trainers.engine.loop import OptimConfig
+from trainers.engine.online import Recogniser, recognise
+from trainers.engine.run import Run
+from trainers.metrics.ctc_decoding import greedy
+from trainers.models.sequence import FromClips, SequenceModel, SequenceModelConfig
+from trainers.sequences import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
+
+MOVES = ("right", "left", "down", "up")
+RATE = 25.0
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Videos of two or three moves, with frame labels."""
+    root = tmp_path_factory.mktemp("words")
+    rng = np.random.default_rng(0)
+    sequences = [tuple(str(move) for move in rng.choice(MOVES, 2 + n % 2)) for n in range(18)]
+    pack_videos("frames_npz", npz_folder(root / "npz", sequences, told=True), str(root / "set"), VideoOptions(test="round=2"))
+    return str(root / "set")
+
+
+def short(data: str, runs: Path, **changes: Any) -> Train:
+    train = Train(
+        name=f"run-{uuid.uuid4().hex[:8]}", data=data, runs=str(runs), batch=4, checkpoint_every=4, record_every=4,
+        clip=ClipConfig(stride=2, size=(16, 24), flip=False), loader=LoaderConfig(workers=1),
+        model=SequenceModelConfig(hidden=16), optim=OptimConfig(steps=12, warmup=2, lr=3e-3),
+    )  # fmt: skip
+    return replace(train, **changes)
+
+
+def metrics_of(train: Train) -> dict[str, Any]:
+    metrics: dict[str, Any] = Run(train.runs, train.name).read_json("metrics.json")
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "evaluations")}
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: None, words: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    train = short(words, tmp_path_factory.mktemp("runs"))
+    train.run()
+    return train
+
+
+def test_a_run_leaves_figures_and_timelines(trained: Train) -> None:
+    after = metrics_of(trained)["after"]
+    assert set(after) == {"step", "edit", "exact", "beam_edit", "beam_exact", "frame_f1", "n"}
+    assert after["n"] == 6
+    report = (Path(trained.runs) / trained.name / "report.html").read_text()
+    assert report.count("Told greedily.") == 4
+
+
+def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
+    interrupted = replace(trained, name=f"{trained.name}-again")
+    killer = kill_worker_after(interrupted, "step-00000004")
+    interrupted.run()
+    assert killer.result(timeout=1)
+    assert metrics_of(interrupted) == metrics_of(trained)
+
+
+def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Evaluate(trained.name, trained.runs, workers=0).run()
+    assert "edit distance, greedy" in capsys.readouterr().out
+    again = Run(trained.runs, trained.name).read_json("metrics.json")["evaluations"][words]
+    assert again == pytest.approx(
+        {name: value for name, value in metrics_of(trained)["after"].items() if name != "step"}, abs=1e-6
+    )
+
+
+def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = np.repeat(moving(("up", "left"))[..., None], 3, axis=3)
+    (tmp_path / "v.mp4").write_bytes(video_bytes(frames))
+    Predict(trained.name, trained.runs, videos=(tmp_path / "v.mp4",)).run()
+    out = capsys.readouterr().out.splitlines()
+    told = json.loads(out[0])
+    assert set(told) == {"video", "actions", "times", "beam"}
+    for chunk in (1, 3, 50):
+        Predict(trained.name, trained.runs, stream=str(tmp_path / "v.mp4"), chunk=chunk).run()
+        *lines, summary, picture = capsys.readouterr().out.splitlines()
+        online = [json.loads(line) for line in lines]
+        assert [(line["action"], line["time"]) for line in online] == list(zip(told["actions"], told["times"], strict=True))
+        assert all(line["delay"] >= 0 for line in online)
+        assert summary.startswith("10 frames, ")
+        assert picture.startswith("picture: ")
+    assert Run(trained.runs, trained.name).objects.get("prediction.png").startswith(b"\x89PNG")
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(stairs(5)):
+        cv2.imwrite(str(tmp_path / "frames" / f"{number}.png"), frame)
+    Predict(trained.name, trained.runs, stream=str(tmp_path / "frames")).run()
+    for wrong in (
+        {},
+        {"stream": "none.mp4"},
+        {"stream": "0", "chunk": 0},
+        {"videos": (tmp_path / "none.mp4",)},
+        {"stream": "0", "threshold": 1.0},
+    ):
+        with pytest.raises(InputError):
+            Predict(trained.name, trained.runs, **wrong).run()
+
+
+# torch's exporter about its own insides, when it meets a recurrent layer
+@pytest.mark.filterwarnings("ignore:.*_check_is_size:FutureWarning", "ignore:The tensor attributes:UserWarning")
+def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
+    Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=6).run()
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    videos = np.random.default_rng(0).integers(0, 256, (2, 3, 6, 16, 24)).astype(np.uint8)
+    (told,) = session.run(["log_probs"], {"images": videos})
+    with torch.no_grad():
+        expected = FromClips(open_trained(trained.runs, trained.name).model)(torch.from_numpy(videos))
+    np.testing.assert_allclose(told, expected, rtol=1e-3, atol=1e-4)
+    for wrong in ({"to": tmp_path / "m.h5"}, {"to": tmp_path / "m.onnx", "frames": 0}):
+        with pytest.raises(InputError, match="not a format"):
+            Export(trained.name, runs=trained.runs, **wrong).run()
+
+
+def test_compare_goes_on_where_it_was(cluster: None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = Compare(
+        short(words, tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0)), ("ctc-both-ways", "frames", "even")
+    )
+    compare.run()
+    assert "ctc-both-ways" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "all" / "comparison.json").read_text())["figures"]
+    assert {arm: len(runs) for arm, runs in figures.items()} == {"ctc-both-ways": 2, "frames": 2, "even": 2}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")}
+    compare.run()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")} == before
+    with pytest.raises(InputError, match="looks both ways"):
+        Predict("all-ctc-both-ways-0", str(tmp_path), stream="0").run()
+
+
+def test_online_is_offline_however_the_video_is_cut() -> None:
+    torch.manual_seed(0)
+    model, clip = SequenceModel(SequenceModelConfig(hidden=16), 4), ClipConfig(stride=2, size=(16, 24))
+    frames = list(np.repeat(moving(("up", "left", "down"), frames=30, seed=1)[..., None], 3, axis=3))
+    shown = torch.from_numpy(np.stack([seen_picture(frame, clip) for frame in frames[::2]]))[None]
+    with torch.no_grad():
+        for _ in range(30):  # an untrained model tells the same all the time, but for batch norm's statistics
+            model(shown)
+        model.eval().fc.weight *= 100
+        whole = model(shown)[0].numpy()
+    offline = [(MOVES[event.action], event.frame * 2) for event in greedy(whole)]
+    assert len(offline) > 1
+
+    @given(chunk=st.integers(1, 20))
+    @settings(deadline=None, max_examples=20)
+    def chunks_of_any_size(chunk: int) -> None:
+        found = recognise(frames, Recogniser(model, torch.device("cpu")), clip, RATE, chunk, MOVES)
+        assert [(line["action"], line["frame"]) for part in found for line in part.lines] == offline
+
+    chunks_of_any_size()
+
+
+def test_clips_too_short_for_their_actions_are_refused_by_name(tmp_path: Path) -> None:
+    folder = npz_folder(tmp_path / "npz", [("up", "down"), ("up", "up"), ("left",)], frames=4)
+    clips = open_clips(pack_videos("frames_npz", folder, str(tmp_path / "set"), VideoOptions(held_out=0, min_frames=1)).url)
+    chosen = clips.clips_of("train")
+    assert len(feasible_clips(clips, chosen, 2, skip=False)) == 3
+    with pytest.raises(InputError, match=r"1 clips have fewer frames than their actions need: clip001-000001"):
+        feasible_clips(clips, chosen, 4, skip=False)
+    assert feasible_clips(clips, chosen, 4, skip=True).tolist() == [0, 2]
+    with pytest.raises(InputError, match="2 clips"):
+        feasible_clips(clips, chosen[:2], 8, skip=True)
+
+
+def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path) -> None:
+    base = short(words, tmp_path / "runs")
+    pack_videos("frames_npz", npz_folder(tmp_path / "n", [("up", "down")] * 4), str(tmp_path / "set"), VideoOptions(held_out=0))
+    for wrong, told in [
+        ({"data": ""}, "no data"),
+        ({"data": str(tmp_path / "none")}, "not a whole shard set"),
+        ({"data": str(tmp_path / "set"), "loss": "frames"}, "no frame labels"),
+        ({"clip": ClipConfig(stride=30, size=(16, 24))}, "fewer frames than their actions need"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            replace(base, **wrong).run()
+    for wrong in ({"batch": 0}, {"batch": 3}, {"beam": 0}, {"loader": LoaderConfig(size=(32, 32))}):
+        with pytest.raises(InputError):
+            replace(base, **wrong)
+    with pytest.raises(InputError, match="two seeds"):
+        Compare(base, seeds=(0,)).run()
+    assert not (tmp_path / "runs").exists()
+    assert defaults("compare", []) is None
+
+
+def test_skeletons_of_jhmdb(cluster: None, tmp_path: Path) -> None:
+    pack_videos("skeletons_npz", archive("jhmdb_skeletons.tar"), str(tmp_path / "set"), VideoOptions(stream="skeletons"))
+    train = short(
+        str(tmp_path / "set"),
+        tmp_path / "runs",
+        clip=ClipConfig(size=(16, 16)),
+        batch=16,
+        optim=OptimConfig(steps=60, warmup=5, lr=1e-2),
+    )
+    train.run()
+    metrics = metrics_of(train)
+    assert metrics["after"]["n"] == 176
+    assert metrics["after"]["edit"] < metrics["before"]["edit"]
+    Evaluate(train.name, train.runs, workers=0).run()
+    for verb in (Predict(train.name, train.runs, stream="0"), Export(train.name, tmp_path / "m.onnx", train.runs)):
+        with pytest.raises(InputError, match="one of skeletons"):
+            verb.run()

@@ -1,0 +1,24 @@
+"""How well single actions are told. N clips, C classes."""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+TOP = 5
+
+
+def clip_figures(logits: Floats, labels: Int64s) -> dict[str, float]:
+    """ "top1" and "top5" accuracy, "mean_class", the mean over the classes' accuracies, and "n"; of logits [N, C], labels [N]."""
+    confused = confusion(logits, labels)
+    better = (logits > np.take_along_axis(logits, labels[:, None], axis=1)).sum(axis=1)
+    there = confused.sum(axis=1) > 0
+    by_class = np.diag(confused)[there] / confused.sum(axis=1)[there]
+    top1, top5 = float(np.diag(confused).sum() / len(labels)), float((better < TOP).mean())
+    return {"top1": top1, "top5": top5, "mean_class": float(by_class.mean()), "n": len(labels)}
+
+
+def confusion(logits: Floats, labels: Int64s) -> Int64s:
+    """How many clips of a class (row) are told to be of a class (column), [C, C]."""
+    classes = logits.shape[1]
+    return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
