@@ -33,9 +33,7 @@ class Jobs:
         try:  # Ray's client knows no timeout
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
             socket.create_connection((parts.hostname, port), timeout=5).close()
-            os.environ["RAY_API_SERVER_ADDRESS"] = (
-                self.address
-            )  # else Ray's client goes where RAY_ADDRESS says, whatever it is given
+            os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else Ray's client goes where RAY_ADDRESS says
             self._client = JobSubmissionClient(self.address)
             theirs = self._version()["ray_version"]
         except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
