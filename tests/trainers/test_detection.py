@@ -154,7 +154,7 @@ def test_arms_are_compared_and_runs_that_ended_are_read(
     sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = short(sets, tmp_path, name="arms", cluster=ClusterConfig(workers=1), optim=OptimConfig(steps=2, warmup=0))
-    compare = Compare(base, seeds=(0, 1))
+    compare = Compare(base, arms=("source", "mean-teacher"), seeds=(0, 1))
     compare.run()
     first = capsys.readouterr().out
     assert all(arm in first for arm in compare.arms)
