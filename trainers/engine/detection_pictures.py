@@ -9,7 +9,7 @@ from datasets.decode import Image
 from trainers.engine.canvas import Box, Sheet, Theme, common_aspect, drawing, elide, message
 
 EDGE, GAP, LINE = 20, 16, 17
-DOT = 2.0
+DOT = 3.0
 # Okabe and Ito's further colours, for clusters
 CLUSTERS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#999999")
 

@@ -55,7 +55,7 @@ def detection_figures(truth: Sequence[Truth], told: Sequence[Told], names: Seque
 def voc_ap50(truth: Sequence[Truth], told: Sequence[Told], number: int) -> float:
     """VOC's average precision of a class (2010 and later: the area under the whole curve, precision made to fall).
 
-    By falling score, a found box is right if the true box that it overlaps most, by more than a half, was not found before.
+    By falling score, a found box is right if the true box that it overlaps most, by at least a half, was not found before.
     """
     scores, right, total = [], [], 0
     for true, found in zip(truth, told, strict=True):
@@ -65,7 +65,7 @@ def voc_ap50(truth: Sequence[Truth], told: Sequence[Told], number: int) -> float
         for place in np.argsort(-found.scores[mine], kind="stable"):
             overlaps = _overlaps(found.boxes[mine][place], boxes)
             best = int(overlaps.argmax()) if len(overlaps) else -1
-            hit = best >= 0 and overlaps[best] > OVERLAP
+            hit = best >= 0 and overlaps[best] >= OVERLAP
             if hit and ignored[best]:
                 continue
             scores.append(found.scores[mine][place])
