@@ -72,6 +72,7 @@ def test_a_run_leaves_figures_and_timelines(trained: Train) -> None:
     assert report.count("Told greedily.") == 4
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")
@@ -135,6 +136,7 @@ def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
             Export(trained.name, runs=trained.runs, **wrong).run()
 
 
+@pytest.mark.slow
 def test_compare_goes_on_where_it_was(cluster: None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare = Compare(
         short(words, tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0)), ("ctc-both-ways", "frames", "even")
@@ -204,6 +206,7 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
     assert defaults("compare", []) is None
 
 
+@pytest.mark.slow
 def test_skeletons_of_jhmdb(cluster: None, tmp_path: Path) -> None:
     pack_videos("skeletons_npz", archive("jhmdb_skeletons.tar"), str(tmp_path / "set"), VideoOptions(stream="skeletons"))
     train = short(
