@@ -71,10 +71,9 @@ class Nodes:
     def inside(self, k: int, *command: str) -> "subprocess.Popen[bytes]":
         """Start a command within node k."""
         self.log = self.folder / f"{k}-{uuid.uuid4().hex[:4]}.log"
-        log = self.log.open("wb")
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.name(k), *command], env=self.environment, cwd=ROOT, stdout=log, stderr=log
-        )
+        within = ["ip", "netns", "exec", self.name(k), *command]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(within, env=self.environment, cwd=ROOT, stdout=log, stderr=log)
 
     def start(self, k: int, cpus: int) -> None:
         """Start Ray on node k."""
