@@ -77,7 +77,8 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.server = S3Server(folder)
         self.server.start()
-        os.environ.update(self.server.environment())
+        # Nodes inherit this. Workers of a node that died are not waited for longer than 15 s.
+        os.environ.update(self.server.environment(), PYTHONPATH=str(ROOT), RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
         self.server.make_bucket("faults")
         pack("omniglot", ARCHIVE, "s3://faults/data", OPTIONS)
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -129,11 +130,10 @@ def training(options: Options, name: str, address: str) -> Iterator["subprocess.
     settings = {
         "data": "s3://faults/data", "runs": "s3://faults/runs", "name": name, "checkpoint_every": 20, "record_every": 5,
         "optim.steps": options.steps, "sampler.kind": "proportional", "sampler.batch": 32, "sampler.interval": 20,
-        "sampler.lag": 20, "cluster.max_failures": 10_000, "loader.workers": 1,
+        "sampler.lag": 20, "cluster.max_failures": 10_000, "loader.workers": 1, "cache.gib": 0,
     }  # fmt: skip
     arguments = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "HARDSHARD_CACHE": tempfile.gettempdir()}
-    environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # workers of a node that died are not waited for longer
+    environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}
     log = (Path(tempfile.gettempdir()) / f"hardshard-faults-{name}.log").open("wb")
     command = [sys.executable, "trainers/reid.py", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)  # noqa: S603

@@ -5,6 +5,7 @@ of workers that come, and loses those of workers that go, by itself. Labels are 
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
@@ -71,6 +72,7 @@ def failures() -> Counter:
     return Counter(PREFIX + "worker_failures", "Deaths and errors of workers", ("run",))
 
 
+@cache
 def trials() -> Gauge:
     """A sweep's trials by their state: pending, running, ended (early or not), failed."""
     return Gauge(PREFIX + "trials", "Trials of a sweep", ("run", "state"))

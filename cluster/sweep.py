@@ -100,7 +100,7 @@ class _Told(tune.Callback):
         self._name = name
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        gauge = metrics.trials()  # made anew: a sweep's state, this callback in it, is pickled
+        gauge = metrics.trials()  # not held: a sweep's state, this callback in it, is pickled
         counts = Counter(_STATES.get(trial.status, "pending") for trial in trials)
         for state in sorted(set(_STATES.values())):
             gauge.set(counts[state], {"run": self._name, "state": state})

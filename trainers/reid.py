@@ -232,7 +232,7 @@ def difficulty_figures(config: SamplerConfig, version: int, journal: Journal) ->
         figures |= {"age": journal.step - version * config.interval, "due": config.interval + config.lag}
     if measured := journal.notes.get("difficulty"):
         figures["difficulty_s"] = measured[-1].get("seconds", 0.0)
-    if journal.evaluations:
+    if journal.evaluations and "mAP" in journal.evaluations[-1]:  # rank 0 alone knows it
         figures["mAP"] = journal.evaluations[-1]["mAP"]
     return figures
 
