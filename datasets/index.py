@@ -12,7 +12,7 @@ Shards are plain WebDataset tar files; the index is an addition beside them, in 
 
 A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
 member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
-In memory the index takes 14 bytes a sample, 29 a block and an identity's name (18 and 41 in a set whose shards pass 4 GiB); keys
+In memory the index takes 14 bytes a sample, 29 a block and an identity's name (18 and 33 in a set whose shards pass 4 GiB); keys
 stay on disk until somebody asks.
 
 M samples, K blocks, N identities.

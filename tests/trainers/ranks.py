@@ -10,7 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-MODULES = ["pytest", "hypothesis", "torch", "torch.distributed", "trainers.engine.difficulty", "trainers.engine.gallery"]
+MODULES = [
+    "pytest",
+    "hypothesis",
+    "torch",
+    "torch.distributed",
+    "trainers.engine.difficulty",
+    "trainers.engine.gallery",
+    "trainers.models.reid",
+]
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

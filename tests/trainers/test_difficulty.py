@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.errors import InputError
-from trainers.engine.difficulty import Difficulty, difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.engine.tiles import Difficulty
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 

@@ -52,6 +52,7 @@ class ClassParallel(nn.Module):
         return self.weight
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mine = slice(self.rank * len(labels), (self.rank + 1) * len(labels))  # of the global batch
         with torch.autocast(features.device.type, enabled=False):
             features = _Gather.apply(features.float(), self.group)
             labels = _gathered(labels, self.group)
@@ -63,8 +64,7 @@ class ClassParallel(nn.Module):
                 lowered = self.margin.modify_cosine_of_target_classes(scores[targets]).float()
                 logits = self.margin.scale_logits(scores.index_put(targets, lowered), features)
             loss: Tensor = _CrossEntropy.apply(logits, targets, self.group)
-        best = self._best(scores.detach())
-        return loss, best[self.rank * len(best) // self.world :][: len(best) // self.world]
+        return loss, self._best(scores.detach())[mine]
 
     def _best(self, scores: Tensor) -> Tensor:
         """The identity, of all ranks', that scores highest for each sample of the batch, [B]."""

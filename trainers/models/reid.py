@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.engine.difficulty import Difficulty, difficulty, difficulty_of_share
+from trainers.engine.difficulty import difficulty, difficulty_of_share
+from trainers.engine.tiles import Difficulty
 from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import BatchHardTriplet, HeadConfig, build_head
 from trainers.models.backbones import SMALL, Normalise, build_backbone, check_backbone
