@@ -1,6 +1,6 @@
 """Does drawing by difficulty pay? All samplers on one set with the same budget, over seeds, in one table.
 
-    python -m benchmarks.claim_reid --data SHARDS [--arms uniform pk proportional ...] [--seeds 5] [--json]
+    python -m benchmarks.claim_reid --train.data SHARDS [--arms uniform pk proportional ...] [--seeds 5] [--json]
 
 Every arm trains the same model from the same start on as many samples; only the draw differs. The runs are those of
 trainers/reid.py without the cluster: one process, the difficulty vector handed over directly, pinned by step as there.
