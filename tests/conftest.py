@@ -31,6 +31,11 @@ from datasets.shipped import ARCHIVE, OPTIONS
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray come last: its threads live on in this process, which the loaders' tests fork."""
+    items.sort(key=lambda item: bool({"cluster", "head"} & set(getattr(item, "fixturenames", ()))))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server for the whole session, which the environment variables lead every client and child process to."""
