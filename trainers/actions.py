@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,7 +35,7 @@ from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
+from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions, share_buffers
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
@@ -190,9 +189,7 @@ def evaluate(job: Job) -> None:
     config, worker, clips = job.config, job.worker, job.clips
     if TEST not in clips.index.splits:
         return
-    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
-        for buffer in job.task.buffers():
-            dist.broadcast(buffer, 0)
+    share_buffers(job.task, worker.group)
     chosen = clips.clips_of(TEST)
     logits, bad = evaluate_actions(
         job.task.model, clips, chosen, config.clip, config.cache, worker.device, Share(worker.rank, worker.world), worker.group,

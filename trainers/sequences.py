@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +39,7 @@ from datasets.video import frames_of_path, shrunk
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences
+from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences, share_buffers
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
@@ -210,9 +209,7 @@ def evaluate(job: Job) -> None:
     config, worker, clips = job.config, job.worker, job.clips
     if TEST not in clips.index.splits:
         return
-    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
-        for buffer in job.task.buffers():
-            dist.broadcast(buffer, 0)
+    share_buffers(job.task, worker.group)
     chosen = clips.clips_of(TEST)
     told, bad = evaluate_sequences(
         job.task.model, clips, chosen, config.clip, config.cache, worker.device, config.beam_width,

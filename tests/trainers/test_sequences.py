@@ -121,8 +121,7 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
             Predict(trained.name, trained.runs, **wrong).run()
 
 
-# torch's exporter about its own insides, when it meets a recurrent layer
-@pytest.mark.filterwarnings("ignore:.*_check_is_size:FutureWarning", "ignore:The tensor attributes:UserWarning")
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own insides when it meets a recurrent layer
 def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
     Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=6).run()
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
