@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from cluster.progress import NAMESPACE, PREFIX, Progress, Record
 
 log = logging.getLogger(__name__)
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 CALLBACKS: ContextVar[tuple[UserCallback, ...]] = ContextVar("callbacks", default=())  # what a sweep adds to its trials' runs
 
 
@@ -106,11 +108,14 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
         join(address)
         return
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
-    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": dashboard}
     try:
-        ray.init("local" if address else "auto", **QUIET, **(local if address else {}))
-    except ConnectionError:  # no cluster on this machine
-        ray.init("local", **QUIET, **local)
+        if not address:
+            with suppress(ConnectionError):  # no cluster on this machine
+                ray.init("auto", **QUIET)
+                return
+        ray.init("local", num_cpus=cpus, include_dashboard=dashboard, **QUIET)
+    except REFUSALS as error:
+        raise _refusal(error, "this machine") from error
 
 
 def join(address: str) -> None:
@@ -119,21 +124,22 @@ def join(address: str) -> None:
     Raises:
         ClusterError: nobody answers there, or another version of Ray or Python does.
     """
-    remedy = "start one with `ray start --head`, or correct RAY_ADDRESS"
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address, **QUIET)
-    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        told = " ".join(str(error).split())
-        if "ersion mismatch" in told or ("version" in told and "Ray Client" in told):
-            what, remedy = f"the cluster runs another Ray or Python ({told[:200]})", "install the same versions on both sides"
-        elif isinstance(error, AuthenticationError):
-            what, remedy = "the cluster refuses the token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-        else:
-            what = f"no Ray cluster answers ({told[:200]})"
-        raise ClusterError(what, address, remedy) from error
+    except REFUSALS as error:
+        raise _refusal(error, address) from error
+
+
+def _refusal(error: Exception, where: str) -> ClusterError:
+    told = " ".join(str(error).split())[:200]
+    if isinstance(error, AuthenticationError):
+        return ClusterError("the cluster refuses the token", where, "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH")
+    if "ersion mismatch" in told:
+        return ClusterError(f"the cluster runs another Ray or Python ({told})", where, "install the same versions on both sides")
+    return ClusterError(f"no Ray cluster answers ({told})", where, "start one with `ray start --head`, or correct RAY_ADDRESS")
 
 
 def launch(
