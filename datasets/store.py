@@ -1,7 +1,7 @@
 """Samples' bytes: by pread from a folder, or by ranged GETs from S3, a whole identity block at a time, through the node's cache.
 
-A store is made in the process that reads (a loader worker), after the fork: obstore's threads do not survive one. It
-knows nothing of Ray.
+A store of a bucket is made in the process that reads (a loader worker), after the fork: obstore's threads do not survive one,
+so a process that used it must not fork readers (`read_samples` is for those that do). It knows nothing of Ray.
 """
 
 import logging
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
 OPEN = 256  # shards of a folder that a process keeps open
+FEW = 8  # blocks that are read at once for a report
 IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
 REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
 TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
@@ -232,13 +233,30 @@ def shard_etags(index: Index) -> dict[str, str]:
     return objects.etags() if isinstance(objects, Bucket) else {}
 
 
-def read_samples(index: Index, samples: Sequence[int] | Int64s, cache: CacheConfig) -> list[Sample]:
-    """A few samples' bytes at once, for reports and predictions."""
-    store = open_store(index, shard_etags(index), cache)
+def read_samples(index: Index, samples: Sequence[int] | Int64s) -> list[Sample]:
+    """A few samples' bytes at once, for reports and predictions; of a bucket by boto3, so that this process may fork loaders."""
+    chosen = np.asarray(samples, np.int64)
+    objects = open_objects(index.url)
+    if isinstance(objects, Bucket):
+        table, blocks = index.samples, index.samples["block"][chosen]
+        whole = dict.fromkeys(blocks.tolist())
+        with ThreadPoolExecutor(FEW) as pool:
+            found = dict(zip(whole, pool.map(lambda block: _read_block(objects, index, block), whole), strict=True))
+        starts = table["offset"][chosen].astype(np.int64) - index.blocks["offset"][blocks]
+        places = zip(blocks.tolist(), starts.tolist(), table["size"][chosen].tolist(), strict=True)
+        return [_cut(found[block], 0, start, size) for block, start, size in places]
+    store = FolderStore(index)
     try:
-        return store.request(np.asarray(samples, np.int64))()
+        return store.request(chosen)()
     finally:
         store.close()
+
+
+def _read_block(bucket: Bucket, index: Index, block: int) -> Sample:
+    table = index.blocks
+    data = bucket.get_range(index.shards[table["shard"][block]].name, int(table["offset"][block]), int(table["size"][block]))
+    right = google_crc32c.value(data) == int(table["crc32c"][block])
+    return data if right else ValueError("the block's checksum is wrong: the shard does not match its index")
 
 
 def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:
@@ -253,7 +271,14 @@ def _pause(tried: int) -> float:
     return min(0.1 * 2.0 ** (tried - 1), PAUSE) * (0.5 + secrets.randbelow(500) / 1000)
 
 
+_used_by = 0  # the process that obstore has threads in
+
+
 def _connect(url: str) -> S3Store:
+    global _used_by
+    if _used_by not in (0, os.getpid()):
+        raise RuntimeError("obstore was used before this process was forked, and would hang here: use read_samples there")
+    _used_by = os.getpid()
     bucket = open_objects(url)
     assert isinstance(bucket, Bucket)
     try:

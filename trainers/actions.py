@@ -35,13 +35,13 @@ from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions, share_buffers
+from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.actions import TOP, clip_figures, confusion
 from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, check_clips

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,7 +47,7 @@ from trainers.engine.faces import (
 from trainers.engine.frames import frames_of_files, frames_of_stream
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
@@ -269,9 +268,7 @@ def evaluate(job: Job) -> None:
     config, worker = job.config, job.worker
     if not can_evaluate(job.sets):
         return
-    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
-        for buffer in job.task.buffers():
-            dist.broadcast(buffer, 0)
+    share_buffers(job.task, worker.group)
     result = evaluate_faces(
         job.task.model, job.sets, config.size, config.cache, worker.device, config.augment.turn if config.rolls_made else 0.0,
         Share(worker.rank, worker.world), worker.group, config.loader.workers,

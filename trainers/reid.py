@@ -43,7 +43,7 @@ from trainers.engine.export import export_onnx, export_program
 from trainers.engine.gallery import can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.shares import read_with_share, write_share
@@ -98,7 +98,7 @@ class Train(JobConfig):
             ray.kill(service)
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         print_retrieval(config.name, history["evaluations"])
-        write_report(run, data.train, to_json(config), metrics, history, config.cache)
+        write_report(run, data.train, to_json(config), metrics, history)
         print(f"report: {run.url}/report.html")
 
 
@@ -241,9 +241,7 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
     """Note mAP and CMC on the held-out identities; all ranks embed their share."""
     if not can_retrieve(data.index):
         return
-    if worker.group:  # batch norm's statistics differ between ranks; those of rank 0 are the model's
-        for buffer in task.buffers():
-            dist.broadcast(buffer, 0)
+    share_buffers(task, worker.group)
     share, workers = Share(worker.rank, worker.world), config.loader.workers
     result = evaluate_retrieval(
         task.embedder, data.index, data.size, config.cache, data.etags, worker.device, share, worker.group, workers

@@ -33,19 +33,20 @@ from datasets.errors import InputError
 from datasets.index import Int64s, check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
-from datasets.strips import Frames
+from datasets.store import read_samples
+from datasets.strips import STRIP, Frames, frames_of_strip
 from datasets.tally import Tally
 from datasets.video import frames_of_path, shrunk
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences, share_buffers
+from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.online import Recogniser, recognise
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
@@ -128,17 +129,18 @@ def training_clips(clips: ClipSet, config: Train) -> Int64s:
     return feasible_clips(clips, clips.clips_of("train"), config.clip.stride, skip=config.infeasible == "skip")
 
 
-def joints_of(clips: ClipSet, cache: CacheConfig) -> tuple[int, int] | None:
+def joints_of(clips: ClipSet) -> tuple[int, int] | None:
     """J, D of a set of skeletons, None for pictures; raises InputError when the first frame cannot be read."""
     if clips.stream != "skeletons":
         return None
-    reader = Reader(clips, cache)
+    (data,) = read_samples(clips.index, clips.first[:1])
     try:
-        frames = reader.request(0, np.zeros(1, np.int64))()
-    finally:
-        reader.close()
-    if isinstance(frames, ValueError):
-        raise InputError("the first clip cannot be read", str(frames), "check the set with `python -m datasets.inspect`")
+        if isinstance(data, ValueError):
+            raise data
+        frames = frames_of_strip(data, min(STRIP, int(clips.frames[0])))
+    except ValueError as error:
+        what = f"{clips.name(0)}: {error}"
+        raise InputError("the first clip cannot be read", what, "check the set with `python -m datasets.inspect`") from error
     return int(frames.shape[1]), int(frames.shape[2])
 
 
@@ -157,7 +159,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
     config = from_json(Train, settings["config"], "the driver")
     worker, run, clips = this_worker(settings), Run(config.runs, config.name), open_clips(config.data)
-    joints = joints_of(clips, config.cache)
+    joints = joints_of(clips)
     torch.manual_seed(config.seed)
     task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss).to(worker.device)
     optimiser = build_optimiser(config.optim, task)

@@ -10,7 +10,6 @@ from pictures import Files, put
 from testdata import archive
 
 from datasets.box_layouts import BOX_LAYOUTS, BoxName
-from datasets.cache import CacheConfig
 from datasets.decode import decode, size_of
 from datasets.errors import InputError
 from datasets.index import Index, read_index, split_of
@@ -36,7 +35,7 @@ def boxes_by_image(index: Index) -> dict[bytes, list[tuple[str, list[float]]]]:
     table = index.boxes
     assert table is not None
     found = {}
-    for sample, data in enumerate(read_samples(index, np.arange(len(index)), CacheConfig())):
+    for sample, data in enumerate(read_samples(index, np.arange(len(index)))):
         rows = table.rows(sample)
         corners = (table.corners[rows] * np.array([64, 48, 64, 48])).round(3).tolist()
         names = [index.about["classes"][i] for i in table.classes[rows]]

@@ -7,7 +7,6 @@ import pytest
 from facedata import faces
 from pictures import Files, jpeg, png, put
 
-from datasets.cache import CacheConfig
 from datasets.decode import decode
 from datasets.errors import InputError
 from datasets.face_layouts import FACE_LAYOUTS, FaceName
@@ -133,7 +132,7 @@ def test_packed_labels_stand_at_their_images(tmp_path: Path) -> None:
     for name in ("train", "test"):
         split = split_of(index, name)
         labels = labels_by_position(split, tuple(COLUMNS))
-        data = read_samples(index, split.samples(np.arange(len(split))), CacheConfig())
+        data = read_samples(index, split.samples(np.arange(len(split))))
         for row, image in zip(labels, data, strict=True):
             assert not isinstance(image, ValueError)
             assert decode(image).shape == (32, 32, 3)

@@ -240,7 +240,7 @@ def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int)
         assert torch.equal(batch["positions"][same], other["positions"][same])
         assert torch.equal(batch["images"][same], other["images"][same])
     assert int(after[1]["positions"][15]) == stand_in
-    (data,) = read_samples(broken, split.samples(np.array([stand_in])), CacheConfig())
+    (data,) = read_samples(broken, split.samples(np.array([stand_in])))
     assert not isinstance(data, ValueError)
     assert np.array_equal(after[1]["images"][15].permute(1, 2, 0), resize(decode(data), after[1]["images"].shape[2:]))
 

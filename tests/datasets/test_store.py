@@ -126,7 +126,7 @@ def test_a_few_samples_of_any_set(
     folder_set: Index, bucket_set: Index, right: list[bytes], cache: CacheConfig, opened: Open
 ) -> None:
     for index in (folder_set, bucket_set):
-        assert read_samples(index, [5, 1, 5], cache) == [right[5], right[1], right[5]]
+        assert read_samples(index, [5, 1, 5]) == [right[5], right[1], right[5]]
 
 
 def test_one_get_a_block_when_cold_and_none_when_cached(

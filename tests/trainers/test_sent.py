@@ -20,7 +20,7 @@ cloudpickle.dumps(train_worker)
 """
 
 
-@pytest.mark.parametrize("job", ["actions", "sequences"])
+@pytest.mark.parametrize("job", ["reid", "attributes", "detection", "actions", "sequences"])
 def test_a_job_run_as_a_script_can_be_sent(job: str) -> None:
     command = [sys.executable, "-c", SEND, str(ROOT / "trainers" / f"{job}.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -54,13 +54,6 @@ def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -
     return kept
 
 
-def share_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Give all ranks the buffers of rank 0: batch norm's statistics differ, and rank 0's are the model's."""
-    if group is not None:
-        for buffer in task.buffers():
-            dist.broadcast(buffer, 0, group=group)
-
-
 @torch.no_grad()
 def evaluate_actions(
     model: nn.Module, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device,

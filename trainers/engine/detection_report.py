@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from datasets.augment import resize
-from datasets.cache import CacheConfig
 from datasets.decode import Image, decode
 from datasets.index import Split
 from datasets.store import read_samples
@@ -109,7 +108,7 @@ def named_boxes(told: Any, names: Sequence[str]) -> list[list[Any]]:
 def _images(split: Split, positions: Sequence[int] | Any) -> list[Image]:
     """Images by position; grey where one cannot be read."""
     images = []
-    for data in read_samples(split.index, split.samples(np.asarray(positions)), CacheConfig()):
+    for data in read_samples(split.index, split.samples(np.asarray(positions))):
         try:
             images.append(decode(data) if isinstance(data, bytes) else np.full((8, 8, 3), 128, np.uint8))
         except ValueError:

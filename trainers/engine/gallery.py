@@ -182,7 +182,7 @@ def rank_split(
     found = []
     for row, cosine in zip(order, cosines.tolist(), strict=True):
         samples = split.samples(gallery.positions[row].numpy())
-        data = read_samples(index, samples, cache)
+        data = read_samples(index, samples)
         images = [decode(item) for item in data if not isinstance(item, ValueError)]
         found.append([Found(index.keys[s], image, c) for s, image, c in zip(samples, images, cosine, strict=True)])
     return found

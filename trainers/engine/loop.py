@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -135,3 +136,10 @@ def allreduce_s(model: nn.Module) -> float:
         return 0.0
     told: dict[str, Any] = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
     return float(told.get("avg_backward_comm_time", 0)) / 1e9
+
+
+def share_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Give all ranks the buffers of rank 0: batch norm's statistics differ, and rank 0's are the model's."""
+    if group is not None:
+        for buffer in task.buffers():
+            dist.broadcast(buffer, 0, group=group)

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from datasets.cache import CacheConfig
 from datasets.decode import Image, decode
 from datasets.errors import InputError
 from datasets.index import Int64s, Split, split_of
@@ -27,9 +26,7 @@ CURVES = ("loss", "accuracy", "lr", "samples_per_s", "wait", "version")
 SIDE = 4  # images of an identity on the contact sheet
 
 
-def write_report(
-    run: Run, train: Split, config: str, metrics: dict[str, Any], history: dict[str, Any], cache: CacheConfig
-) -> None:
+def write_report(run: Run, train: Split, config: str, metrics: dict[str, Any], history: dict[str, Any]) -> None:
     """Put ``report.html`` into the run's folder: figures, curves, difficulty over time, confusable pairs, ranked galleries."""
     page = Page(run.name, f"{len(train):,} images of {len(train.counts):,} identities, {metrics['step']:,} steps")
     if history["evaluations"]:
@@ -46,11 +43,11 @@ def write_report(
          lambda dark: difficulty_over_time(spread, len(train.counts), dark)),
     ]  # fmt: skip
     if history["confusable"]:
-        pairs = _pairs(train, history["confusable"], cache)
+        pairs = _pairs(train, history["confusable"])
         caption = "The pairs of training identities whose classifier rows are closest, with their cosine."
         pictures.append(("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark)))
     if "shown" in notes:
-        galleries = _galleries(train, notes["shown"], cache)
+        galleries = _galleries(train, notes["shown"])
         caption = "Queries of held-out identities and what they find; images of the query's own camera are left out."
         pictures.append(("Ranked galleries", caption, lambda dark: ranked_galleries(galleries, dark)))
     for title, caption, draw in pictures:
@@ -92,34 +89,30 @@ def write_ranking(run: Run, queries: Sequence[Path], ranking: Sequence[Sequence[
     print(f"picture: {run.url}/prediction.png")
 
 
-def _pairs(train: Split, confusable: Sequence[tuple[int, int, float]], cache: CacheConfig) -> list[Any]:
+def _pairs(train: Split, confusable: Sequence[tuple[int, int, float]]) -> list[Any]:
     names = train.names
-    return [
-        (names[a], names[b], cosine, _of_identity(train, a, cache), _of_identity(train, b, cache)) for a, b, cosine in confusable
-    ]
+    return [(names[a], names[b], cosine, _of_identity(train, a), _of_identity(train, b)) for a, b, cosine in confusable]
 
 
-def _of_identity(train: Split, label: int, cache: CacheConfig) -> list[Image]:
+def _of_identity(train: Split, label: int) -> list[Image]:
     first = train.identity_starts[label]
-    return [
-        image for image in _images(train, np.arange(first, first + min(SIDE, train.counts[label])), cache) if image is not None
-    ]
+    return [image for image in _images(train, np.arange(first, first + min(SIDE, train.counts[label]))) if image is not None]
 
 
-def _galleries(train: Split, shown: Sequence[dict[str, Any]], cache: CacheConfig) -> list[Any]:
+def _galleries(train: Split, shown: Sequence[dict[str, Any]]) -> list[Any]:
     query, gallery = split_of(train.index, "query"), split_of(train.index, "gallery")
     rows = []
     for row in shown:
         place = np.array([row["query"]], np.int64)
-        (image,) = _images(query, place, cache)
-        found = zip(_images(gallery, np.array(row["gallery"], np.int64), cache), row["cosine"], row["right"], strict=True)
+        (image,) = _images(query, place)
+        found = zip(_images(gallery, np.array(row["gallery"], np.int64)), row["cosine"], row["right"], strict=True)
         if image is not None:
             rows.append((image, query.names[int(query.labels_of(place)[0])], [item for item in found if item[0] is not None]))
     return rows
 
 
-def _images(split: Split, positions: Int64s | npt.NDArray[Any], cache: CacheConfig) -> list[Image | None]:
-    return [_decoded(data) for data in read_samples(split.index, split.samples(positions), cache)]
+def _images(split: Split, positions: Int64s | npt.NDArray[Any]) -> list[Image | None]:
+    return [_decoded(data) for data in read_samples(split.index, split.samples(positions))]
 
 
 def _decoded(data: bytes | memoryview | ValueError) -> Image | None:
