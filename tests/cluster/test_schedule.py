@@ -247,6 +247,7 @@ def wait(reached: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head: Head) -> None:
     """The command holds what a shell would act on: it reaches the program as it was typed."""
     store, log = str(tmp_path / "store"), tmp_path / "log; touch owned"

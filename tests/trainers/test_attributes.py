@@ -87,6 +87,7 @@ def test_a_run_goes_through_its_stages(trained: Train) -> None:
     assert list((folder / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_killed_within_a_stage_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000015")
@@ -193,6 +194,7 @@ def options(sets: tuple[str, ...]) -> list[str]:
     return job + [f"--stage{n}.{key}={value}" for n in (1, 2, 3) for key, value in (("least", 2), ("most", 6))]
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
     sets: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

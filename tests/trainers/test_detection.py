@@ -77,6 +77,7 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     assert list((folder / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")

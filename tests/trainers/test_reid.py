@@ -128,6 +128,7 @@ def test_resume_goes_on_from_the_end(trained: Train) -> None:
     assert [entry["step"] for entry in history["evaluations"]] == [0, 20, 30]
 
 
+@pytest.mark.slow
 def test_a_parallel_head_goes_on_with_another_number_of_workers(shards: str, tmp_path: Path) -> None:
     train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=2), head=HeadConfig(parallel=True))
     train = replace(train, optim=OptimConfig(steps=10, warmup=5))
