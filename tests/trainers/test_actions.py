@@ -22,7 +22,7 @@ from trainers.engine.loop import OptimConfig
 from trainers.engine.run import Run
 from trainers.models.actions import ActionModelConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 MOVES = ("right", "left", "down", "up")
 
 
@@ -68,7 +68,6 @@ def test_a_run_leaves_figures_and_a_report(trained: Train) -> None:
     assert np.sum(history["notes"]["confusion"]) == 8
 
 
-@pytest.mark.slow
 def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")
@@ -118,7 +117,6 @@ def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
         Export(trained.name, tmp_path / "m.h5", trained.runs).run()
 
 
-@pytest.mark.slow
 def test_compare_goes_on_where_it_was(sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = short(
         sets["rgb"], tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0), clip=ClipConfig(16, 1, (16, 24), test_clips=1)

@@ -28,7 +28,7 @@ from trainers.engine.faces import MixConfig
 from trainers.engine.run import Run
 from trainers.sweep import Sweep, SweepConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(held_out=0.3, max_block=8 << 10, shard_size=32 << 10)
 FIRST = ("keypoints", "gender", "mask")
@@ -87,7 +87,6 @@ def test_a_run_goes_through_its_stages(trained: Train) -> None:
     assert list((folder / "tensorboard").iterdir())
 
 
-@pytest.mark.slow
 def test_a_worker_killed_within_a_stage_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000015")
@@ -194,7 +193,6 @@ def options(sets: tuple[str, ...]) -> list[str]:
     return job + [f"--stage{n}.{key}={value}" for n in (1, 2, 3) for key, value in (("least", 2), ("most", 6))]
 
 
-@pytest.mark.slow
 def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
     sets: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +217,6 @@ def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
         replace(sweep, name="other", resume=True).run([])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_goes_on_after_its_driver_was_killed(sets: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "trainers" / "sweep.py"), "attributes", "--name", "search", "--runs", str(tmp_path)]

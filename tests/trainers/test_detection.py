@@ -24,7 +24,7 @@ from trainers.models.adaptation import AlignConfig
 from trainers.models.detection import DetectorConfig
 from trainers.sweep import Sweep, SweepConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,6 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     assert list((folder / "tensorboard").iterdir())
 
 
-@pytest.mark.slow
 def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
     interrupted = replace(trained, name=f"{trained.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")
@@ -150,7 +149,6 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
     assert defaults("train", []) is None
 
 
-@pytest.mark.slow
 def test_arms_are_compared_and_runs_that_ended_are_read(
     sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +166,6 @@ def test_arms_are_compared_and_runs_that_ended_are_read(
     assert set(figures) == set(compare.arms)
 
 
-@pytest.mark.slow
 def test_a_sweep_over_lambda_and_clusters(sets: tuple[str, str], tmp_path: Path) -> None:
     # No trial is stopped early: the session's cluster has no dashboard, and would keep its workers reserved.
     sweep = Sweep("detection", "search", str(tmp_path), sweep=SweepConfig(trials=2, concurrent=1, grace=30, seed=1))

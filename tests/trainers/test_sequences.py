@@ -64,6 +64,7 @@ def trained(cluster: None, words: str, tmp_path_factory: pytest.TempPathFactory)
     return train
 
 
+@pytest.mark.slow
 def test_a_run_leaves_figures_and_timelines(trained: Train) -> None:
     after = metrics_of(trained)["after"]
     assert set(after) == {"step", "edit", "exact", "beam_edit", "beam_exact", "frame_f1", "n"}
@@ -81,6 +82,7 @@ def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
     assert metrics_of(interrupted) == metrics_of(trained)
 
 
+@pytest.mark.slow
 def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     Evaluate(trained.name, trained.runs, workers=0).run()
     assert "edit distance, greedy" in capsys.readouterr().out
@@ -90,6 +92,7 @@ def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, cap
     )
 
 
+@pytest.mark.slow
 def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = np.repeat(moving(("up", "left"))[..., None], 3, axis=3)
     (tmp_path / "v.mp4").write_bytes(video_bytes(frames))
@@ -122,6 +125,7 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own insides when it meets a recurrent layer
+@pytest.mark.slow
 def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
     Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=6).run()
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
