@@ -67,9 +67,10 @@ class HeadConfig:
         hardly trains by it from random weights (measured: README), so the scale follows their number N: sqrt(2) ln(N - 1), the
         fixed AdaCos (Zhang et al., CVPR 2019, eq. 12), which is 7.3 for 182 and 16 for 100,000.
         """
-        margin = _MARGIN[self.kind]
-        scale = 1.0 if self.kind == "sphereface" else max(1.0, math.sqrt(2) * math.log(identities - 1))
-        return (margin if self.margin is None else self.margin, scale if self.scale is None else self.scale)
+        margin = _MARGIN[self.kind] if self.margin is None else self.margin
+        if self.scale is not None:
+            return margin, self.scale
+        return margin, 1.0 if self.kind == "sphereface" else max(1.0, math.sqrt(2) * math.log(identities - 1))
 
 
 class Softmax(nn.Module):
