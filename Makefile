@@ -1,6 +1,7 @@
 # The commands of the README. Needs Python 3.11 or newer as python3, or PYTHON=...
 PYTHON ?= python3
 BIN := .venv/bin
+SHARED := -n 2 --dist loadgroup --no-loadscope-reorder  # two processes share the tests; those on Ray come last, in one of them
 
 .PHONY: demo test test-all lint s3 install clean
 install: .venv/installed
@@ -15,10 +16,10 @@ demo: install  ## train on the shipped data, and report
 	$(BIN)/python trainers/reid.py
 
 test: install  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 test-all: install  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
-os.environ.update(
-    RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16)
-)  # before Ray is imported, which reads the mode then
+# Set before Ray is imported, which reads the mode then; and before torch is, whose threads would fight those of the other
+# processes that share the tests out.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), OMP_NUM_THREADS="1")
 
 import psutil
 import pytest
@@ -32,8 +32,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray come last: its threads live on in this process, which the loaders' tests fork."""
-    items.sort(key=lambda item: bool({"cluster", "head"} & set(getattr(item, "fixturenames", ()))))
+    """Tests on Ray come last, in one process of those that share the tests out: its threads live on there, and the loaders'
+    tests fork."""
+    on_ray = [item for item in items if {"cluster", "head", "nodes"} & set(getattr(item, "fixturenames", ()))]
+    for item in on_ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    items[:] = [item for item in items if item not in on_ray] + on_ray
 
 
 @pytest.fixture(scope="session")

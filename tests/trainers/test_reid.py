@@ -150,7 +150,7 @@ def test_a_used_name_and_changed_settings_are_refused(trained: Train) -> None:
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The job as a command. What reads a bucket behind loader processes needs one: this process has used obstore (datasets.store)."""
+    """The job as a command; what reads a bucket behind loader processes needs one, as this process has used obstore."""
     path = Path(__file__).parents[2] / "trainers" / "reid.py"
     return subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True, timeout=120)
 
