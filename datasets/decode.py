@@ -9,6 +9,7 @@ import numpy.typing as npt
 import simplejpeg
 
 Image = npt.NDArray[np.uint8]
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # endings of files that `decode` takes
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image is named by whoever asked for it, on one line
 cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would fight them, and hangs after a fork

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datasets.decode import Image, decode
-from datasets.layouts import IMAGES
+from datasets.decode import IMAGES, Image, decode
 from datasets.source import Source
 
 Rng = np.random.Generator

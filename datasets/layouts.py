@@ -19,11 +19,11 @@ from zlib import crc32
 import numpy as np
 
 from datasets.boxes import Box
+from datasets.decode import IMAGES
 from datasets.errors import InputError
 from datasets.index import DISTRACTOR, JUNK
 from datasets.source import Source
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 COMPANIONS = {".txt", ".md", ".csv", ".json", ".xml", ".mat", ".html", ".pdf"}  # text that data sets carry along
 T = TypeVar("T")
 QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
-from datasets.layouts import IMAGES
+from datasets.decode import IMAGES
 from datasets.objects import Bucket, Folder
 from datasets.tar import members, padded
 

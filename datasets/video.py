@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from datasets.augment import resize
-from datasets.decode import Image, decode
+from datasets.decode import IMAGES, Image, decode
 from datasets.errors import InputError
-from datasets.layouts import IMAGES
 
 UNEVEN = 0.5  # of the usual time between two frames: where one is off by more, the video's rate is variable
 LONGEST = 60.0  # seconds between two frames: more is taken for a damaged time, not for a still picture

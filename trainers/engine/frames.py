@@ -5,18 +5,18 @@ from pathlib import Path
 
 import cv2
 
-from datasets.decode import Image
+from datasets.decode import IMAGES, Image
 from datasets.errors import InputError
 from datasets.video_layouts import VIDEOS
-from trainers.engine.gallery import SUFFIXES, read_image
+from trainers.engine.gallery import read_image
 
 
 def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
     """Each image with its name; a folder stands for the images in it and below, by name. Raises InputError."""
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES) if path.is_dir() else [path]
         if not inside:
-            raise InputError("no images in the folder", str(path), f"it takes {', '.join(sorted(SUFFIXES))}")
+            raise InputError("no images in the folder", str(path), f"it takes {', '.join(sorted(IMAGES))}")
         for each in inside:
             yield str(each), read_image(each)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.augment import resize
 from datasets.cache import CacheConfig
-from datasets.decode import Image, decode
+from datasets.decode import IMAGES, Image, decode
 from datasets.errors import InputError
 from datasets.index import JUNK, Index, Split, split_of
 from datasets.loader import Share, SplitStream, behind_workers
@@ -21,7 +21,6 @@ from trainers.metrics.verification import best_threshold
 
 CHUNK = 128  # images embedded at once
 ALONE = Share(0, 1)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SHOWN, DEEP = 8, 10  # queries whose ranking is kept for the report, and how far
 
 
@@ -160,9 +159,9 @@ def rank_files(
     embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
 ) -> list[list[Found]]:
     """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not paths:
-        raise InputError("no images in the gallery folder", str(folder), f"it takes {', '.join(sorted(SUFFIXES))}")
+        raise InputError("no images in the gallery folder", str(folder), f"it takes {', '.join(sorted(IMAGES))}")
     order, cosines = rank(queries, embed_files(embedder, paths, size, device), top)
     rows = zip(order.tolist(), cosines.tolist(), strict=True)
     return [[Found(str(paths[i]), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
