@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 import numpy as np
@@ -33,7 +33,7 @@ WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
 class Inspect:
     """Print what a shard set holds, and verify it."""
 
-    url: tyro.conf.Positional[str] = tyro.MISSING
+    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     verify: bool = False
     """Read and decode everything, also in a set of 1 GiB or more."""
@@ -182,13 +182,14 @@ def _print(told: dict[str, Any], index: Index, console: Console) -> None:
     console.print(table)
     about = index.about
     size = "x".join(str(side) for side in about.get("size", ["unknown"]))
+    apart = told["identities"] > 1  # else it is a set of labels or boxes, in which nobody is told apart
+    of = f" of {told['identities']:,} identities in {told['cameras']:,} cameras" if apart else ""
+    mirror = f"; a mirrored image shows {'the same' if about.get('mirror') else 'another'} identity" if apart else ""
     lines = [
-        f"{told['samples']:,} images of {told['identities']:,} identities in {told['cameras']:,} cameras, "
-        f"{_bytes(told['bytes'])}, of which tar takes {told['tar_overhead']:.0%}",
+        f"{told['samples']:,} images{of}, {_bytes(told['bytes'])}, of which tar takes {told['tar_overhead']:.0%}",
         f"blocks of {'/'.join(_bytes(size) for size in told['block_bytes'])}*",
-        quality_of(index, about.get("max_block", MAX_BLOCK)).verdict,
-        f"layout {about.get('layout', 'unknown')}; train at {size}; a mirrored image shows "
-        f"{'the same' if about.get('mirror') else 'another'} identity",
+        *([quality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
+        f"layout {about.get('layout', 'unknown')}; train at {size}{mirror}",
         *([f"labels: {', '.join(f'{name} {count:,}' for name, count in told['labels'].items())}"] if told["labels"] else []),
         *([f"boxes: {', '.join(f'{name} {count:,}' for name, count in told['boxes'].items())}"] if told["boxes"] else []),
         *([f"made from another domain: {about['degrade']}, seed {about['seed']}"] if about.get("degrade") else []),
@@ -205,7 +206,9 @@ def main() -> None:
     told = facts(index)
     read = args.verify or told["bytes"] < SMALL
     numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("verifying"), BarColumn(), *numbers, console=Console(stderr=True), disable=not read) as progress:
+    stderr = Console(stderr=True)
+    disable = not (read and stderr.is_terminal)
+    with Progress(TextColumn("verifying"), BarColumn(), *numbers, console=stderr, disable=disable) as progress:
         task = progress.add_task("verifying", total=int(index.blocks["size"].sum(dtype=np.int64)))
         found = list(faults(index, read, lambda length: progress.advance(task, length)))
     if args.json:
@@ -220,7 +223,8 @@ def main() -> None:
             console.print(f"whole and sound: {checked} agree with the index", markup=False, highlight=False)
     if found:
         remedy = "copy the shards and the index again, or pack again"
-        raise InputError(f"{len(found)} faults, the first: {found[0]}", index.url, remedy)
+        what = found[0] if len(found) == 1 else f"{len(found)} faults, the first: {found[0]}"
+        raise InputError(what, index.url, remedy)
 
 
 if __name__ == "__main__":

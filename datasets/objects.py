@@ -234,8 +234,9 @@ class Bucket:
             yield
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            what, remedy = REMEDIES.get(code, (f"S3 answered {code}", ""))
             busy = code in BUSY or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+            other = "try again later" if busy else "does an S3 service answer at AWS_ENDPOINT_URL?"
+            what, remedy = REMEDIES.get(code, (f"S3 answered {code}", other))
             raise (UnreachableError if busy else InputError)(what, where, remedy) from error
         except NoCredentialsError as error:
             raise InputError("no credentials for S3", where, CREDENTIALS.replace("check", "set")) from error

@@ -8,20 +8,21 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import google_crc32c
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from datasets.decode import IMAGES
 from datasets.errors import InputError
-from datasets.index import BLOCK_COLUMNS, MANIFEST, SAMPLE_COLUMNS, SAMPLES, Index, Shard, columns, write_index
-from datasets.layouts import IMAGES
+from datasets.index import BLOCK_COLUMNS, MANIFEST, SAMPLE_COLUMNS, Index, Shard, columns, write_index
 from datasets.objects import open_objects
 from datasets.quality import DRAW, MAX_BLOCK, quality_of
 from datasets.tape import Group, Tape, groups
 
+PROBE = "index/probe"
 SPLIT_NAMES = ("train", "query", "gallery", "val", "test")
 
 
@@ -182,7 +183,7 @@ def _sorted(
 class Command(Rules):
     """Index WebDataset shards that somebody else wrote, and say how good their order is for drawing identities."""
 
-    url: tyro.conf.Positional[str] = tyro.MISSING
+    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
     """The folder or s3://bucket/prefix that holds the shards."""
     overwrite: bool = False
     """Replace an index that is there."""
@@ -197,12 +198,13 @@ def main() -> None:
         raise InputError("an index is there already", f"{objects.url}/{MANIFEST}", "replace it by --overwrite")
     total = sum(size for name, size in objects.sizes().items() if name.endswith(".tar"))
     numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("indexing"), BarColumn(), *numbers, console=console) as progress:
+    with Progress(TextColumn("indexing"), BarColumn(), *numbers, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("indexing", total=total)
-        if total:
-            objects.delete(MANIFEST)
-            objects.put(SAMPLES, b"")  # learn now, not after the scan, whether it can be written
+        if total:  # learn now, not after the scan, whether anything can be written there
+            objects.put(PROBE, b"")
+            objects.delete(PROBE)
         index, keys, without_image = scan(args.url, args, lambda length: progress.advance(task, length))
+    objects.delete(MANIFEST)  # only now: an index that could not be replaced stays
     write_index(objects, index, keys)
     quality = quality_of(index, args.max_block)
     lines = [

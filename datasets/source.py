@@ -20,6 +20,7 @@ from datasets.errors import InputError
 from datasets.tar import members
 
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
+GIVE = "give the folder, zip or tar that was downloaded"
 CLUTTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
 
@@ -66,16 +67,18 @@ def open_source(path: Path) -> Iterator[Source]:
             if path.is_dir():
                 sizes, read = _folder(path)
             elif not path.is_file():
-                raise InputError("no such folder or archive", str(path), "give the folder, zip or tar that was downloaded")
-            elif not tarfile.is_tarfile(path) and (zipfile.is_zipfile(path) or path.suffix.lower() == ".zip"):
+                raise InputError("no such folder or archive", str(path), GIVE)
+            elif tarfile.is_tarfile(path) or _compression(path):
+                sizes, read = _tar(stack.enter_context(_expanded(path)), str(path))
+            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
                 sizes, read = _zip(stack.enter_context(zipfile.ZipFile(path)))
             else:
-                sizes, read = _tar(stack.enter_context(_expanded(path)), str(path))
+                raise InputError("neither a zip nor a tar", str(path), GIVE)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"cannot be read ({error})", str(path), "get it again") from error
         sizes = {name: size for name, size in sorted(sizes.items()) if not _is_clutter(name)}
         if not sizes:
-            raise InputError("holds no files", str(path), "give the folder, zip or tar that was downloaded")
+            raise InputError("holds no files", str(path), GIVE)
         yield Source(str(path), sizes, read)
 
 
@@ -104,10 +107,14 @@ def _zip(archive: zipfile.ZipFile) -> Files:
     return {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}, archive.read
 
 
-def _expanded(path: Path) -> IO[bytes]:
+def _compression(path: Path) -> Callable[[Path], IO[bytes]] | None:
     with path.open("rb") as file:
         magic = file.read(8)
-    opener = next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+    return next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+
+
+def _expanded(path: Path) -> IO[bytes]:
+    opener = _compression(path)
     if opener is None:
         return path.open("rb")
     with ExitStack() as stack:

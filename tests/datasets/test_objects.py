@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
@@ -282,6 +284,18 @@ def test_an_endpoint_that_is_no_url_is_wrong_input(s3_bucket: str, monkeypatch: 
     with pytest.raises(InputError) as error:
         open_objects(s3_bucket)
     one_line(error, "AWS_ENDPOINT_URL", "http://host:port")
+
+
+def test_an_endpoint_that_is_no_s3_service_is_wrong_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "any"), ("SECRET_ACCESS_KEY", SECRET), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError) as error:
+            open_objects("s3://no-such-folder").exists("a")
+        server.shutdown()
+    one_line(error, "S3 answered 404", "AWS_ENDPOINT_URL")
 
 
 @pytest.mark.parametrize("faults", [Faults(slow_down=0.3), Faults(reset=0.3), Faults(truncate=0.3)])

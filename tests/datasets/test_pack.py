@@ -250,12 +250,14 @@ def test_a_destination_within_the_source_is_refused(tmp_path: Path) -> None:
         (["market1501", "empty", "set"], "holds no files: empty"),
         (["market1501", "empty", "set", "--shard-size", "0"], "--shard-size must be at least 1"),
         (["market1501", "empty", "ftp://host/set"], "not a place of data"),
+        (["folders", "photos", "set"], "cannot be decoded: ann/1.jpg (not an image, or one that is cut off) in photos"),
     ],
 )
 def test_wrong_input_ends_with_2_and_one_line(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
+    put(tmp_path / "photos", {"ann/1.jpg": b"a text", "bob/1.jpg": jpeg(1)})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     ended = run(*args)

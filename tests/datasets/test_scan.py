@@ -258,7 +258,20 @@ def test_the_command_tells_how_good_the_order_is(tmp_path: Path) -> None:
     assert "poor: identities are scattered over the shards; drawing 4 images of an identity takes 4.0 reads (1.0" in poor.stderr
     again = run(tmp_path / "mixed")
     assert again.returncode == 2
-    assert again.stderr.splitlines()[-1].startswith("error: an index is there already")
+    assert again.stderr.startswith("error: an index is there already")
+
+
+def test_an_index_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    tarred(tmp_path / "s.tar", classes("aabb"))
+    assert run(tmp_path).returncode == 0
+    before = read_index(str(tmp_path))
+    with (tmp_path / "s.tar").open("r+b") as shard:
+        shard.truncate(700)
+    ended = run(tmp_path, "--overwrite")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "cut off" in ended.stderr
+    assert read_index(str(tmp_path)).checksum == before.checksum
 
 
 @pytest.mark.parametrize(
