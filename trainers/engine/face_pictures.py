@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from datasets.decode import Image
 from datasets.labels import POINTS
-from trainers.engine.canvas import SCALE, Sheet, common_aspect, drawing, elide, message
+from trainers.engine.canvas import DARK, Sheet, common_aspect, drawing, elide, message
 
 EDGE, GAP, LINE = 20, 16, 17
 COLUMNS = 6
+CELL = 140.0  # pixels of a face
 YES_NO = {"glasses": ("glasses", "no glasses"), "mask": ("mask", "no mask"), "smile": ("smiles", "does not smile")}
 
 
@@ -24,8 +25,10 @@ def label_lines(told: Mapping[str, float]) -> list[str]:
         if name in told:
             lines.append(yes if told[name] >= 0.5 else no)
     lines += [f"{name} {told[name]:.2f}" for name in ("quality", "attractiveness") if name in told]
-    angles = [f"{name} {told[name]:.0f}°" for name in ("yaw", "pitch", "roll") if name in told]
-    return lines + ([", ".join(angles)] if angles else [])
+    for angles in (("yaw", "pitch"), ("roll",)):  # all three on one line are wider than a face
+        if turned := [f"{name} {told[name]:.0f}°" for name in angles if name in told]:
+            lines.append(", ".join(turned))
+    return lines
 
 
 def labelled_faces(faces: Sequence[tuple[Image, str, Mapping[str, float]]], dark: bool = False) -> bytes:
@@ -33,7 +36,7 @@ def labelled_faces(faces: Sequence[tuple[Image, str, Mapping[str, float]]], dark
     with drawing(dark) as theme:
         if not faces:
             return message("no image to show", theme)
-        columns, cell = min(COLUMNS, len(faces)), 140.0
+        columns, cell = min(COLUMNS, len(faces)), CELL
         tall = round(cell / common_aspect([image for image, _, _ in faces]))
         below = LINE * (1 + max(len(label_lines(told)) for _, _, told in faces)) + 14
         height = EDGE + math.ceil(len(faces) / columns) * (tall + below + GAP)
@@ -48,8 +51,14 @@ def labelled_faces(faces: Sequence[tuple[Image, str, Mapping[str, float]]], dark
                     x = inset[0] + told[f"{point}_x"] * image.shape[1] * ratio
                     y = inset[1] + told[f"{point}_y"] * image.shape[0] * ratio
                     if left <= x < left + cell and top <= y < top + tall:
-                        sheet.fill((x - 2 / SCALE, y - 2 / SCALE, 4 / SCALE, 4 / SCALE), theme.mark)
+                        _dot(sheet, x, y)
             sheet.text(left, top + tall + LINE, elide(name, cell, 11), 11, theme.muted)
             for number, line in enumerate(label_lines(told), 2):
-                sheet.text(left, top + tall + number * LINE, line, 12)
+                sheet.text(left, top + tall + number * LINE, elide(line, cell, 12), 12)
         return sheet.png()
+
+
+def _dot(sheet: Sheet, x: float, y: float) -> None:
+    """A dot that shows on light and on dark faces."""
+    for radius, colour in ((3.0, DARK.paper), (2.0, DARK.mark)):
+        sheet.fill((x - radius, y - radius, 2 * radius, 2 * radius), colour)

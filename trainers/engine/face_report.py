@@ -1,8 +1,10 @@
 """What a face-attribute run leaves for people: tables, its report, and what it told of images."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -22,7 +24,6 @@ from trainers.models.attributes import Attributes
 SHARES = ("accuracy", "balanced", "auc", "nme")
 LESS_IS_BETTER = ("mae", "nme")
 SHOWN = 24  # images in the picture of a prediction
-BATCH = 32  # images told at once
 
 
 def _told(name: str, value: float) -> str:
@@ -92,19 +93,23 @@ def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Map
 @torch.no_grad()
 def tell_faces(
     run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device,
-    columns: Sequence[str],
+    columns: Sequence[str], at_once: int,
 ) -> None:  # fmt: skip
-    """Print a line of JSON for each image as it comes, with these columns; the lines and a picture of the first ones go into the
-    run's folder."""
+    """Print a line of JSON for each image, with these columns, ``at_once`` images together; the lines and a picture of the first
+    ones go into the run's folder, also when the source breaks off or Ctrl-C ends it."""
     frames, lines = iter(source), list[str]()
     shown: list[tuple[Image, str, dict[str, float]]] = []
-    while several := list(islice(frames, BATCH)):
-        images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
-        for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):
-            told = {name: round(value, 4) for name, value in zip(model.columns, values, strict=True) if name in columns}
-            lines.append(json.dumps({"image": name, **told}))
-            print(lines[-1])
-            if len(shown) < SHOWN:
-                shown.append((image, name, told))
-    run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
-    run.objects.put("prediction.png", labelled_faces(shown))
+    try:
+        while several := list(islice(frames, at_once)):
+            images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
+            for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):
+                told = {name: round(value, 4) for name, value in zip(model.columns, values, strict=True) if name in columns}
+                lines.append(json.dumps({"image": name, **told}))
+                print(lines[-1], flush=True)  # whoever reads a camera's lines from a pipe wants them now
+                if len(shown) < SHOWN:
+                    shown.append((image, PurePath(name).name, told))
+    finally:
+        if lines:
+            run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
+            run.objects.put("prediction.png", labelled_faces(shown))
+            print(f"picture: {run.url}/prediction.png", file=sys.stderr)

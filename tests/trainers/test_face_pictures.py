@@ -1,0 +1,36 @@
+"""Faces with what is told of them: nothing runs into the neighbour, and keypoints can be seen on any face."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from datasets.labels import COLUMNS
+from trainers.engine.canvas import SCALE, elide
+from trainers.engine.face_pictures import CELL, EDGE, label_lines, labelled_faces
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_every_line_fits_under_its_face(end: int) -> None:
+    told = {name: limits[end] for name, limits in COLUMNS.items()}
+    lines = label_lines(told)
+    assert lines[-2:] == (["yaw -180°, pitch -180°", "roll -180°"] if end == 0 else ["yaw 180°, pitch 180°", "roll 180°"])
+    assert [elide(line, CELL, 12) for line in lines] == lines
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_keypoint_shows_on_any_face(grey: int) -> None:
+    face = np.full((100, 100, 3), grey, np.uint8)
+    png = labelled_faces([(face, "a.jpg", {"nose_x": 0.5, "nose_y": 0.5})])
+    pixels = np.round(imread(io.BytesIO(png))[..., :3] * 255).astype(int)
+    top, size = EDGE * SCALE, round(CELL * SCALE)
+    cell = pixels[top : top + size, top : top + size]
+    seen = np.argwhere(np.abs(cell - grey).sum(axis=2) > 100)
+    assert len(seen) >= (4 * SCALE) ** 2  # the dot, whatever becomes of its rim
+    np.testing.assert_allclose(seen.mean(axis=0), size / 2, atol=2)
+
+
+def test_no_face_and_no_label_are_drawn_too() -> None:
+    assert labelled_faces([]).startswith(b"\x89PNG")
+    assert labelled_faces([(np.zeros((9, 7, 3), np.uint8), "x" * 200, {})], dark=True).startswith(b"\x89PNG")
