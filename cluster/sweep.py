@@ -30,6 +30,7 @@ class SweepConfig:
     """How many trials, and which are ended early."""
 
     trials: int = 16
+    """How often settings are drawn and tried."""
     concurrent: int = 2
     """Trials at a time; each takes the workers of its run."""
     grace: int = 100

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Annotated, Literal, NamedTuple, cast
 
 import tyro
 
@@ -177,9 +177,10 @@ def _end(sample: list[Part]) -> int:
 class Export:
     """Write the index of a shard set in the forms of other readers, beside its shards."""
 
-    url: tyro.conf.Positional[str] = tyro.MISSING
+    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     forms: tuple[Form, ...] = ("dali", "wids", "energon")
+    """dali: a .idx for each shard; wids: shardindex.json; energon: .nv-meta and a .tar.idx for each shard."""
 
 
 def main() -> None:

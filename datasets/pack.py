@@ -35,6 +35,10 @@ from datasets.tar import END, header, padded
 
 VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
 Layout = Literal[Name, FaceName, BoxName]
+KINDS = (
+    f"How it lies. Images of identities: {', '.join(LAYOUTS)}; faces with labels: {', '.join(FACE_LAYOUTS)}; "
+    f"images with boxes: {', '.join(BOX_LAYOUTS)}."
+)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -82,10 +86,10 @@ class Options:
 class Pack(Options):
     """Pack a data set into shards in which an identity's images lie side by side."""
 
-    layout: tyro.conf.Positional[Layout] = tyro.MISSING
-    source: tyro.conf.Positional[Path] = tyro.MISSING
+    layout: Annotated[tyro.conf.Positional[Layout], tyro.conf.arg(metavar="LAYOUT", help=KINDS)] = tyro.MISSING
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """The folder, zip or tar that was downloaded."""
-    destination: tyro.conf.Positional[str] = tyro.MISSING
+    destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
     """How many images may fail to decode; they are left out and named."""
@@ -234,10 +238,10 @@ def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
 
 @contextmanager
 def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar; yields the function that advances it."""
+    """A bar, where there is a terminal; yields the function that advances it."""
     numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
     columns = (TextColumn(verb), BarColumn(), *numbers)
-    with Progress(*columns, console=console, disable=console.quiet) as bar:
+    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task(verb, total=total)
         yield lambda count: bar.advance(task, count)
 

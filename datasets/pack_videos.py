@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -74,10 +75,12 @@ class VideoOptions:
 class PackVideos(VideoOptions):
     """Pack videos into shards from which a training job reads the frames that it needs."""
 
-    layout: tyro.conf.Positional[Name] = tyro.MISSING
-    source: tyro.conf.Positional[Path] = tyro.MISSING
+    layout: Annotated[
+        tyro.conf.Positional[Name], tyro.conf.arg(metavar="LAYOUT", help=f"How it lies: {', '.join(VIDEO_LAYOUTS)}.")
+    ] = tyro.MISSING
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """The folder, zip or tar that was downloaded."""
-    destination: tyro.conf.Positional[str] = tyro.MISSING
+    destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
     """How many clips may be broken or empty; they are left out and named."""

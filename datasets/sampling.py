@@ -40,6 +40,7 @@ class SamplerConfig:
     """How batches are drawn."""
 
     kind: Kind = "proportional"
+    """uniform: a shuffled epoch; pk: identities by even chance; hardest, proportional, pairs: by the difficulty vector."""
     batch: int = 64
     """Samples of a global batch, over all workers."""
     instances: int = 4

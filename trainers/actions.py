@@ -275,6 +275,7 @@ class Evaluate:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     data: str = ""
     """Another set than the run's own."""
     fuse: str = ""
@@ -321,6 +322,7 @@ class Predict:
     videos: tuple[Path, ...]
     """Files, and folders of them."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """A line of JSON for each file, here and in the run's prediction.jsonl; a picture of the first ones."""
@@ -350,6 +352,7 @@ class Export:
     to: Path
     """The file: *.onnx or *.pt2."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """Write the file; it takes uint8 clips [B, 3, L, H, W] and gives logits [B, C]."""
@@ -432,4 +435,4 @@ def defaults(verb: str, arguments: list[str]) -> Any:
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
-    run_job("trainers/actions.py", (__doc__ or "").splitlines()[0], verbs, defaults)
+    run_job("trainers/actions.py", __doc__ or "", verbs, defaults)

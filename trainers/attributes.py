@@ -47,7 +47,7 @@ from trainers.engine.faces import (
 from trainers.engine.frames import frames_of_files, frames_of_stream
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.loop import Meter, OptimiserConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
@@ -59,19 +59,22 @@ COUPLED = ("age", "quality", "attractiveness")
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
     "data", "seed", "arm", "batch", "mix", "augment", "loader.size", "make_roll", "model", "optim.kind", "optim.weight_decay",
 )  # fmt: skip
+BATCH = 32  # images of files told at once
 DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
 
 
 @dataclass(frozen=True)
 class Stage(StageConfig):
-    """A stage of the curriculum. Raises InputError for an unknown task."""
+    """A stage of the curriculum."""
 
     tasks: tuple[str, ...] = ()
+    """What it trains: tasks without a label in the data are left out."""
     freeze: tuple[str, ...] = ()
     """What is not trained: "backbone", or the heads of tasks."""
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown task."""
         super().__post_init__()
         if unknown := [name for name in (*self.tasks, *self.freeze) if name not in TASKS and name != BACKBONE]:
             raise InputError(f"unknown task {', '.join(unknown)}", "stage", f"there are: {', '.join(TASKS)}")
@@ -98,8 +101,7 @@ class Train(JobConfig):
     make_roll: bool = True
     """Take images without a roll for upright, so that augment.turn makes roll labels."""
     model: FaceModelConfig = field(default_factory=FaceModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """kind, weight_decay and amp; the stages say the rest."""
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
     stage2: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED)))
     stage3: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED, "pose")))
@@ -333,6 +335,7 @@ class Evaluate:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     data: tuple[str, ...] = ()
     """Other shard sets than the run's own."""
     workers: int = 1
@@ -359,6 +362,7 @@ class Predict:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     images: tuple[Path, ...] = ()
     """Images, and folders of images."""
     stream: str = ""
@@ -372,7 +376,8 @@ class Predict:
             raise InputError("predict takes either --images or --stream, and --frames of at least 0", "", "see `predict --help`")
         trained = open_trained(self.runs, self.name)
         source = frames_of_files(self.images) if self.images else frames_of_stream(self.stream, self.frames)
-        tell_faces(trained.run, trained.model, source, trained.size, trained.device, trained.columns)
+        at_once = BATCH if self.images else 1  # a frame of a camera is told before the next one comes
+        tell_faces(trained.run, trained.model, source, trained.size, trained.device, trained.columns, at_once)
 
 
 @dataclass(frozen=True)
@@ -384,6 +389,7 @@ class Export:
     to: Path
     """The file: *.onnx or *.pt2."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
@@ -441,4 +447,4 @@ def defaults(verb: str, arguments: list[str]) -> Any:
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
-    run_job("trainers/attributes.py", (__doc__ or "").splitlines()[0], verbs, defaults)
+    run_job("trainers/attributes.py", __doc__ or "", verbs, defaults)

@@ -281,6 +281,7 @@ class Evaluate:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     data: str = ""
     """Another shard set than the run's target."""
     workers: int = 1
@@ -313,6 +314,7 @@ class Predict:
     images: tuple[Path, ...]
     """Images, and folders of images."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """Tell a line for each image, and where the JSON is."""
@@ -330,6 +332,7 @@ class Export:
     to: Path
     """The file: *.onnx."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """Write the file; it takes one uint8 RGB image [1, 3, H, W] and gives boxes [n, 4], scores [n] and labels [n]."""
@@ -384,4 +387,4 @@ def defaults(verb: str, arguments: list[str]) -> Any:
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
-    run_job("trainers/detection.py", (__doc__ or "").splitlines()[0], verbs, defaults)
+    run_job("trainers/detection.py", __doc__ or "", verbs, defaults)

@@ -326,6 +326,7 @@ class Evaluate:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     data: str = ""
     """Another shard set than the run's own."""
     workers: int = 1
@@ -355,6 +356,7 @@ class Predict:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     query: tuple[Path, ...] = ()
     """Images to look for."""
     gallery: Path | None = None
@@ -393,6 +395,7 @@ class Export:
     to: Path
     """The file: *.onnx or *.pt2."""
     runs: str = ""
+    """Where runs are kept, as in training."""
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives features [B, D]."""
@@ -406,4 +409,4 @@ class Export:
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
-    run_job("trainers/reid.py", (__doc__ or "").splitlines()[0], verbs, partial(resumed_defaults, Train))
+    run_job("trainers/reid.py", __doc__ or "", verbs, partial(resumed_defaults, Train))

@@ -304,6 +304,7 @@ class Evaluate:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     data: str = ""
     """Another set than the run's own."""
     workers: int = 1
@@ -336,6 +337,7 @@ class Predict:
     name: str
     """The run."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     videos: tuple[Path, ...] = ()
     """Video files, npz files of frames, and folders of them."""
     stream: str = ""
@@ -404,6 +406,7 @@ class Export:
     to: Path
     """The file: *.onnx or *.pt2."""
     runs: str = ""
+    """Where runs are kept, as in training."""
     frames: int = 64
     """T, the length of the videos."""
 
@@ -470,4 +473,4 @@ def defaults(verb: str, arguments: list[str]) -> Any:
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
-    run_job("trainers/sequences.py", (__doc__ or "").splitlines()[0], verbs, defaults)
+    run_job("trainers/sequences.py", __doc__ or "", verbs, defaults)

@@ -1,9 +1,9 @@
 """Look for a job's best settings: many short runs of it under Ray Tune, the worse ones stopped early.
 
-python trainers/sweep.py attributes --name search --trials 16 -- --data s3://bucket/celeba s3://bucket/utkface
-python trainers/sweep.py attributes --name search --resume      go on, also after the driver was killed
-python trainers/attributes.py --config runs/search/best.json    train with the best settings found
-python trainers/sweep.py detection --name align --trials 16 -- --source s3://bucket/bccd --target s3://bucket/cells --arm align
+    python trainers/sweep.py attributes --name search --trials 16 -- --data s3://bucket/celeba s3://bucket/utkface
+    python trainers/sweep.py attributes --name search --resume      go on, also after the driver was killed
+    python trainers/attributes.py --config runs/search/best.json    train with the best settings found
+    python trainers/sweep.py detection --name align -- --source s3://bucket/bccd --target s3://bucket/cells --arm align
 
 What stands behind `--` are the job's own options, which all trials share. To sweep another job, add its search space to SPACES:
 its Train has `check`, and reports "score" and "step" with its checkpoints.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from ray import tune
@@ -66,8 +66,8 @@ SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"attributes": attributes_s
 class Sweep:
     """Sweep a job's settings."""
 
-    job: tyro.conf.Positional[str]
-    """Which job."""
+    job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB")]
+    """The job whose settings are looked for: attributes or detection."""
     name: str = ""
     """The sweep's name; empty: made from the time."""
     runs: str = ""

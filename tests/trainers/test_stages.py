@@ -7,7 +7,7 @@ import torch
 from ranks import on_ranks
 
 from datasets.errors import InputError
-from trainers.engine.loop import OptimConfig
+from trainers.engine.loop import OptimConfig, OptimiserConfig
 from trainers.engine.stages import CHECK, DECAY, StageConfig, StageLog
 
 STAGE = StageConfig(threshold=0.5, least=20, most=100)
@@ -86,5 +86,5 @@ def test_what_is_no_stage_is_refused() -> None:
 
 
 def test_the_stage_says_how_the_loop_trains() -> None:
-    optim = StageConfig(most=80, lr=0.5, warmup=4).optim(OptimConfig(kind="sgd", weight_decay=0.1, amp=False))
+    optim = StageConfig(most=80, lr=0.5, warmup=4).optim(OptimiserConfig(kind="sgd", weight_decay=0.1, amp=False))
     assert optim == OptimConfig(steps=80, kind="sgd", lr=0.5, warmup=4, weight_decay=0.1, amp=False)

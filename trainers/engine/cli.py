@@ -26,8 +26,8 @@ def run_job(program: str, about: str, verbs: Mapping[str, type[Any]], defaults: 
         arguments = sys.argv[1:]
         if arguments[:1] in (["-h"], ["--help"]):
             lines = [f"  {name:10} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in verbs.items()]
-            print(f"usage: {program} [VERB] [OPTIONS]\n\n{about}\n\nverbs ({program} VERB --help tells a verb's options):")
-            print("\n".join(lines))
+            print(f"usage: {program} [VERB] [OPTIONS]\n\n{about.strip()}\n")
+            print(f"verbs ({program} VERB --help tells a verb's options):", *lines, sep="\n")
             return
         verb = "train" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
         if verb not in verbs:

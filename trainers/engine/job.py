@@ -32,6 +32,7 @@ class JobConfig:
     resume: bool = False
     """Go on with the run of that name: its settings are the defaults then."""
     seed: int = 0
+    """Draws first weights, batches and augmentation: the same seed and settings give the same run."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: before and after training only."""
     checkpoint_every: int = 200

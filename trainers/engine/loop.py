@@ -18,23 +18,36 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """How the weights are trained."""
+class OptimiserConfig:
+    """The optimiser of all stages."""
 
-    steps: int = 1000
-    """Optimiser steps of the run."""
     kind: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 2e-3
-    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
-    warmup: int = 50
-    """Steps in which the learning rate rises linearly."""
+    """AdamW, or SGD with Nesterov's momentum of 0.9."""
     weight_decay: float = 5e-4
+    """How strongly weights are drawn to zero."""
     amp: bool = True
     """bfloat16 autocast on GPUs that have it."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.warmup < 0 or self.weight_decay < 0:
-            raise InputError("optim.steps must be at least 1, optim.warmup and optim.weight_decay at least 0", "optim")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"optim.weight_decay is {self.weight_decay}", "optim", "give 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig(OptimiserConfig):
+    """How the weights are trained."""
+
+    steps: int = 1000
+    """Optimiser steps of the run."""
+    lr: float = 2e-3
+    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
+    warmup: int = 50
+    """Steps in which the learning rate rises linearly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.warmup < 0:
+            raise InputError("optim.steps must be at least 1, optim.warmup at least 0", "optim")
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}", "optim", "give a learning rate above 0")
 

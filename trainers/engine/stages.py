@@ -5,7 +5,7 @@ that every rank ends it at the same step; and the state is plain data in the run
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.engine.loop import OptimConfig
+from trainers.engine.loop import OptimConfig, OptimiserConfig
 
 DECAY = 0.95  # of the smoothed loss, a step
 CHECK = 10  # steps between two looks at it: reading the loss makes the device wait
@@ -30,7 +30,9 @@ class StageConfig:
     most: int = 300
     """Steps after which it ends all the same, and says so."""
     lr: float = 2e-3
+    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
     warmup: int = 20
+    """Steps in which the learning rate rises linearly."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
@@ -38,10 +40,9 @@ class StageConfig:
         if not 0 <= self.threshold < math.inf:
             raise InputError(f"a threshold of {self.threshold}", "stage", "give 0 (never) or more")
 
-    def optim(self, base: OptimConfig) -> OptimConfig:
+    def optim(self, base: OptimiserConfig) -> OptimConfig:
         """How the loop trains this stage."""
-        kept = (base.kind, base.weight_decay, base.amp)
-        return OptimConfig(self.most, kept[0], self.lr, self.warmup, kept[1], kept[2])
+        return OptimConfig(**asdict(base), steps=self.most, lr=self.lr, warmup=self.warmup)
 
 
 class StageLog:

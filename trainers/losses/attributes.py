@@ -48,7 +48,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """What each task's loss counts for in the sum. Raises InputError for a negative one."""
+    """What each task's loss counts for in the sum."""
 
     keypoints: float = 0.05
     gender: float = 1.0
@@ -61,6 +61,7 @@ class Weights:
     pose: float = 1.0
 
     def __post_init__(self) -> None:
+        """Raises InputError for a negative one."""
         for name in TASKS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"the weight of {name} is {getattr(self, name)}", "weights", "give 0 or more")

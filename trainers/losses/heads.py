@@ -25,24 +25,26 @@ _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The identity loss, and the weight of a triplet loss beside it. Raises InputError for values out of range.
+    """The identity loss, and the weight of a triplet loss beside it.
 
-    None stands for the published margin, and for AdaCos' scale. SphereFace's published margin of 4 starts badly under SGD
-    (its paper anneals it in, we don't); Adam, or a margin of 2, copes.
+    SphereFace's published margin of 4 starts badly under SGD: its paper anneals it in, we don't. Adam, or a margin of 2, copes.
     """
 
     kind: Literal["softmax", "sphereface", "cosface", "arcface"] = "cosface"
+    """How identities are told apart: by plain softmax, or with a margin between them."""
     margin: float | None = None
-    """sphereface: multiple of the angle (4); cosface: cosine (0.35); arcface: radians (0.5); softmax has none"""
+    """sphereface: multiple of the angle (None: 4); cosface: cosine (0.35); arcface: radians (0.5); softmax has none."""
     scale: float | None = None
-    """what multiplies the cosines (sqrt 2 ln(N - 1)), or in sphereface the feature norms (1); softmax has none"""
+    """What multiplies the cosines (None: sqrt 2 ln(N - 1)), or in sphereface the feature norms (1); softmax has none."""
     triplet: float = 0.0
-    """weight of the triplet loss; 0 leaves it out"""
+    """Weight of the triplet loss; 0 leaves it out."""
     triplet_margin: float = 0.3
+    """By how much the farthest image of the same identity must be nearer than the nearest one of another."""
     parallel: bool = False
-    """each worker holds N / R of the rows instead of all, so that more identities fit; as exact"""
+    """Each worker holds N / R of the rows instead of all, so that more identities fit; as exact."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for values out of range."""
         if self.kind != "softmax" and self.kind not in _MARGIN:
             raise InputError("unknown head", self.kind, f"use one of softmax, {', '.join(_MARGIN)}")
         if self.kind == "softmax" and (self.margin is not None or self.scale is not None):

@@ -30,7 +30,7 @@ def action_model_names() -> list[str]:
 
 @dataclass(frozen=True)
 class ActionModelConfig:
-    """A model of single actions. Raises InputError for an unknown name, backbone or weights."""
+    """A model of single actions."""
 
     name: str = "i3d"
     """c3d, i3d, cnn_lstm or a video model of torchvision: s3d, r3d_18, mc3_18, r2plus1d_18, mvit_v2_s, swin3d_t, ..."""
@@ -45,6 +45,7 @@ class ActionModelConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown name, backbone or weights."""
         if self.name not in action_model_names():
             close = difflib.get_close_matches(self.name.lower(), action_model_names(), n=3, cutoff=0.4)
             raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")

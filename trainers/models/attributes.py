@@ -25,15 +25,17 @@ BACKBONE = "backbone"
 
 @dataclass(frozen=True)
 class FaceModelConfig:
-    """The face model. Raises InputError for an unknown backbone or weights."""
+    """The face model."""
 
     backbone: str = SMALL
+    """A small network for small images, or a name of torchvision's: resnet18, mobilenet_v3_small, shufflenet_v2_x1_0, ..."""
     weights: str = ""
-    """torchvision's name of trained weights, such as DEFAULT; empty begins at random"""
+    """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
     width: int = 64
-    """W of the decoupling part"""
+    """Width of the decoupling part's tokens."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights."""
         check_backbone(self.backbone, self.weights)
         if self.width < 1:
             raise InputError("the decoupling part needs a width of at least 1", str(self.width))

@@ -33,7 +33,7 @@ LEAST = 16  # pixels; smaller images have no feature map to speak of
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """The detector. Raises InputError for an unknown backbone or weights."""
+    """The detector."""
 
     backbone: str = SMALL
     """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 .. resnet152 (feature pyramid)"""
@@ -45,6 +45,7 @@ class DetectorConfig:
     """Regions of an image that are learned from and aligned; 512 in the papers"""
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights."""
         if self.backbone not in (known := (SMALL, VGG16, *RESNETS)):
             raise InputError(f"unknown backbone '{self.backbone}'", "model", f"use one of {', '.join(known)}")
         offered = [] if self.backbone == SMALL else list(models.get_model_weights(self.backbone).__members__)

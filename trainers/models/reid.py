@@ -16,19 +16,21 @@ from trainers.models.backbones import SMALL, Normalise, build_backbone, check_ba
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The embedder. Raises InputError for an unknown backbone or weights and for values out of range."""
+    """The embedder."""
 
     backbone: str = SMALL
+    """A small network for small images, or a name of torchvision's: resnet50, mobilenet_v3_large, shufflenet_v2_x1_0, ..."""
     embedding: int = 128
-    """D, the number of features that an image becomes"""
+    """D, the number of features that an image becomes."""
     dropout: float = 0.0
-    """share of the backbone's features dropped in training"""
+    """Share of the backbone's features dropped in training."""
     weights: str = ""
-    """torchvision's name of trained weights, such as DEFAULT; empty begins at random"""
+    """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
     last_stride: Literal[1, 2] = 2
-    """resnets only: 1 doubles the last feature map"""
+    """resnets only: 1 doubles the last feature map."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights and for values out of range."""
         check_backbone(self.backbone, self.weights, self.last_stride)
         if self.embedding < 1:
             raise InputError("the embedding needs at least one feature", str(self.embedding))

@@ -22,7 +22,7 @@ LossKind = Literal["ctc", "frames", "even"]
 
 @dataclass(frozen=True)
 class SequenceModelConfig:
-    """A model of action sequences. Raises InputError for an unknown backbone or weights."""
+    """A model of action sequences."""
 
     backbone: str = SMALL
     """By torchvision's name; not used for skeletons."""
@@ -37,6 +37,7 @@ class SequenceModelConfig:
     """Of the frames' features."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights."""
         check_backbone(self.backbone, self.weights)
         if min(self.hidden, self.layers) < 1 or not 0 <= self.dropout < 1:
             raise InputError("model.hidden and model.layers must be at least 1, model.dropout at least 0 and below 1", "model")
