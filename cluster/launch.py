@@ -162,22 +162,17 @@ def launch(
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
+    kept = RunConfig(
+        name=name,
+        storage_path=storage_uri(runs),
+        failure_config=FailureConfig(max_failures=config.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        callbacks=[_Failures(progress), *CALLBACKS.get()],
+    )
+    torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
+    told_too = {**settings, "progress": progress}
     trainer = TorchTrainer(
-        work,
-        train_loop_config={**settings, "progress": progress},
-        scaling_config=ScalingConfig(
-            num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage_uri(runs),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            callbacks=[_Failures(progress), *CALLBACKS.get()],
-        ),
+        work, train_loop_config=told_too, scaling_config=_scaling(config, gpu), torch_config=torch_config, run_config=kept
     )
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
@@ -195,6 +190,15 @@ def launch(
         ended.set()
         shower.join()
         ray.kill(progress)
+
+
+def _scaling(config: ClusterConfig, gpu: bool) -> ScalingConfig:
+    """What Ray Train takes of the cluster for each worker, and how many workers."""
+    return ScalingConfig(
+        num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
+    )
 
 
 class _Failures(UserCallback):

@@ -7,11 +7,10 @@ import re
 import shutil
 
 from datasets.errors import InputError
-from datasets.index import MANIFEST, Index, check_shards, read_index
+from datasets.index import MANIFEST, PACKING, Index, check_shards, read_index
 from datasets.objects import UNFINISHED, Bucket, Folder
 from datasets.plan import SPLITS
 
-PACKING = "_packing"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
 
 

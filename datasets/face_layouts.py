@@ -6,6 +6,7 @@ falls under the share: the same images whatever else is in the set, and whatever
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, get_args
@@ -36,7 +37,7 @@ def celeba(source: Source, held_out: HeldOut) -> Listing:
         if row.file in landmarks:
             labels |= _shares(landmarks[row.file])
         samples.append(_sample(row, places, labels, held_out))
-    return Listing(samples, SIZE, mirror=True)
+    return _listing(samples, source)
 
 
 def utkface(source: Source, held_out: HeldOut) -> Listing:
@@ -101,7 +102,7 @@ def _by_csv(source: Source, held_out: HeldOut, needed: tuple[str, ...], taken: t
     for number, cells in _csv_rows(source, lists[0], needed, taken):
         row = _Row(cells["file"], cells, f"line {number} of {lists[0]} in {source.where}")
         samples.append(_sample(row, places, {name: cells[name] for name in taken if name in cells}, held_out))
-    return Listing(samples, SIZE, mirror=True)
+    return _listing(samples, source)
 
 
 def _csv_rows(source: Source, name: str, needed: tuple[str, ...], taken: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -113,7 +114,9 @@ def _csv_rows(source: Source, name: str, needed: tuple[str, ...], taken: tuple[s
     if not columns & set(taken):
         raise InputError("no column with labels", where, f"name columns as in: {', '.join(taken)}")
     for number, row in enumerate(rows, 2):
-        yield number, {column: row[column] or "" for column in columns}
+        if None in row or None in row.values():
+            raise InputError("more or fewer cells than columns", f"line {number} of {where}", "is the file whole?")
+        yield number, dict(row)
 
 
 def _celeba_list(source: Source, stem: str, *, required: bool) -> Iterator[_Row]:
@@ -135,6 +138,16 @@ def _celeba_list(source: Source, stem: str, *, required: bool) -> Iterator[_Row]
         if len(cells) != len(columns):
             raise InputError(f"{len(cells)} cells where {len(columns)} are expected", where, "is the download whole?")
         yield _Row(cells[0], dict(zip(columns, cells, strict=True)), where)
+
+
+def _listing(samples: list[Sample], source: Source) -> Listing:
+    """What a list of faces says; raises InputError where it names an image twice, or has no label at all."""
+    if not any(sample.labels for sample in samples):
+        raise InputError(f"{len(samples)} images and no label", source.where, "is the list the right one?")
+    name, count = Counter(sample.name for sample in samples).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"an image is listed {count} times", f"{name} in {source.where}", "keep one of its lines")
+    return Listing(samples, SIZE, mirror=True)
 
 
 def _sign(row: _Row, column: str) -> str:

@@ -38,6 +38,7 @@ from datasets.objects import Bucket, Folder, open_objects
 
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
+PACKING = "_packing"  # a folder of notes that is there while a set is being packed
 SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
 LABELS, BOXES, CLIPS = "index/labels.parquet", "index/boxes.parquet", "index/clips.parquet"
 JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
@@ -227,9 +228,11 @@ def read_index(url: str) -> Index:
     """
     objects = open_objects(url)
     if not objects.exists(MANIFEST):
-        has_shards = any(name.endswith(".tar") for name in objects.sizes())
+        there = objects.sizes()
+        if any(name.startswith(f"{PACKING}/") for name in there):
+            raise InputError("not a whole shard set (its packing was interrupted)", url, "run the same pack again, which ends it")
         remedy = (
-            "index it with `python -m datasets.index`, or run the interrupted pack again" if has_shards
+            "index it with `python -m datasets.index`" if any(name.endswith(".tar") for name in there)
             else "is the address right? `python -m datasets.pack` makes a shard set"
         )  # fmt: skip
         raise InputError("not a whole shard set (no index.json)", url, remedy)

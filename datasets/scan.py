@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from datasets.decode import IMAGES
 from datasets.errors import InputError
-from datasets.index import BLOCK_COLUMNS, MANIFEST, SAMPLE_COLUMNS, Index, Shard, columns, write_index
+from datasets.index import BLOCK_COLUMNS, MANIFEST, PACKING, SAMPLE_COLUMNS, Index, Shard, columns, write_index
 from datasets.objects import open_objects
 from datasets.quality import DRAW, MAX_BLOCK, quality_of
 from datasets.tape import Group, Tape, groups
@@ -196,6 +196,8 @@ def main() -> None:
     objects = open_objects(args.url)
     if objects.exists(MANIFEST) and not args.overwrite:
         raise InputError("an index is there already", f"{objects.url}/{MANIFEST}", "replace it by --overwrite")
+    if objects.sizes(f"{PACKING}/"):
+        raise InputError("an interrupted pack lies there", objects.url, "run it again: what it did not come to would be missing")
     total = sum(size for name, size in objects.sizes().items() if name.endswith(".tar"))
     numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("indexing"), BarColumn(), *numbers, console=console, disable=not console.is_terminal) as progress:

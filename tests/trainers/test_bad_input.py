@@ -54,7 +54,10 @@ def test_a_set_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"{tmp_path / name}; is the address right?" in line
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "train-000000.tar").write_bytes(b"")
-    assert "run the interrupted pack again" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert "index it with" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    (tmp_path / "half" / "_packing").mkdir()
+    (tmp_path / "half" / "_packing" / "begun").touch()
+    assert "run the same pack again" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
     assert not (tmp_path / "runs").exists()
 
 

@@ -106,7 +106,12 @@ def mixed_parts(sets: Sequence[FaceSet], mix: MixConfig, batch: int) -> list[int
     weights = mix.weights or (1.0,) * len(sets)
     if len(weights) != len(sets):
         raise InputError(f"{len(weights)} weights for {len(sets)} sets", "--mix.weights", "give one for each set of --data")
-    return parts_of(batch, weights, mix.unit)
+    parts = parts_of(batch, weights, mix.unit)
+    for face_set, part in zip(sets, parts, strict=True):
+        if part > len(face_set.train):
+            what = f"{part} of {batch} samples of a batch come from a set of {len(face_set.train)} training images"
+            raise InputError(what, face_set.index.url, "lower --batch, or the set's share by --mix.weights")
+    return parts
 
 
 def with_targets(
