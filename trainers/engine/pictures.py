@@ -38,7 +38,13 @@ EDGE = 20
 SHOWN = 4  # images of each side of a pair
 RANKS = 10  # gallery images on a line
 _SPREAD: Mapping[str, Callable[[Floats], float]] = {"min": np.min, "median": np.median, "max": np.max}
-_TITLES = {"lr": "learning rate", "samples_per_s": "samples/s", "wait": "share of time waiting for data"}
+_TITLES = {
+    "lr": "learning rate",
+    "samples_per_s": "samples/s",
+    "wait": "waiting for data, share",
+    "version": "version of the vector",
+}
+ROUND = [1, 2, 2.5, 5, 10]  # what ticks are multiples of, but for a power of ten
 
 
 def curves(
@@ -75,9 +81,9 @@ def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, theme
     values[~finite] = np.nan
     panel.set_title(elide(_TITLES.get(name, name.replace("_", " ")), 190, 13))
     panel.set_xlabel("step")
-    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    panel.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     foot = panel.get_xaxis_transform()
     if not finite.all():
@@ -147,7 +153,7 @@ def difficulty_over_time(
         panel.grid(False)
         panel.set(xlabel="step", ylabel="cosine to the nearest identity", xlim=edges[[0, -1]], ylim=bins[[0, -1]])
         panel.set_title(f"difficulty of {identities or len(kept[steps[-1]]):,} identities")
-        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True) if len(steps) > 1 else FixedLocator(steps))
+        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND) if len(steps) > 1 else FixedLocator(steps))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         _spread_lines(panel, edges, list(kept.values()), theme)
         _shade_key(figure, shades, float(shares.max()), theme)
