@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import boto3
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state as ray_state
 from ray.exceptions import AuthenticationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -107,6 +108,7 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
     if address not in ("", "local"):
         join(address)
         return
+    _take_token()
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
     try:
         if not address:
@@ -124,6 +126,7 @@ def join(address: str) -> None:
     Raises:
         ClusterError: nobody answers there, or another version of Ray or Python does.
     """
+    _take_token()
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -133,13 +136,23 @@ def join(address: str) -> None:
         raise _refusal(error, address) from error
 
 
+def _take_token() -> None:
+    """Use this user's token of Ray's, if there is one: `ray start` and a Ray of our own do so without being told, a client
+    does not (Ray 2.60), and is then refused without a word of a token."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def _refusal(error: Exception, where: str) -> ClusterError:
     told = " ".join(str(error).split())[:200]
     if isinstance(error, AuthenticationError):
         return ClusterError("the cluster refuses the token", where, "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH")
     if "ersion mismatch" in told:
         return ClusterError(f"the cluster runs another Ray or Python ({told})", where, "install the same versions on both sides")
-    return ClusterError(f"no Ray cluster answers ({told})", where, "start one with `ray start --head`, or correct RAY_ADDRESS")
+    remedy = "start one with `ray start --head`, or correct RAY_ADDRESS"
+    if "Failed to connect to Ray cluster" in told:  # though something listens there
+        remedy += "; if it wants a token, set RAY_AUTH_TOKEN_PATH"
+    return ClusterError(f"no Ray cluster answers ({told})", where, remedy)
 
 
 def launch(

@@ -108,19 +108,29 @@ def test_more_than_there_is_is_refused_not_waited_for(config: ClusterConfig, mes
         connect(config)
 
 
-def refusal(address: str) -> str:
-    """The one line in which a command refuses the cluster at an address."""
+def client(address: str) -> subprocess.CompletedProcess[str]:
+    """A command that connects to the cluster at an address; it has the token, but nobody told it to use it."""
     code = (
         "from cluster.launch import ClusterConfig, connect\n"
         "from datasets.errors import run_main\n"
         "run_main(lambda: connect(ClusterConfig()))"
     )
-    environment = {**os.environ, "RAY_ADDRESS": address}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"} | {"RAY_ADDRESS": address}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def refusal(address: str) -> str:
+    """The one line in which a command refuses the cluster at an address."""
+    ended = client(address)
     assert ended.returncode == 2
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert address in error
     return error
+
+
+def test_a_client_uses_its_token_without_being_told() -> None:
+    ended = client(ray.get_runtime_context().gcs_address)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_no_cluster_at_the_address_is_one_line() -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from datasets.decode import Image
-from trainers.engine.face_report import tell_faces
+from datasets.errors import InputError
+from trainers.engine.face_report import tell_faces, within
+from trainers.engine.frames import frames_of_stream
 from trainers.engine.run import Run
 from trainers.models.attributes import Attributes, FaceModelConfig
 
@@ -32,6 +34,17 @@ def test_what_was_told_is_kept(end: type[BaseException], tmp_path: Path, capsys:
     assert [line["image"] for line in lines] == ["0#0", "0#1", "0#2"]
     assert set(lines[0]) == {"image", "age"}
     assert (tmp_path / "run" / "prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_are_told_within_what_labels_can_be() -> None:
+    assert [within("smile", value) for value in (-0.2, 0.12345, 1.04)] == [0, 0.1235, 1]
+    assert (within("age", -3), within("roll", -8.3)) == (0, -8.3)
+
+
+def test_an_address_that_nobody_serves_is_one_line_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="no frame comes from the stream"):
+        list(frames_of_stream("http://127.0.0.1:1/x.mjpg"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stream_that_gives_nothing_leaves_what_was_told_before(tmp_path: Path) -> None:

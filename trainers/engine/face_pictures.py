@@ -26,7 +26,7 @@ def label_lines(told: Mapping[str, float]) -> list[str]:
             lines.append(yes if told[name] >= 0.5 else no)
     lines += [f"{name} {told[name]:.2f}" for name in ("quality", "attractiveness") if name in told]
     for angles in (("yaw", "pitch"), ("roll",)):  # all three on one line are wider than a face
-        if turned := [f"{name} {told[name]:.0f}°" for name in angles if name in told]:
+        if turned := [f"{name} {round(told[name])}°" for name in angles if name in told]:
             lines.append(", ".join(turned))
     return lines
 

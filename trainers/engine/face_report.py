@@ -11,6 +11,7 @@ import torch
 
 from datasets.augment import resize
 from datasets.decode import Image
+from datasets.labels import COLUMNS
 from trainers.engine.config import flat
 from trainers.engine.console import summary_table
 from trainers.engine.face_pictures import labelled_faces
@@ -90,6 +91,12 @@ def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Map
     run.write_text(REPORT, page.html())
 
 
+def within(column: str, value: float) -> float:
+    """A value as it is told: a regression may go past what the column's labels can be."""
+    least, most = COLUMNS[column]
+    return round(min(max(value, least), most), 4)
+
+
 @torch.no_grad()
 def tell_faces(
     run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device,
@@ -103,7 +110,7 @@ def tell_faces(
         while several := list(islice(frames, at_once)):
             images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
             for (name, image), values in zip(several, model(images.to(device)).float().cpu().tolist(), strict=True):
-                told = {name: round(value, 4) for name, value in zip(model.columns, values, strict=True) if name in columns}
+                told = {name: within(name, value) for name, value in zip(model.columns, values, strict=True) if name in columns}
                 lines.append(json.dumps({"image": name, **told}))
                 print(lines[-1], flush=True)  # whoever reads a camera's lines from a pipe wants them now
                 if len(shown) < SHOWN:

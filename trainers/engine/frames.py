@@ -1,5 +1,6 @@
 """Images to tell something about: of files, of folders, of a camera or a video."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]
     Raises:
         InputError: it cannot be opened, or gives no frame.
     """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # whoever asked says what is wrong, on one line
     video = cv2.VideoCapture(int(source)) if source.isdecimal() else cv2.VideoCapture(source)
     try:
         number = 0
