@@ -31,7 +31,7 @@ from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
-from trainers.engine.face_report import print_comparison, print_figures, tell_faces, write_report
+from trainers.engine.face_report import held_out_faces, print_comparison, print_figures, tell_faces, write_report
 from trainers.engine.faces import (
     FaceSet,
     MixConfig,
@@ -162,7 +162,9 @@ class Train(JobConfig):
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         if "after" in metrics:
             print_figures(config.name, metrics["after"])
-        write_report(run, to_json(config), metrics, history)
+        trained = open_trained(config.runs, config.name)
+        faces = held_out_faces(trained.model, sets, trained.size, trained.device, trained.columns)
+        write_report(run, to_json(config), metrics, history, faces)
         print(f"report: {run.url}/report.html")
 
 
@@ -428,9 +430,9 @@ class Compare:
                     raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
                 figures.setdefault(arm, []).append(metrics["after"])
         print_comparison(base.name, figures)
-        Run(base.runs, base.name).write_json(
-            "comparison.json", {"seeds": self.seeds, "settings": asdict(base), "figures": figures}
-        )
+        compared = Run(base.runs, base.name)
+        compared.write_json("comparison.json", {"seeds": self.seeds, "settings": asdict(base), "figures": figures})
+        print(f"figures of all runs: {compared.url}/comparison.json")
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:

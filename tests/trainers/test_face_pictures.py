@@ -14,15 +14,22 @@ from trainers.engine.face_pictures import CELL, EDGE, label_lines, labelled_face
 @pytest.mark.parametrize("end", [0, 1])
 def test_every_line_fits_under_its_face(end: int) -> None:
     told = {name: limits[end] for name, limits in COLUMNS.items()}
-    lines = label_lines(told)
+    lines = [line for line, _ in label_lines(told, {**told, "gender": 1 - end, "smile": 1 - end})]
     assert lines[-2:] == (["yaw -180°, pitch -180°", "roll -180°"] if end == 0 else ["yaw 180°, pitch 180°", "roll 180°"])
     assert [elide(line, CELL, 12) for line in lines] == lines
+
+
+def test_right_and_wrong_are_told_apart() -> None:
+    told = {"gender": 0.9, "glasses": 0.2, "mask": 0.8, "age": 24.2}
+    true = {"gender": 1.0, "glasses": 1.0, "age": 31.0, "yaw": 3.0}
+    lines = [("✓ female 90%", True), ("age 24, is 31", None), ("✗ no glasses", False), ("mask", None)]
+    assert label_lines(told, true) == lines
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
 def test_a_keypoint_shows_on_any_face(grey: int) -> None:
     face = np.full((100, 100, 3), grey, np.uint8)
-    png = labelled_faces([(face, "a.jpg", {"nose_x": 0.5, "nose_y": 0.5})])
+    png = labelled_faces([(face, "a.jpg", {"nose_x": 0.5, "nose_y": 0.5}, {})])
     pixels = np.round(imread(io.BytesIO(png))[..., :3] * 255).astype(int)
     top, size = EDGE * SCALE, round(CELL * SCALE)
     cell = pixels[top : top + size, top : top + size]
@@ -33,4 +40,4 @@ def test_a_keypoint_shows_on_any_face(grey: int) -> None:
 
 def test_no_face_and_no_label_are_drawn_too() -> None:
     assert labelled_faces([]).startswith(b"\x89PNG")
-    assert labelled_faces([(np.zeros((9, 7, 3), np.uint8), "x" * 200, {})], dark=True).startswith(b"\x89PNG")
+    assert labelled_faces([(np.zeros((9, 7, 3), np.uint8), "x" * 200, {}, {})], dark=True).startswith(b"\x89PNG")

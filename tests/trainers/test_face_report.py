@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from datasets.decode import Image
 from datasets.errors import InputError
-from trainers.engine.face_report import tell_faces, within
+from datasets.pack import pack
+from trainers.engine.face_report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
+from trainers.engine.faces import open_sets
 from trainers.engine.frames import frames_of_stream
 from trainers.engine.run import Run
 from trainers.models.attributes import Attributes, FaceModelConfig
@@ -34,6 +37,19 @@ def test_what_was_told_is_kept(end: type[BaseException], tmp_path: Path, capsys:
     assert [line["image"] for line in lines] == ["0#0", "0#1", "0#2"]
     assert set(lines[0]) == {"image", "age"}
     assert (tmp_path / "run" / "prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_held_out_faces_come_with_what_is_true(tmp_path: Path) -> None:
+    for folder in ("with_mask", "without_mask"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for number in range(60):
+            cv2.imwrite(str(tmp_path / "images" / folder / f"{number}.png"), np.full((16, 16, 3), number, np.uint8))
+    pack("mask_folders", tmp_path / "images", str(tmp_path / "set"))
+    model = Attributes(FaceModelConfig(), ("mask", "age"), single=False).eval()
+    faces = held_out_faces(model, open_sets([str(tmp_path / "set")]), (32, 32), torch.device("cpu"), ["mask"])
+    assert len(faces) == HELD_OUT_SHOWN
+    assert all(set(told) == set(true) == {"mask"} for _, _, told, true in faces)
+    assert {true["mask"] for *_, true in faces} == {0.0, 1.0}
 
 
 def test_values_are_told_within_what_labels_can_be() -> None:

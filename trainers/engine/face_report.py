@@ -7,14 +7,18 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 
 from datasets.augment import resize
-from datasets.decode import Image
+from datasets.decode import Image, decode
+from datasets.index import split_of
 from datasets.labels import COLUMNS
+from datasets.store import read_samples
 from trainers.engine.config import flat
 from trainers.engine.console import summary_table
-from trainers.engine.face_pictures import labelled_faces
+from trainers.engine.face_pictures import Face, labelled_faces
+from trainers.engine.faces import HELD_OUT, FaceSet
 from trainers.engine.pictures import curves
 from trainers.engine.report import Page
 from trainers.engine.run import REPORT, Run
@@ -24,6 +28,7 @@ from trainers.models.attributes import Attributes
 
 SHARES = ("accuracy", "balanced", "auc", "nme")
 LESS_IS_BETTER = ("mae", "nme")
+HELD_OUT_SHOWN = 12  # images in a report
 SHOWN = 24  # images in the picture of a prediction
 
 
@@ -71,8 +76,8 @@ def _arrow(name: str) -> str:
     return f"{name} {'↓' if name.rpartition('.')[2].endswith(LESS_IS_BETTER) else '↑'}"
 
 
-def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any]) -> None:
-    """Put ``report.html`` into the run's folder: figures, stages, curves, settings."""
+def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any], faces: Sequence[Face]) -> None:
+    """Put ``report.html`` into the run's folder: figures, stages, curves, held-out faces, settings."""
     settings = json.loads(config)
     page = Page(run.name, f"{settings['arm']}, {len(settings['data'])} sets, {metrics['step']:,} steps")
     if "after" in metrics:
@@ -86,9 +91,35 @@ def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Map
     page.figure(
         "Training", curves(history["records"], names), "Means between records.", curves(history["records"], names, dark=True)
     )
+    if faces:
+        told = "What the model tells of a few; ✓ and ✗ where it is known."
+        page.figure("Held-out faces", labelled_faces(faces), told, labelled_faces(faces, dark=True))
     page.table("Evaluations", ["step", "score"], [[e["step"], f"{e['score']:.3f}"] for e in history["evaluations"]])
     page.table("Settings", ["setting", "value"], [[name, str(value)] for name, value in flat(settings)])
     run.write_text(REPORT, page.html())
+
+
+@torch.no_grad()
+def held_out_faces(
+    model: Attributes, sets: Sequence[FaceSet], size: tuple[int, int], device: torch.device, columns: Sequence[str]
+) -> list[Face]:
+    """A few held-out images spread over each set, with what the model tells of them in these columns and what is true."""
+    faces: list[Face] = []
+    for face_set in (s for s in sets if HELD_OUT in s.index.splits):
+        split, labels = split_of(face_set.index, HELD_OUT), face_set.index.labels
+        count = min(len(split), -(-HELD_OUT_SHOWN // len(sets)))
+        samples = split.samples(np.linspace(0, len(split) - 1, count).astype(np.int64))
+        for sample, data in zip(samples.tolist(), read_samples(face_set.index, samples), strict=True):
+            try:
+                image = decode(b"" if isinstance(data, ValueError) else data)
+            except ValueError:  # the evaluation has named it
+                continue
+            pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
+            told = dict(zip(model.columns, model(pixels)[0].float().cpu().tolist(), strict=True))
+            true = {name: float(values[sample]) for name, values in labels.items() if not np.isnan(values[sample])}
+            name = face_set.index.keys[sample]
+            faces.append((image, name, {name: within(name, told[name]) for name in model.columns if name in columns}, true))
+    return faces
 
 
 def within(column: str, value: float) -> float:
@@ -105,7 +136,7 @@ def tell_faces(
     """Print a line of JSON for each image, with these columns, ``at_once`` images together; the lines and a picture of the first
     ones go into the run's folder, also when the source breaks off or Ctrl-C ends it."""
     frames, lines = iter(source), list[str]()
-    shown: list[tuple[Image, str, dict[str, float]]] = []
+    shown: list[Face] = []
     try:
         while several := list(islice(frames, at_once)):
             images = torch.stack([torch.from_numpy(resize(image, size)).permute(2, 0, 1) for _, image in several])
@@ -114,7 +145,7 @@ def tell_faces(
                 lines.append(json.dumps({"image": name, **told}))
                 print(lines[-1], flush=True)  # whoever reads a camera's lines from a pipe wants them now
                 if len(shown) < SHOWN:
-                    shown.append((image, PurePath(name).name, told))
+                    shown.append((image, PurePath(name).name, told, {}))
     finally:
         if lines:
             run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
