@@ -39,7 +39,7 @@ from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.run import HISTORY, METRICS, Run
@@ -294,9 +294,7 @@ class Evaluate:
             title = f"{self.name} + {self.fuse}"
         figures, _ = figures_of(logits, clips, chosen)
         print_figures(title, figures)
-        metrics = trained.run.read_json(METRICS)
-        metrics.setdefault("evaluations", {})[self.fuse or clips.index.url] = figures
-        trained.run.write_json(METRICS, metrics)
+        trained.run.note_evaluation(self.fuse or clips.index.url, figures)
 
 
 def matched(other: Floats, others: ClipSet, theirs: np.ndarray, clips: ClipSet, chosen: np.ndarray) -> Floats:
@@ -390,9 +388,7 @@ class Compare:
         figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in self.arms}
         for seed in self.seeds:
             for arm, config in self._configs(base, seed):
-                run = Run(config.runs, config.name)
-                if not (run.exists() and run.objects.exists(METRICS)):
-                    replace(config, resume=run.exists()).run()
+                run = ended_run(config)
                 if arm in figures:
                     figures[arm].append(_compared(run.read_json(METRICS).get("after"), run))
             if "two-stream" in figures:
@@ -425,13 +421,7 @@ def _compared(figures: dict[str, float] | None, run: Run) -> dict[str, float]:
     return figures
 
 
-def defaults(verb: str, arguments: list[str]) -> Any:
-    """What a verb's options default to."""
-    if verb != "compare":
-        return resumed_defaults(Train, verb, arguments)
-    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
-    return Compare(train) if train else None
-
+defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

@@ -45,7 +45,7 @@ from trainers.engine.faces import (
     with_targets,
 )
 from trainers.engine.frames import frames_of_files, frames_of_stream
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimiserConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.run import HISTORY, METRICS, Run
@@ -352,9 +352,7 @@ class Evaluate:
         for failure in result.bad:
             print(f"could not be read and was left out: {failure}")
         print_figures(f"{self.name} on {', '.join(s.index.url for s in sets)}", result.figures)
-        metrics = trained.run.read_json(METRICS)
-        metrics.setdefault("evaluations", {})[" ".join(s.index.url for s in sets)] = result.figures
-        trained.run.write_json(METRICS, metrics)
+        trained.run.note_evaluation(" ".join(s.index.url for s in sets), result.figures)
 
 
 @dataclass(frozen=True)
@@ -422,9 +420,7 @@ class Compare:
         figures: dict[str, list[dict[str, float]]] = {}
         for seed in self.seeds:
             for arm, config in self._configs(base, seed):
-                run = Run(config.runs, config.name)
-                if not (run.exists() and run.objects.exists(METRICS)):
-                    replace(config, resume=run.exists()).run()
+                run = ended_run(config)
                 metrics = run.read_json(METRICS)
                 if "after" not in metrics:
                     raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
@@ -439,13 +435,7 @@ class Compare:
             yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
 
 
-def defaults(verb: str, arguments: list[str]) -> Any:
-    """What a verb's options default to."""
-    if verb != "compare":
-        return resumed_defaults(Train, verb, arguments)
-    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
-    return Compare(train) if train else None
-
+defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

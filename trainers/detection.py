@@ -43,7 +43,7 @@ from trainers.engine.domains import (
     with_boxes,
 )
 from trainers.engine.frames import frames_of_files
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
 from trainers.engine.run import HISTORY, METRICS, Run
@@ -300,9 +300,7 @@ class Evaluate:
         for failure in result.bad:
             print(f"could not be read and was left out: {failure}")
         print_figures(f"{self.name} on {box_set.index.url}", result.figures)
-        metrics = trained.run.read_json(METRICS)
-        metrics.setdefault("evaluations", {})[box_set.index.url] = result.figures
-        trained.run.write_json(METRICS, metrics)
+        trained.run.note_evaluation(box_set.index.url, result.figures)
 
 
 @dataclass(frozen=True)
@@ -359,9 +357,7 @@ class Compare:
         base = resolved(self.train, "compare")
         figures: dict[str, list[dict[str, float]]] = {}
         for arm, config in self._configs(base):
-            run = Run(config.runs, config.name)
-            if not (run.exists() and run.objects.exists(METRICS)):
-                replace(config, resume=run.exists()).run()
+            run = ended_run(config)
             metrics = run.read_json(METRICS)
             if "after" not in metrics:
                 raise InputError("nothing was held out to compare by", run.url, "pack the target with boxes and some held out")
@@ -377,13 +373,7 @@ class Compare:
                 yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
 
 
-def defaults(verb: str, arguments: list[str]) -> Any:
-    """What a verb's options default to."""
-    if verb != "compare":
-        return resumed_defaults(Train, verb, arguments)
-    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
-    return Compare(train) if train else None
-
+defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

@@ -344,9 +344,7 @@ class Evaluate:
         for failure in result.bad:
             print(f"could not be read and was left out: {failure}")
         print_retrieval(f"{self.name} on {data.index.url}", [{"step": trained.run.read_json(METRICS)["step"], **result.metrics}])
-        metrics = trained.run.read_json(METRICS)
-        metrics.setdefault("evaluations", {})[data.index.url] = result.metrics
-        trained.run.write_json(METRICS, metrics)
+        trained.run.note_evaluation(data.index.url, result.metrics)
 
 
 @dataclass(frozen=True)

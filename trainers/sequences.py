@@ -44,7 +44,7 @@ from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, f
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import export_onnx, export_program
 from trainers.engine.frames import video_files
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.online import Recogniser, recognise
@@ -325,9 +325,7 @@ class Evaluate:
             print(f"could not be read and was left out: {failure}")
         figures = figures_of(told, clips, chosen)
         print_figures(f"{self.name} on {clips.index.url}", figures)
-        metrics = trained.run.read_json(METRICS)
-        metrics.setdefault("evaluations", {})[clips.index.url] = figures
-        trained.run.write_json(METRICS, metrics)
+        trained.run.note_evaluation(clips.index.url, figures)
 
 
 @dataclass(frozen=True)
@@ -444,9 +442,7 @@ class Compare:
         figures: dict[str, list[dict[str, float]]] = {}
         for seed in self.seeds:
             for arm, config in self._configs(base, seed):
-                run = Run(config.runs, config.name)
-                if not (run.exists() and run.objects.exists(METRICS)):
-                    replace(config, resume=run.exists()).run()
+                run = ended_run(config)
                 metrics = run.read_json(METRICS)
                 if "after" not in metrics:
                     raise InputError("no test videos to compare by", run.url, "pack with --test, or --held-out above 0")
@@ -463,13 +459,7 @@ class Compare:
             yield arm, replace(base, loss=loss, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
 
 
-def defaults(verb: str, arguments: list[str]) -> Any:
-    """What a verb's options default to."""
-    if verb != "compare":
-        return resumed_defaults(Train, verb, arguments)
-    train = resumed_defaults(Train, "train", [argument for argument in arguments if argument != "--resume"])
-    return Compare(train) if train else None
-
+defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

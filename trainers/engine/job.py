@@ -1,8 +1,9 @@
 """What the runs of all jobs have in common: a name, a folder, a seed, and the rules of starting and resuming."""
 
+import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.errors import InputError
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import flat, from_json, to_json
 from trainers.engine.console import LiveLine
-from trainers.engine.run import CONFIG, Run
+from trainers.engine.run import CONFIG, METRICS, Run
 from trainers.engine.scalars import Scalars
 
+BESIDE = (  # beginnings of the names of settings that a run's figures do not depend on
+    "name", "runs", "resume", "config", "cluster.", "cache.", "loader.workers", "loader.ahead", "evaluate_every",
+    "checkpoint_every", "record_every",
+)  # fmt: skip
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -99,6 +104,39 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     if "--name" not in given:
         raise InputError("--resume needs the --name of a run", "train")
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
+
+
+def compared_defaults(kind: type[C], compare: Callable[[C], Any], verb: str, arguments: list[str]) -> Any:
+    """The same for a job whose verb ``compare`` takes the options of its training."""
+    if verb != "compare":
+        return resumed_defaults(kind, verb, arguments)
+    train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])
+    return compare(train) if train else None
+
+
+def ended_run(config: Any) -> Run:
+    """A run of such settings that has ended: it is trained, or gone on with, unless it has before.
+
+    Raises:
+        InputError: a run of that name was trained with other settings, or what its training raises.
+    """
+    run = Run(config.runs, config.name)
+    if run.exists():
+        before, now = _what_counts(stored_config(type(config), run)), _what_counts(config)
+        if other := [name for name in now if now[name] != before[name]]:
+            what = f"the run was trained with another {other[0]}: {before[other[0]]}"
+            raise InputError(what, run.url, "compare under another --name")
+    if not (run.exists() and run.objects.exists(METRICS)):
+        replace(config, resume=run.exists()).run()
+    return run
+
+
+def _what_counts(config: Any) -> dict[str, Any]:
+    """The settings, by dotted names, that a run's figures depend on; addresses in full."""
+    rows = {name: value for name, value in flat(json.loads(to_json(config))) if not name.startswith(BESIDE)}
+    for name in {"data", "source", "target"} & {name for name, value in rows.items() if value}:
+        rows[name] = absolute(rows[name]) if isinstance(rows[name], str) else [absolute(url) for url in rows[name]]
+    return rows
 
 
 def config_file(kind: type[C], path: str) -> C:

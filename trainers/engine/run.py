@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON document into the folder."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
+
+    def note_evaluation(self, of: str, figures: Mapping[str, float]) -> None:
+        """Keep figures beside the run's own, by what they are of."""
+        metrics = self.read_json(METRICS)
+        metrics.setdefault("evaluations", {})[of] = figures
+        self.write_json(METRICS, metrics)
 
     def write_model(self, state: dict[str, Any]) -> None:
         """Put the trained model into the folder, whole or not at all."""
