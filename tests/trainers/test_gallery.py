@@ -238,5 +238,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         embed_files(Pixels(), [tmp_path / "text.jpg"], SIZE, CPU)
     with pytest.raises(InputError, match=r"cannot read an image \(No such file or directory\): .*gone\.jpg"):
         embed_files(Pixels(), [tmp_path / "gone.jpg"], SIZE, CPU)
-    with pytest.raises(InputError, match="no images in the gallery folder"):
-        rank_files(Pixels(), torch.ones(1, 96), tmp_path / "nowhere", 3, SIZE, CPU)
+    (tmp_path / "bare").mkdir()
+    for folder, told in (("nowhere", "no such folder"), ("bare", "no images in the gallery folder")):
+        with pytest.raises(InputError, match=told):
+            rank_files(Pixels(), torch.ones(1, 96), tmp_path / folder, 3, SIZE, CPU)

@@ -159,6 +159,8 @@ def rank_files(
     embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
 ) -> list[list[Found]]:
     """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
+    if not folder.is_dir():
+        raise InputError("no such folder", str(folder), "give a folder of images")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not paths:
         raise InputError("no images in the gallery folder", str(folder), f"it takes {', '.join(sorted(IMAGES))}")
