@@ -72,6 +72,11 @@ def failures() -> Counter:
     return Counter(PREFIX + "worker_failures", "Deaths and errors of workers", ("run",))
 
 
+def run_step() -> Gauge:
+    """The last step that a run told of, 0 before; set by its progress actor, and so also there while no worker is."""
+    return Gauge(PREFIX + "run_step", "Steps that the run has told of", ("run",))
+
+
 @cache
 def trials() -> Gauge:
     """A sweep's trials by their state: pending, running, ended (early or not), failed."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ NAMES = {f"ray_hardshard_{name}" for name, _ in metrics.GAUGES.values()}
 NAMES |= {
     f"ray_hardshard_{name}_total" for name in [*(name for name, _ in metrics.COUNTERS.values()), "draws", "worker_failures"]
 }
-NAMES |= {"ray_hardshard_trials"}
+NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
 
 
@@ -104,6 +105,8 @@ class Prometheus:
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
                 found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{query}: {error.read().decode()}") from error
         except OSError:
             return []
         assert found["status"] == "success"
@@ -177,8 +180,8 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
             "ray_hardshard_accuracy",
             "ray_hardshard_cache_hits_total",
         } | ({"ray_hardshard_get_retries_total", "ray_hardshard_skipped_samples_total"})
-        for query in dashboard_queries():
-            server.ask(query)
+        empty = [query for query in dashboard_queries() if not server.ask(query)]
+        assert all(any(name in query for name in [*missing, "ALERTS"]) for query in empty), empty
         labels = {label for series in server.ask('{__name__=~"ray_hardshard.*"}') for label in series}
         ours = {"run", "rank", "decile"}
         rays = {"__name__", "value", "job", "instance", "WorkerId", "NodeAddress", "SessionName", "Version", "Component", "JobId"}
