@@ -81,6 +81,8 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray tells at every start that its token is on; docs/security.md does.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if not ray.is_initialized():
         _init(config, dashboard)
     have = most_resources()
@@ -91,7 +93,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
     if least > gpus and (config.gpu or (config.gpu is None and gpus)):
         what = f"{least} workers take a GPU each and the cluster has {gpus}"
-        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or set --cluster.gpu False")
 
 
 def most_resources() -> dict[str, float]:
@@ -124,6 +126,8 @@ def join(address: str) -> None:
     Raises:
         ClusterError: nobody answers there, or another version of Ray or Python does.
     """
+    if "://" in address and not address.startswith("ray://"):
+        raise ClusterError("not a cluster's address for drivers", address, "give host:6379 of its head, or ray://host:10001")
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -21,10 +21,10 @@ import pytest
 import ray
 import yaml
 from conftest import Head
-from ray.job_submission import JobSubmissionClient
 from s3server import SECRET, free_ports
 
 from cluster import metrics
+from cluster.jobs import RUNNING, Jobs
 from cluster.status import row_of, span, table_of
 
 ROOT = Path(__file__).parents[2]
@@ -133,28 +133,34 @@ def until(reached: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 @contextmanager
-def running(head: Head, environment: dict[str, str], *options: str) -> Iterator[str]:
+def running(head: Head, job: str, *options: str) -> Iterator[None]:
     """A run of trainers/reid.py as a job of the cluster."""
-    client = JobSubmissionClient(head.jobs)
-    entrypoint = f"{sys.executable} trainers/reid.py {' '.join(options)}"
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": environment})
+    jobs = Jobs(head.jobs)
+    jobs.submit(job, ("env", "OMP_NUM_THREADS=1", sys.executable, "trainers/reid.py", *options), "")
     try:
-        yield job
+        yield
     except AssertionError:
-        print(client.get_job_logs(job))
+        for log in head.folder.glob(f"session_2*/logs/job-driver-{job}.log"):
+            print(log.read_text())
         raise
     finally:
-        client.stop_job(job)
-        until(lambda: str(client.get_job_status(job).value) in ("STOPPED", "SUCCEEDED", "FAILED"))
+        jobs.stop(job)
+        until(lambda: jobs.status(job) not in RUNNING)
 
 
-def train_workers() -> list[psutil.Process]:
-    titles = [(process, " ".join(process.cmdline())) for process in psutil.process_iter() if process.status() != "zombie"]
-    return [process for process, title in titles if "RayTrainWorker" in title]
+def train_workers(head: Head) -> list[psutil.Process]:
+    """The training processes of that cluster; not those of another Ray on this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].endswith("/raylet") and any(str(head.folder) in word for word in words):
+            found += [child for child in process.children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+    return found
 
 
 @needs_prometheus
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
     """The figures of both workers come; a worker is killed, and its successor's come; one hangs, and RunStuck fires until
     it goes on. Meanwhile cluster.status tells of the run; and no secret is written anywhere."""
@@ -162,7 +168,7 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
     options = ["--data", shards, "--runs", str(runs), "--name", name, "--optim.steps", "100000", "--record_every", "5"]
     options += ["--checkpoint_every", "20", "--sampler.batch", "16", "--sampler.instances", "2", "--sampler.interval", "5"]
     options += ["--sampler.lag", "3", "--cache.folder", str(tmp_path / "cache"), "--evaluate_every", "50"]
-    with prometheus(tmp_path / "prometheus", head) as server, running(head, {"OMP_NUM_THREADS": "1"}, *options):
+    with prometheus(tmp_path / "prometheus", head) as server, running(head, name, *options):
         until(lambda: {series["rank"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} == {"0", "1"}, 120)
         before = {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')}
         status = [sys.executable, "-m", "cluster.status", "--once", "--address", head.address]
@@ -170,7 +176,7 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
         assert told.returncode == 0, told.stderr
         assert f" {name} " in told.stdout
         assert "/100,000" in told.stdout
-        train_workers()[0].send_signal(signal.SIGKILL)
+        train_workers(head)[0].send_signal(signal.SIGKILL)
         until(lambda: {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} - before)
         assert until(lambda: server.ask("ray_hardshard_worker_failures_total"))[0]["run"] == name
         missing = {name for name in NAMES if not server.ask(name)}
@@ -185,9 +191,10 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
         labels = {label for series in server.ask('{__name__=~"ray_hardshard.*"}') for label in series}
         ours = {"run", "rank", "decile"}
         rays = {"__name__", "value", "job", "instance", "WorkerId", "NodeAddress", "SessionName", "Version", "Component", "JobId"}
+        rays |= {"otel_scope_name"}  # one value: what Ray's agent puts its figures out by
         assert labels <= ours | rays
         until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))  # as it was while the workers were away
-        hung = train_workers()[0]
+        hung = train_workers(head)[0]
         hung.send_signal(signal.SIGSTOP)
         try:
             firing = until(lambda: server.ask('ALERTS{alertname="RunStuck", alertstate="firing"}'))
