@@ -28,7 +28,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
-from cluster.progress import NAMESPACE, PREFIX, Progress, Record
+from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
 
 log = logging.getLogger(__name__)
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -156,12 +156,15 @@ def launch(
     in a thread, with the records and notices that have come.
 
     Raises:
+        ClusterError: another driver has the run under way.
         Exception: the first error of a worker that says that the input is wrong, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
+    if any((state["run"], state["runs"]) == (name, runs) for state in running()):
+        raise ClusterError(f"the run '{name}' is under way on this cluster", runs, "stop it first, or choose another --name")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # whoever watches finds it by that name
-    progress = Progress.options(scheduling_strategy=here, **told).remote(name, config.workers)  # type: ignore[attr-defined]
+    progress = Progress.options(scheduling_strategy=here, **told).remote(name, runs)  # type: ignore[attr-defined]
     gpu = config.gpu if config.gpu is not None else "GPU" in ray.cluster_resources()
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
