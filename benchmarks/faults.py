@@ -4,8 +4,8 @@
 
 A run of trainers/reid.py on a cluster of two nodes, with data and checkpoints in a real S3 server: once undisturbed, and once
 with kill -9, at seeded random times, of a training process, the difficulty actor, a node or the S3 server; the last two are
-started again. A fault has been recovered from when the run is further than it was. In the end the metrics, the weights and the
-batches of both runs must be equal.
+started again. A fault has been recovered from when the run is further than it was half a second after the fault. In the end the
+metrics, the weights and the batches of both runs must be equal.
 """
 
 import json
@@ -42,6 +42,7 @@ Kind = Literal["worker", "actor", "storage", "node"]
 WEIGHTS: dict[Kind, int] = {"worker": 10, "actor": 9, "storage": 8, "node": 3}
 TITLES = {"worker": "RayTrainWorker", "actor": "DifficultyService"}  # of the processes
 PATIENCE = 180.0  # seconds for a recovery
+SETTLE = 0.5  # seconds after a fault: what was told before it has come by then
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, after ``step`` steps. ``seconds``: until the run was further than that."""
+    """One fault, half a second after which the run had told of ``step`` steps. ``seconds``: until it was further than that."""
 
     kind: Kind
     step: int
@@ -161,9 +162,11 @@ def disturb(options: Options, stage: Stage, name: str, process: "subprocess.Pope
             time.sleep(0.1)
         if process.poll() is not None or time.monotonic() - began > options.limit_s:
             break
-        before, hit = step_of(name), time.monotonic()
+        hit = time.monotonic()
         if not stage.inject(kind, rng):
             continue
+        time.sleep(SETTLE)
+        before = step_of(name)
         while process.poll() is None and step_of(name) <= before:
             if time.monotonic() - hit > PATIENCE:
                 raise RuntimeError(f"not recovered from the death of a {kind} at step {before} in {PATIENCE:.0f} s")

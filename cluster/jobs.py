@@ -57,10 +57,20 @@ class Jobs:
         return self._version()["session_name"]
 
     def submit(self, job: str, command: Sequence[str], working_dir: str) -> None:
-        """Start a command under an id. Raises RuntimeError when the cluster refuses it, as when the id is in use."""
+        """Start a command under an id.
+
+        Raises:
+            RuntimeError: the cluster refuses it, as when the id is in use.
+            ConnectionError: its head takes no jobs yet, or none just now; the same may be asked again.
+        """
         entrypoint = shlex.join(command)  # Ray hands it to a shell
         environment = {"working_dir": working_dir} if working_dir else None
-        self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+        try:
+            self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
+        except RuntimeError as error:
+            if "No available agent" in str(error):
+                raise ConnectionError("the cluster's head takes no jobs yet") from error
+            raise
 
     def status(self, job: str) -> str | None:
         """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; None: the cluster knows no such job."""

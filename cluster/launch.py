@@ -29,7 +29,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError
-from cluster.progress import NAMESPACE, PREFIX, Progress, Record
+from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
 
 log = logging.getLogger(__name__)
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -92,7 +92,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
     if least > gpus and (config.gpu or (config.gpu is None and gpus)):
         what = f"{least} workers take a GPU each and the cluster has {gpus}"
-        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or --cluster.no-gpu")
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or set --cluster.gpu False")
 
 
 def most_resources() -> dict[str, float]:
@@ -126,6 +126,8 @@ def join(address: str) -> None:
     Raises:
         ClusterError: nobody answers there, or another version of Ray or Python does.
     """
+    if "://" in address and not address.startswith("ray://"):
+        raise ClusterError("not a cluster's address for drivers", address, "give host:6379 of its head, or ray://host:10001")
     _take_token()
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
@@ -138,7 +140,7 @@ def join(address: str) -> None:
 
 def _take_token() -> None:
     """Use this user's token of Ray's, if there is one: `ray start` and a Ray of our own do so without being told, a client
-    does not (Ray 2.60), and is then refused without a word of a token."""
+    does not (Ray 2.60), and is then refused without a word of a token. That it is on docs/security.md tells, not every start."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
@@ -165,12 +167,15 @@ def launch(
     in a thread, with the records and notices that have come.
 
     Raises:
+        ClusterError: another driver has the run under way.
         Exception: the first error of a worker that says that the input is wrong, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
+    if any((state["run"], state["runs"]) == (name, runs) for state in running()):
+        raise ClusterError(f"the run '{name}' is under way on this cluster", runs, "stop it first, or choose another --name")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # whoever watches finds it by that name
-    progress = Progress.options(scheduling_strategy=here, **told).remote(name, config.workers)  # type: ignore[attr-defined]
+    progress = Progress.options(scheduling_strategy=here, **told).remote(name, runs)  # type: ignore[attr-defined]
     gpu = config.gpu if config.gpu is not None else "GPU" in ray.cluster_resources()
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):

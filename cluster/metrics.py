@@ -4,6 +4,8 @@ They go out through Ray's own agent on every node. Ray lists the agents in a dis
 of workers that come, and loses those of workers that go, by itself. Labels are bounded: a run's name, a rank, a tenth, a state.
 """
 
+import threading
+import time
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -12,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 PREFIX = "hardshard_"
 WORKER = ("run", "rank")
+AGAIN = 0.5  # seconds after which a gauge is told once more
 GAUGES = {  # what a worker records of a step: the metric's name and what it is
     "step": ("step", "Steps done"),
     "steps": ("steps", "Steps of the whole run"),
@@ -41,12 +44,47 @@ COUNTERS = {  # totals that a worker has counted since it began
 }
 
 
+class Steady(Gauge):
+    """A gauge that stays until its process ends. One of Ray's own is forgotten when it was not set again for two of the agent's
+    report intervals (20 s, Ray 2.60): it would be gone during an evaluation, and of a run that is stuck."""
+
+    def __init__(self, name: str, about: str, labels: tuple[str, ...]) -> None:
+        super().__init__(PREFIX + name, about, labels)
+        self._last: dict[frozenset[tuple[str, str]], float] = {}
+        _repeated().append(self)
+
+    def set(self, value: float, tags: Mapping[str, str]) -> None:
+        """Set the value under these labels."""
+        self._last[frozenset(tags.items())] = value
+        super().set(value, dict(tags))
+
+    def again(self) -> None:
+        """Tell Ray all values once more."""
+        for tags, value in list(self._last.items()):
+            super().set(value, dict(tags))
+
+
+@cache
+def _repeated() -> list[Steady]:
+    """This process's steady gauges, and the thread that repeats them."""
+    gauges = list[Steady]()
+
+    def repeat() -> None:
+        while True:
+            time.sleep(AGAIN)
+            for gauge in list(gauges):
+                gauge.again()
+
+    threading.Thread(target=repeat, name="gauges", daemon=True).start()
+    return gauges
+
+
 class Figures:
     """The figures of one worker of a run."""
 
     def __init__(self, run: str, rank: int) -> None:
         self._tags = {"run": run, "rank": str(rank)}
-        self._gauges = {key: Gauge(PREFIX + name, about, WORKER) for key, (name, about) in GAUGES.items()}
+        self._gauges = {key: Steady(name, about, WORKER) for key, (name, about) in GAUGES.items()}
         self._counters = {key: Counter(PREFIX + name, about, WORKER) for key, (name, about) in COUNTERS.items()}
         self._draws = Counter(PREFIX + "draws", "Samples drawn, by the tenth of their identity's difficulty", (*WORKER, "decile"))
         self._told: dict[str, float] = {}
@@ -72,7 +110,12 @@ def failures() -> Counter:
     return Counter(PREFIX + "worker_failures", "Deaths and errors of workers", ("run",))
 
 
+def run_step() -> Steady:
+    """The last step that a run told of, 0 before; set by its progress actor, and so also there while no worker is."""
+    return Steady("run_step", "Steps that the run has told of", ("run",))
+
+
 @cache
-def trials() -> Gauge:
+def trials() -> Steady:
     """A sweep's trials by their state: pending, running, ended (early or not), failed."""
-    return Gauge(PREFIX + "trials", "Trials of a sweep", ("run", "state"))
+    return Steady("trials", "Trials of a sweep", ("run", "state"))

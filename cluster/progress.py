@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from cluster.metrics import failures
+from cluster.metrics import failures, run_step
 
 NAMESPACE = "hardshard"
 PREFIX = "progress:"  # of the actors' names
@@ -17,16 +17,18 @@ Record = dict[str, Any]
 class Progress:
     """Holds what was told until the driver drains it, the last 10,000 of each kind when nobody does; and the run's last state."""
 
-    def __init__(self, run: str, workers: int) -> None:
+    def __init__(self, run: str, runs: str) -> None:
         self._records: deque[Record] = deque(maxlen=10_000)
         self._notices: deque[str] = deque(maxlen=10_000)
-        self._state: Record = {"run": run, "workers": workers, "begun": time.time(), "told": None, "failures": 0, "errors": []}
-        self._failures = failures()
+        self._state: Record = {"run": run, "runs": runs, "begun": time.time(), "told": None, "failures": 0, "errors": []}
+        self._failures, self._step = failures(), run_step()
+        self._step.set(0, {"run": run})
 
     def record(self, record: Record) -> None:
         """Numbers of a step."""
         self._records.append(record)
         self._state |= {"record": record, "told": time.time()}
+        self._step.set(record.get("step", 0), {"run": self._state["run"]})
 
     def say(self, notice: str) -> None:
         """A sentence for the console."""

@@ -130,7 +130,7 @@ def head(s3_server: S3Server) -> Iterator[Head]:
             ray_head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
-            while not answers(f"{url}/api/version"):
+            while not answers(f"{url}/api/version") or not answers(f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
                 assert ray_head.poll() is None, (Path(folder) / "head.log").read_text()
                 assert time.monotonic() < deadline, "the cluster did not come up"
                 time.sleep(0.2)

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.errors import ClusterError
 from cluster.launch import ClusterConfig, connect, launch, storage_uri
+from cluster.progress import NAMESPACE, PREFIX, Progress
 from cluster.worker import restore_checkpoint, save_checkpoint, this_worker
 from datasets.errors import InputError
 
@@ -89,6 +90,16 @@ def test_an_input_error_of_one_worker_ends_the_run_at_once_and_as_it_is(tmp_path
 def test_a_killed_worker_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     result, _, _ = start(dies_once, tmp_path)
     assert 1 <= result <= 6
+
+
+def test_a_run_that_is_under_way_is_not_begun_beside_itself(tmp_path: Path) -> None:
+    actor = Progress.options(name=f"{PREFIX}busy:1", namespace=NAMESPACE).remote("busy", str(tmp_path))  # type: ignore[attr-defined]
+    ray.get(actor.state.remote())
+    try:
+        with pytest.raises(ClusterError, match="the run 'busy' is under way"):
+            launch(sums, {}, TWO, name="busy", runs=str(tmp_path), show=lambda records, notices: None)
+    finally:
+        ray.kill(actor)
 
 
 def test_a_fault_ends_the_run_when_it_comes_too_often(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,20 @@ class Nodes:
 
     def kill(self, k: int) -> None:
         """Kill all of node k's processes, as a power cut does."""
-        found = subprocess.check_output(["ip", "netns", "pids", self.name(k)], text=True).split()
-        for pid in map(int, found):
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        for process in self.processes(k):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.rays.pop(k).wait(30)
+
+    def processes(self, k: int) -> list[psutil.Process]:
+        found = subprocess.check_output(["ip", "netns", "pids", self.name(k)], text=True).split()
+        return [psutil.Process(int(pid)) for pid in found if psutil.pid_exists(int(pid))]
+
+    def trains(self, k: int) -> bool:
+        """Whether a training process stands on node k."""
+        found = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
+        titles = {entry["pid"]: " ".join(entry["cmdline"] or ()) for entry in found}
+        return any("RayTrainWorker" in titles.get(process.pid, "") for process in self.processes(k))
 
     def cut(self, k: int, *, off: bool) -> None:
         """Take node k off the network, or put it on again."""
@@ -190,6 +199,7 @@ def test_an_elastic_run_goes_on_with_fewer_and_takes_a_new_node_in(nodes: Nodes,
     alone = max(int(path.name[5:]) for path in (tmp_path / "elastic").glob("step-*"))
     until(checkpoint(tmp_path, "elastic", alone + 40))
     nodes.start(4, 1)
+    until(lambda: nodes.trains(2) and nodes.trains(4))
     assert driver.wait(400) == 0
     history = Run(str(tmp_path), "elastic").read_json("history.json")
     assert [entry["step"] for entry in history["records"]] == list(range(10, 801, 10))

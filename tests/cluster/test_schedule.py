@@ -121,23 +121,24 @@ def test_missed_times_are_told(ledger: Ledger) -> None:
     assert (ledger.get(key) or {})["passed"] == 2
 
 
-def claimed(ledger: Ledger, cluster: Memory) -> None:
-    """What a scheduler leaves that dies between its claim and the job."""
+def claimed(ledger: Ledger, cluster: Memory, cause: type[BaseException] = KeyboardInterrupt) -> None:
+    """What a scheduler leaves that dies between its claim and the job, or whose cluster takes no jobs just then."""
 
     class Dies(Memory):
         def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
-            raise KeyboardInterrupt
+            raise cause
 
     dying = Dies()
     dying.life = cluster.life
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(cause):
         Scheduler(ledger, dying).turn(BEGIN + HOUR)
 
 
-def test_a_dead_schedulers_claim_is_taken_over(ledger: Ledger) -> None:
+@pytest.mark.parametrize("cause", [KeyboardInterrupt, ConnectionError])
+def test_a_claim_without_a_job_is_taken_over(ledger: Ledger, cause: type[BaseException]) -> None:
     add(ledger)
     cluster = Memory()
-    claimed(ledger, cluster)
+    claimed(ledger, cluster, cause)
     scheduler = Scheduler(ledger, cluster)
     scheduler.turn(BEGIN + HOUR + timedelta(seconds=30))
     assert cluster.submitted == []  # it may be alive yet

@@ -119,3 +119,13 @@ def test_storage_that_refuses(s3_server: S3Server, capsys: pytest.CaptureFixture
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
         assert "127.0.0.1" in told(lambda: Train(data=f"{bucket}/none"), capsys)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_runs_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: Train(runs="/proc/nowhere", name="a").run())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: no such file or directory: /proc/nowhere/a/config.json; check the path, its permissions and free space\n"
+    )
