@@ -70,13 +70,13 @@ class Claim:
             raise InputError("there is nothing to compare", "--arms and --seeds")
 
 
-def train_here(config: Train, table: VersionTable | None = None) -> Iterator[tuple[int, ReidTask]]:
-    """Train in this process; yields (steps done, the task) after every step. ``table`` receives the versions."""
+def train_here(config: Train) -> Iterator[tuple[int, ReidTask]]:
+    """Train in this process; yields (steps done, the task) after every step."""
     data = open_data(config)
     torch.manual_seed(config.seed)
     task = ReidTask(config.model, config.head, len(data.train.counts))
     task = task.to(memory_format=torch.channels_last)
-    table = table or VersionTable(len(data.train.counts), config.sampler)
+    table = VersionTable(len(data.train.counts), config.sampler)
     stream = BatchStream(
         data.train, config.sampler, config.loader, config.augment, config.cache, table, data.etags, Share(0, 1), config.seed,
         0, config.optim.steps,

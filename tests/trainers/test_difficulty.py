@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import trainers.engine.difficulty
 from datasets.errors import InputError
 from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
 from trainers.engine.tiles import Difficulty
@@ -171,18 +172,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_the_matrix_is_never_held() -> None:
-    count, features, tile = 500, 6, 64
+def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, features, tile, block = 500, 60, 64, 128
+    rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
+    whole = difficulty(rows, tile=tile)
+    monkeypatch.setattr("trainers.engine.difficulty.BLOCK", block)
     with Largest() as seen:
-        difficulty(torch.randn(count, features), tile=tile)
-    assert tile * tile <= seen.elements <= max(tile * tile, count * features)
+        assert same_bits(difficulty(rows, tile=tile), whole)
+    assert block * features <= seen.elements <= max(tile * tile, block * features)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("side", [0, 1, 2, 5, 12, 31])
-def test_tiles_cover_half_the_matrix_once(side: int, world: int) -> None:
+@pytest.mark.parametrize("across", [1, 3, 16])
+def test_tiles_cover_half_the_matrix_once(side: int, across: int, world: int) -> None:
     expected = [(a, b) for a in range(side) for b in range(a, side)]
-    shares = [tiles_of(side, rank, world) for rank in range(world)]
+    shares = [list(tiles_of(side, across, rank, world)) for rank in range(world)]
     assert sorted(tile for share in shares for tile in share) == expected
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     rings = [ring_tiles(side, rank, world) for rank in range(world)]
@@ -193,7 +198,7 @@ def test_tiles_cover_half_the_matrix_once(side: int, world: int) -> None:
 def test_shares_of_the_tiles_are_even(world: int) -> None:
     side = 40 * world + 1  # the ring's shares are as even as whole tiles a rank can be
     for share in (
-        (tiles_of(side, rank, world) for rank in range(world)),
+        (list(tiles_of(side, 16, rank, world)) for rank in range(world)),
         ([tile for step in ring_tiles(side, rank, world) for tile in step] for rank in range(world)),
     ):
         sizes = [len(tiles) for tiles in share]
@@ -231,7 +236,8 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
 
 
 def on_rank(rank: int) -> list[Any]:
-    """All cases on three ranks, then on two of them, then on one."""
+    """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
+    trainers.engine.difficulty.BLOCK = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []

@@ -11,7 +11,8 @@ rows' own residuals, is computed again in float32 (`trainers.engine.tiles`).
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from datasets.errors import InputError
 from trainers.engine.tiles import Difficulty, packed, take_tile, take_tile_by_half, unpacked
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
+BLOCK = 8192  # rows made 1 long at a time, for either side of the tiles: W is not copied
 
 
 @torch.no_grad()
@@ -31,7 +33,7 @@ def difficulty(
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
-    Needs N D floats, T T floats and 12 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
+    Needs 2 BLOCK D floats, T T floats and 28 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
 
     Raises:
         ValueError: fewer than two identities.
@@ -41,9 +43,9 @@ def difficulty(
     rank, world = _place(group)
     best, space = _begin(len(rows), tile, rows.device)
     take = _taker(rows, half)
-    w = torch.split(_unit(rows, tile, len(rows), 0, None), tile)
-    for a, b in tiles_of(len(w), rank, world):
-        take(best, w[a], w[b], a * tile, b * tile, space)
+    _check_finite(rows, tile, len(rows), 0, None)
+    for a, b, left, right in _tile_rows(rows, tile, rank, world):
+        take(best, left, right, a * tile, b * tile, space)
     return _merged(best, group)
 
 
@@ -65,7 +67,8 @@ def difficulty_of_share(
     rank, world = _place(group)
     best, space = _begin(count, tile, rows.device)
     take, side = _taker(rows, half), -(-count // tile)
-    w = _unit(rows, tile, count, share_of(count, rank, world)[0], group)
+    _check_finite(rows, tile, count, share_of(count, rank, world)[0], group)
+    w = _unit(rows, tile)
     w = w if group is None else _to_tiles(w, count, tile, group)
     own, guest = _numbered(w, tile, side, rank, world), w
     for step, pairs in enumerate(ring_tiles(side, rank, world)):
@@ -85,9 +88,13 @@ def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
     return rank * count // world, (rank + 1) * count // world
 
 
-def tiles_of(side: int, rank: int, world: int) -> list[tuple[int, int]]:
-    """The tiles (a, b), a <= b < side, of one rank: dealt out in turn, so that shares differ by one tile at most."""
-    return [(a, b) for a in range(side) for b in range(a, side)][rank::world]
+def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """The tiles (a, b), a <= b < side, of one rank, block of ``across`` x ``across`` after block: a run of them all, so that
+    shares differ by one tile at most and a rank sees few blocks."""
+    starts = range(0, side, across)
+    blocks = ((range(i, min(i + across, side)), range(j, min(j + across, side))) for i in starts for j in starts if i <= j)
+    tiles = ((a, b) for left, right in blocks for a in left for b in right if a <= b)
+    return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
 
 
 def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
@@ -119,26 +126,47 @@ def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Ten
     return take_tile_by_half if (rows.is_cuda if half is None else half) else take_tile
 
 
-def _unit(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows [n, D] made 1 long (or 0), float32, a tile at a time; they are those of ``count`` from ``first`` on.
+def _tile_rows(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The tiles (a, b) of a rank with the rows of a and of b, 1 long; at most two blocks of rows are held."""
+    across = max(BLOCK // tile, 1)  # tiles of a block
+    held: dict[int, tuple[Tensor, ...]] = {}
+    for a, b in tiles_of(-(-len(rows) // tile), across, rank, world):
+        blocks = (a // across, b // across)
+        for left in held.keys() - blocks:  # first, for its memory
+            del held[left]
+        for block in blocks:
+            if block not in held:
+                first = block * across * tile
+                held[block] = torch.split(_unit(rows[first : first + across * tile], tile), tile)
+        yield a, b, held[blocks[0]][a % across], held[blocks[1]][b % across]
 
-    All ranks of a group raise what one of them finds.
-    """
+
+def _unit(rows: Tensor, tile: int) -> Tensor:
+    """Rows [n, D] made 1 long (or 0), float32, a tile at a time: a row becomes the same to the bit wherever it is done."""
     w = torch.empty(rows.shape, device=rows.device)
-    bad = torch.zeros(count, dtype=torch.uint8, device=rows.device)
     for start in range(0, len(rows), tile):
         part = slice(start, start + tile)
         some = rows[part].detach().float().contiguous()  # a sum's last bits depend on the order in memory
         largest = some.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(some.dtype).tiny)
         w[part] = torch.nn.functional.normalize(some / largest, dim=1)  # no square over- or underflows
-        bad[first + start : first + start + len(some)] = ~torch.isfinite(w[part]).all(dim=1)
+    return w
+
+
+def _check_finite(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGroup | None) -> None:
+    """Raise InputError for rows that are not finite; they are those of ``count`` from ``first`` on.
+
+    All ranks of a group raise what one of them finds.
+    """
+    bad = torch.zeros(count, dtype=torch.uint8, device=rows.device)
+    for start in range(0, len(rows), tile):
+        some = rows[start : start + tile].detach().float()
+        bad[first + start : first + start + len(some)] = ~torch.isfinite(some.abs().amax(dim=1))
     if group is not None:
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
     if bad.any():
         numbers = torch.nonzero(bad).flatten().tolist()
         what = f"classifier rows are not finite (first: {numbers[:5]} of {len(numbers)}): training has diverged"
         raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
-    return w
 
 
 def _merged(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:
