@@ -38,15 +38,13 @@ from trainers.reid import Train, open_data
 
 Figures = list[dict[str, float]]  # step, mAP, rank1 of each evaluation, in order
 
-ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler
+PLAIN = {"instances": 4, "uniform_share": 0.5, "temperature": 1.0, "begin": 0}
+ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides PLAIN
     "uniform": {"kind": "uniform"},
     "pk": {"kind": "pk"},
     "hardest": {"kind": "hardest", "uniform_share": 0.75},
     "proportional": {"kind": "proportional"},
-    "proportional-plain": {"kind": "proportional", "uniform_share": 0.0, "instances": 1},
-    "proportional-sharp": {"kind": "proportional", "temperature": 0.25},
     "pairs": {"kind": "pairs"},
-    "pairs-sharp": {"kind": "pairs", "temperature": 0.25},
 }
 
 
@@ -169,7 +167,7 @@ def main(options: Claim) -> None:
     runs = {arm: list[Figures]() for arm in options.arms}
     for seed in range(options.seeds):
         for arm in options.arms:
-            sampler = replace(options.train.sampler, **ARMS[arm])
+            sampler = replace(options.train.sampler, **(PLAIN | ARMS[arm]))
             runs[arm].append(measured(replace(options.train, seed=seed, sampler=sampler), arm, options.out))
     if options.json:
         print(json.dumps({"options": asdict(options), "runs": runs}, default=str))
