@@ -11,8 +11,9 @@ rows' own residuals, is computed again in float32 (`trainers.engine.tiles`).
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,10 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from datasets.errors import InputError
-from trainers.engine.tiles import Difficulty, packed, take_tile, take_tile_by_half, unpacked
+from trainers.engine.tiles import Difficulty, Space, packed, space_for, take_strip, take_tile_by_half, unpacked
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
+STRIP = {"cpu": 4, "cuda": 1}  # tiles side by side whose rows are looked through at once
 BLOCK = 8192  # rows made 1 long at a time, for either side of the tiles: W is not copied
 
 
@@ -45,8 +47,8 @@ def difficulty(
     best, space = _begin(len(rows), tile, rows.device)
     take = _taker(rows, half)
     _check_finite(rows, tile, len(rows), 0, None)
-    for a, b, left, right in _tile_rows(rows, tile, rank, world):
-        take(best, left, right, a * tile, b * tile, space)
+    for a, b, left, rights in _strip_rows(rows, tile, rank, world):
+        take(best, left, rights, a * tile, b * tile, space)
     return _merged(best, group)
 
 
@@ -76,8 +78,8 @@ def difficulty_of_share(
         last = step == world // 2
         coming, moves = (guest, []) if last else _pass_on(guest, count, tile, step, group)
         here = own | _numbered(guest, tile, side, (rank + step) % world, world)
-        for a, b in pairs:
-            take(best, here[a], here[b], a * tile, b * tile, space)
+        for a, columns in strips(pairs, STRIP[rows.device.type]):
+            take(best, here[a], [here[b] for b in columns], a * tile, columns[0] * tile, space)
         for move in moves:
             move.wait()
         guest = coming
@@ -98,6 +100,15 @@ def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[in
     return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
 
 
+def strips(tiles: Iterable[tuple[int, int]], most: int, across: int = sys.maxsize) -> Iterator[tuple[int, range]]:
+    """Tiles (a, b) that follow each other put together to strips: a, and up to ``most`` b side by side in one of the blocks that
+    are ``across`` wide."""
+    numbered = enumerate(tiles)
+    for (a, _, _), run in groupby(numbered, key=lambda item: (item[1][0], item[1][1] - item[0], item[1][1] // across)):
+        columns = [b for _, (_, b) in run]
+        yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
+
+
 def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
     """The tiles (a, b), a <= b, that a rank computes at each of the R // 2 + 1 steps of the ring, when at step s it is visited
     by the rows of rank + s. With an even R the two ends of the last step meet twice and halve their tiles as a chessboard."""
@@ -115,44 +126,50 @@ def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
-def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Tensor]:
-    """The best of each identity so far, and the space for a tile's products [T, T]."""
+def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Space]:
+    """The best of each identity so far, and the space for a strip."""
     if count < 2:
         raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
     best = Difficulty(torch.full((count,), -2.0, device=device), torch.zeros(count, dtype=torch.int64, device=device))
-    return best, torch.empty(tile, tile, device=device)
+    return best, space_for(tile, min(STRIP[device.type], -(-count // tile)), device)
 
 
-def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Tensor, int, int, Tensor], None]:
-    return take_tile_by_half if (rows.is_cuda if half is None else half) else take_tile
+def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Sequence[Tensor], int, int, Space], None]:
+    return _take_by_half if (rows.is_cuda if half is None else half) else take_strip
 
 
-def _tile_rows(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """The tiles (a, b) of a rank with the rows of a and of b, 1 long; at most two blocks of rows are held, in the same memory."""
+def _take_by_half(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
+    for right in rights:
+        take_tile_by_half(best, left, right, row, col, space)
+        col += len(right)
+
+
+def _strip_rows(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[int, int, Tensor, tuple[Tensor, ...]]]:
+    """The strips of a rank: a, the first b, the rows of a and of each b, 1 long. At most two blocks are held, in one memory."""
     across = max(BLOCK // tile, 1)  # tiles of a block
-    held, spare = dict[int, Tensor](), list[Tensor]()
-    for a, b in tiles_of(-(-len(rows) // tile), across, rank, world):
-        blocks = (a // across, b // across)
-        spare += [held.pop(block) for block in held.keys() - blocks]
+    held, spare = dict[int, tuple[Tensor, tuple[Tensor, ...]]](), list[Tensor]()  # of a block its memory and its tiles
+    for a, columns in strips(tiles_of(-(-len(rows) // tile), across, rank, world), STRIP[rows.device.type], across):
+        blocks = (a // across, columns[0] // across)
+        spare += [held.pop(block)[0] for block in held.keys() - blocks]
         for block in blocks:
             if block not in held:
                 some = rows[block * across * tile : (block + 1) * across * tile]
                 space = spare.pop() if spare else torch.empty(min(across * tile, len(rows)), rows.shape[1], device=rows.device)
-                held[block] = _unit(some, tile, space)
-        left, right = (held[n // across][n % across * tile :][:tile] for n in (a, b))
-        yield a, b, left[: len(rows) - a * tile], right[: len(rows) - b * tile]
+                held[block] = space, torch.split(_unit(some, tile, space), tile)
+        left, rights = (held[block][1] for block in blocks)
+        yield a, columns[0], left[a % across], rights[columns[0] % across : columns[-1] % across + 1]
 
 
 def _unit(rows: Tensor, tile: int, space: Tensor) -> Tensor:
     """Rows [n, D] made 1 long (or 0), a tile at a time: a row becomes the same to the bit wherever it is done.
 
-    They come to stand at the beginning of ``space``, float32 [n or more, D], which is returned.
+    They come to stand at the beginning of ``space``, float32 [n or more, D]; that part of it is returned.
     """
     for start in range(0, len(rows), tile):
         part = space[start : min(start + tile, len(rows))].copy_(rows[start : start + tile])  # their order in memory matters
         part /= _largest(part)[:, None].clamp_min_(torch.finfo(part.dtype).tiny)
         part /= vector_norm(part, dim=1, keepdim=True).clamp_min_(1e-12)  # 1 or more, or 0: no square over- or underflowed
-    return space
+    return space[: len(rows)]
 
 
 def _largest(rows: Tensor) -> Tensor:
