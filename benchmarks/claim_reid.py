@@ -45,6 +45,8 @@ ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides PLAIN
     "hardest": {"kind": "hardest", "uniform_share": 0.75},
     "proportional": {"kind": "proportional"},
     "pairs": {"kind": "pairs"},
+    "proportional-single": {"kind": "proportional", "instances": 1},
+    "pairs-single": {"kind": "pairs", "instances": 1},
 }
 
 
