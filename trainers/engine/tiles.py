@@ -20,14 +20,14 @@ class Difficulty(NamedTuple):
 class Space(NamedTuple):
     """Memory in which a strip of W tiles is computed."""
 
-    products: Tensor  # [T, W T]
+    products: Tensor  # [T, W T] and a gap between the rows
     of_rows: Tensor  # [W, T]: the largest product of each row, tile by tile
     of_columns: Tensor  # [W T]
 
 
 def space_for(tile: int, tiles: int, device: torch.device) -> Space:
     """Space for a strip of so many tiles."""
-    products = torch.empty(tile, tiles * tile + GAP, device=device)[:, : tiles * tile]
+    products = torch.empty(tile, tiles * tile + GAP, device=device)
     return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
 
 
@@ -45,18 +45,18 @@ def take_strip(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: in
             products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
         torch.amax(products, 1, out=space.of_rows[number, :n])
         torch.amax(products, 0, out=space.of_columns[start:end])
-    whole = space.products[:n, : len(rights) * tile]
-    whole[:, count:] = -2.0
+    strip = space.products[:n]
+    strip[:, count : len(rights) * tile] = -2.0
     top, place = space.of_rows[: len(rights), :n].clamp_(max=1).max(dim=0)  # equal rows give 1.0000002
     rising = torch.nonzero(top >= best.cosine[row : row + n]).squeeze(1)
     if len(rising):
         place = place[rising]
-        within = whole.view(n, -1, tile)[rising, place].clamp_(max=1).argmax(dim=1)
+        within = strip[:, : len(rights) * tile].view(n, -1, tile)[rising, place].clamp_(max=1).argmax(dim=1)
         _raise(best, row + rising, top[rising], col + place * tile + within)
     top = space.of_columns[:count].clamp_(max=1)
     rising = torch.nonzero(top >= best.cosine[col : col + count]).squeeze(1)
     if len(rising):
-        within = whole.index_select(1, rising).clamp_(max=1).max(dim=0).indices
+        within = strip.index_select(1, rising).clamp_(max=1).max(dim=0).indices
         _raise(best, col + rising, top[rising], row + within)
 
 
