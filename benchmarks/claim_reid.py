@@ -38,7 +38,7 @@ from trainers.reid import Train, open_data
 
 Figures = list[dict[str, float]]  # step, mAP, rank1 of each evaluation, in order
 
-PLAIN = {"instances": 4, "uniform_share": 0.5, "temperature": 1.0, "begin": 0}
+PLAIN = {"instances": 4, "uniform_share": 0.5, "temperature": 1.0, "floor": 0.0, "begin": 0}
 ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides PLAIN
     "uniform": {"kind": "uniform"},
     "pk": {"kind": "pk"},
@@ -47,6 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides PLAIN
     "pairs": {"kind": "pairs"},
     "proportional-single": {"kind": "proportional", "instances": 1},
     "pairs-single": {"kind": "pairs", "instances": 1},
+    "even-single": {"kind": "proportional", "instances": 1, "floor": 1.0},  # the same draws with no regard to difficulty
 }
 
 
