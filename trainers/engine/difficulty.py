@@ -36,7 +36,7 @@ def difficulty(
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
-    Needs 2 BLOCK D floats, T T floats and 28 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
+    Needs 2 BLOCK D floats, STRIP T T floats and 28 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
 
     Raises:
         ValueError: fewer than two identities.
@@ -60,7 +60,7 @@ def difficulty_of_share(
 
     Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
     computed by one of the two. Every rank gets the whole result, the same to the bit as `difficulty` of all rows together.
-    Needs three shares of N D / R floats, T T floats and 12 N bytes besides the rows.
+    Needs three shares of N D / R floats, STRIP T T floats and 28 N bytes besides the rows.
 
     Raises:
         ValueError: fewer than two identities.
