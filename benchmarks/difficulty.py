@@ -4,8 +4,8 @@
 
 Both work on the same W with the same number of threads and take turns; ratios are taken within a turn. Time is the
 processor's, so that what else runs on the machine counts less. The plain product is made strip by strip into the same memory,
-and nothing is done with it: the fastest that W W^T can be had here. The peak of memory is the kernel's count of this process,
-above what it held before the call (W itself is held before).
+which was touched before, and nothing is done with it: the fastest that W W^T can be had here. The peak of memory is the kernel's
+count of this process, above what it held before the call (W itself is held before).
 """
 
 import json
@@ -40,26 +40,25 @@ class Cost:
     json: bool = False
 
 
-def plain(rows: Tensor) -> None:
+def plain(rows: Tensor, space: Tensor) -> None:
     """W W^T, all of it."""
-    space = torch.empty(min(STRIP, len(rows)), len(rows))
     for start in range(0, len(rows), STRIP):
         strip = rows[start : start + STRIP]
         torch.mm(strip, rows.T, out=space[: len(strip)])
 
 
-def seconds(work: Callable[[Tensor], object], rows: Tensor) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Processor seconds that it takes, of all threads."""
     began = time.process_time()
-    work(rows)
+    work()
     return time.process_time() - began
 
 
-def peak(work: Callable[[Tensor], object], rows: Tensor) -> float:
+def peak(work: Callable[[], object]) -> float:
     """MiB that it needs at most, above what is held before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = status("VmRSS")
-    work(rows)
+    work()
     return (status("VmHWM") - before) / 1024
 
 
@@ -71,10 +70,11 @@ def status(name: str) -> int:
 
 def measure(count: int, options: Cost) -> dict[str, float]:
     """One size, all turns."""
+    space = torch.zeros(min(STRIP, count), count)
     rows = torch.randn(count, options.features, generator=torch.Generator().manual_seed(0))
-    memory, turns = peak(difficulty, rows), []
+    memory, turns = peak(lambda: difficulty(rows)), []
     for _ in range(options.turns):
-        turns.append((seconds(difficulty, rows), seconds(plain, rows)))
+        turns.append((seconds(lambda: difficulty(rows)), seconds(lambda: plain(rows, space))))
     ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
     return {
         "identities": count,

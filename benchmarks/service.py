@@ -1,10 +1,15 @@
 """What the difficulty service costs: from a version's publication until loader workers can draw by it, and what a reader pays.
 
-    python -m benchmarks.service [--identities 100000 1000000] [--readers 2] [--json]
+    python -m benchmarks.service [--identities 100000 1000000] [--readers 2] [--windows 20] [--json]
 
 A real Ray cluster on this machine, the actor, a publisher, and as many readers as a node has ranks, each with the shared memory
 that its loader workers would see. Delay: from `Publisher.publish` until the last reader's memory holds the version, by one
 clock. Cost: processor seconds of a reader's process for one version, all its threads together.
+
+Pace: one training on the shipped data, of small steps, is cut into windows of as many steps as lie between two versions. In every
+second window a version of that size goes through the service, from this process to this process, and is waited for when a run
+would first draw by it. Told is the median over pairs of windows of the time without over the time with, and its 95% interval by
+the sign test: steps a second with the service against without.
 """
 
 import json
@@ -15,14 +20,19 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import ray
+import torch
 import tyro
 
+from benchmarks.claim_reid import median_interval, train_here
 from cluster.difficulty import Follower, Publisher, start_service
 from cluster.launch import ClusterConfig, connect
 from datasets.errors import run_main
+from datasets.loader import LoaderConfig
 from datasets.sampling import SamplerConfig, Version, generator
 from datasets.versions import VersionTable
 from trainers.engine.console import summary_table
+from trainers.engine.loop import OptimConfig
+from trainers.reid import Train
 
 SAMPLER = SamplerConfig()
 PATIENCE = 120.0  # seconds until a version must have come
@@ -36,6 +46,8 @@ class Service:
     readers: int = 2
     versions: int = 6
     """Published one after the other; the first is left out, as it starts connections."""
+    windows: int = 20
+    """Pairs of windows of a training, with and without a version on its way; 0 leaves the training out."""
     json: bool = False
 
 
@@ -67,6 +79,12 @@ class Reader:
         return time.process_time()
 
 
+def made_up(number: int, identities: int) -> Version:
+    """A version like one of a training with that many identities."""
+    rng = generator(0, "version", number)
+    return Version(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities))
+
+
 def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Medians over the versions, for one size."""
     name, keep = f"service-{identities}", SAMPLER.versions_alive
@@ -76,8 +94,7 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
     readers = [start(name, identities) for _ in range(options.readers)]
     calls, delays, costs = [], [], []
     for number in range(1, options.versions + 1):
-        rng = generator(0, "version", number)
-        version = Version(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities))
+        version = made_up(number, identities)
         before = ray.get([reader.spent.remote() for reader in readers])
         began, published = time.perf_counter(), time.time()
         publisher.publish(version)
@@ -99,18 +116,50 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
     }
 
 
+def pace(identities: int, options: Service, folder: str) -> dict[str, float]:
+    """Steps a second of a training with the service's traffic against without."""
+    name, interval, lag = f"pace-{identities}", SAMPLER.interval, SAMPLER.lag
+    service = start_service(name, folder, SAMPLER.versions_alive)
+    publisher = Publisher(name, SAMPLER.versions_alive, [], print, PATIENCE)
+    reader = Reader(name, identities)
+    versions = [made_up(number, identities) for number in (1, 2)]
+    steps = 2 * (options.windows + 2) * interval
+    config = Train(sampler=SamplerConfig(kind="uniform"), loader=LoaderConfig(size=(32, 32)), optim=OptimConfig(steps=steps))
+    marks = []
+    for done, _ in train_here(config):
+        number, within = divmod(done, 2 * interval)
+        if done % interval == 0:
+            marks.append(time.perf_counter())
+        if within == 0:
+            publisher.publish(versions[number % 2]._replace(number=number))
+        elif within == lag and number:
+            reader.wait(number)
+    publisher.close()
+    ray.kill(service)
+    took = np.diff(marks)[3:]  # with, without, with, ...; the first version started connections
+    pace, low, high = median_interval((took[1::2] / took[::2]).tolist())
+    return {"pace": pace, "pace_low": low, "pace_high": high}
+
+
 def main(options: Service) -> None:
     """Measure, and print."""
     connect(ClusterConfig())
     with tempfile.TemporaryDirectory() as folder:
         results = [measure(count, options, folder) for count in options.identities]
+        if options.windows:
+            torch.set_num_threads(1)
+            results = [found | pace(int(found["identities"]), options, folder) for found in results]
     ray.shutdown()
     if options.json:
         print(json.dumps({"options": asdict(options), "results": results}))
         return
-    columns = ["identities", "MB", "publish, ms", "until drawn by, ms", "at worst", "a reader's CPU, ms"]
-    rows = [[f"{r['identities']:,.0f}", *(f"{value:.1f}" for name, value in r.items() if name != "identities")] for r in results]
-    summary_table(f"{options.readers} readers, {options.versions - 1} versions", columns, rows)
+    columns = ["identities", "MB", "publish, ms", "until drawn by, ms", "at worst", "a reader's CPU, ms", "pace"]
+    rows = []
+    for r in results:
+        pace = f"{r['pace']:.3f} ({r['pace_low']:.3f} to {r['pace_high']:.3f})" if "pace" in r else ""
+        times = [r[name] for name in ("mb", "publish_ms", "delay_ms", "worst_delay_ms", "reader_cpu_ms")]
+        rows.append([f"{r['identities']:,.0f}", *(f"{value:.1f}" for value in times), pace])
+    summary_table(f"{options.readers} readers, {options.versions - 1} versions, {options.windows} windows", columns, rows)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
@@ -69,12 +70,22 @@ def save_checkpoint(
         ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
-def restore_checkpoint(read: Callable[[Path], Any]) -> Any:
-    """``read`` of the run's latest checkpoint's folder; None when there is no checkpoint yet."""
+def restore_checkpoint(read: Callable[[Path], Any], wanted: Callable[[list[str]], list[str]] | None = None) -> Any:
+    """``read`` of the run's latest checkpoint's folder; None when there is no checkpoint yet.
+
+    ``wanted``: of the names of its files those that are fetched; None: all.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         # Into a folder of our own: as_directory() shares one among a node's ranks, and one that comes later downloads over the
         # file that another is reading (seen with Ray 2.60 and S3).
-        return read(Path(checkpoint.to_directory(folder)))
+        if wanted is None:
+            checkpoint.to_directory(folder)
+        else:
+            found = checkpoint.filesystem.get_file_info(pyarrow.fs.FileSelector(checkpoint.path))
+            for name in wanted([file.base_name for file in found if file.type == pyarrow.fs.FileType.File]):
+                source, target = f"{checkpoint.path}/{name}", f"{folder}/{name}"
+                pyarrow.fs.copy_files(source, target, source_filesystem=checkpoint.filesystem)
+        return read(Path(folder))

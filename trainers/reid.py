@@ -46,7 +46,7 @@ from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_c
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
 from trainers.engine.run import HISTORY, METRICS, Run
-from trainers.engine.shares import read_with_share, write_share
+from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
@@ -257,7 +257,10 @@ def evaluate(config: Train, worker: Worker, data: Data, task: ReidTask, journal:
 def restore(task: ReidTask, optimiser: torch.optim.Optimizer, index: Index) -> tuple[Journal, list[Version]]:
     """Load the run's latest checkpoint, if there is one: the journal, and the versions of the difficulty vector."""
     head = task.head
-    state = restore_checkpoint(partial(read_with_share, head, optimiser) if isinstance(head, ClassParallel) else read_checkpoint)
+    if isinstance(head, ClassParallel):
+        state = restore_checkpoint(partial(read_with_share, head, optimiser), partial(files_of_rows, head.first, head.end))
+    else:
+        state = restore_checkpoint(read_checkpoint)
     if state is None:
         return Journal(), []
     if state["data"] != index.checksum:

@@ -15,7 +15,7 @@ from datasets.errors import InputError
 from trainers.engine.difficulty import difficulty, share_of
 from trainers.engine.journal import Journal, write_checkpoint
 from trainers.engine.loop import OptimConfig, build_optimiser
-from trainers.engine.shares import read_with_share, write_share
+from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import BLOCK, ClassParallel, random_rows
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import ModelConfig, ReidTask
@@ -23,6 +23,7 @@ from trainers.models.reid import ModelConfig, ReidTask
 KINDS = ("softmax", "sphereface", "cosface", "arcface")
 N, D, B = 11, 8, 12  # 11 identities are not shared evenly by 2 or 3 ranks
 STEPS = 3
+FIRST, SECOND = "share-000000000000.pt", "share-000000000005.pt"  # what two ranks write
 
 
 class Task(nn.Module):
@@ -178,9 +179,17 @@ def test_a_checkpoint_is_read_by_any_number_of_ranks() -> None:
         assert alone[0].shape == alone[1].shape == (N, D)
         assert alone[1].abs().sum() > 0
         assert not torch.equal(alone[0], reid_task(None).classifier)
-        (Path(folder) / "share-000000000000.pt").unlink()
+        (Path(folder) / FIRST).unlink()
         with pytest.raises(InputError, match="holds 6 of the 11 rows 0 to 10"):
             restored(None, folder)
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "needed"),
+    [(0, 11, [FIRST, SECOND]), (0, 5, [FIRST]), (5, 11, [SECOND]), (3, 7, [FIRST, SECOND]), (4, 5, [FIRST]), (10, 11, [SECOND])],
+)
+def test_of_a_checkpoint_a_rank_fetches_the_rows_that_are_its_own(first: int, end: int, needed: list[str]) -> None:
+    assert sorted(files_of_rows(first, end, [SECOND, "state.pt", FIRST])) == [*needed, "state.pt"]
 
 
 def test_fewer_identities_than_ranks_are_refused() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import trainers.engine.difficulty
 from datasets.errors import InputError
-from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, strips, tiles_of
 from trainers.engine.tiles import Difficulty
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
@@ -171,29 +172,43 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_the_matrix_is_never_held() -> None:
-    count, features, tile = 500, 6, 64
+def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, features, tile, block = 500, 60, 32, 256
+    rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
+    whole = difficulty(rows, tile=tile)
+    monkeypatch.setattr("trainers.engine.difficulty.BLOCK", block)
     with Largest() as seen:
-        difficulty(torch.randn(count, features), tile=tile)
-    assert tile * tile <= seen.elements <= max(tile * tile, count * features)
+        assert same_bits(difficulty(rows, tile=tile), whole)
+    assert seen.elements == block * features < count * features
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("side", [0, 1, 2, 5, 12, 31])
-def test_tiles_cover_half_the_matrix_once(side: int, world: int) -> None:
+@pytest.mark.parametrize("across", [1, 3, 16])
+def test_tiles_cover_half_the_matrix_once(side: int, across: int, world: int) -> None:
     expected = [(a, b) for a in range(side) for b in range(a, side)]
-    shares = [tiles_of(side, rank, world) for rank in range(world)]
+    shares = [list(tiles_of(side, across, rank, world)) for rank in range(world)]
     assert sorted(tile for share in shares for tile in share) == expected
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     rings = [ring_tiles(side, rank, world) for rank in range(world)]
     assert sorted(tile for ring in rings for step in ring for tile in step) == expected
 
 
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 4))
+def test_strips_are_the_same_tiles_in_the_same_order(side: int, across: int, world: int, most: int, rank: int) -> None:
+    rank %= world
+    steps = [[(a, b) for step in ring_tiles(side, rank, world) for a, b in step], list(tiles_of(side, across, rank, world))]
+    for tiles, wide in zip(steps, (1000, across), strict=True):
+        found = list(strips(tiles, most, wide))
+        assert [(a, b) for a, columns in found for b in columns] == tiles
+        assert all(len(columns) <= most and columns[0] // wide == columns[-1] // wide for _, columns in found)
+
+
 @pytest.mark.parametrize("world", [2, 3, 4, 5, 8])
 def test_shares_of_the_tiles_are_even(world: int) -> None:
     side = 40 * world + 1  # the ring's shares are as even as whole tiles a rank can be
     for share in (
-        (tiles_of(side, rank, world) for rank in range(world)),
+        (list(tiles_of(side, 16, rank, world)) for rank in range(world)),
         ([tile for step in ring_tiles(side, rank, world) for tile in step] for rank in range(world)),
     ):
         sizes = [len(tiles) for tiles in share]
@@ -231,7 +246,8 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
 
 
 def on_rank(rank: int) -> list[Any]:
-    """All cases on three ranks, then on two of them, then on one."""
+    """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
+    trainers.engine.difficulty.BLOCK = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []

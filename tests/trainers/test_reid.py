@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import ray
 from testdata import archive
 
 from cluster.launch import ClusterConfig
+from cluster.progress import NAMESPACE
 from datasets.errors import InputError
 from datasets.index import read_index
 from datasets.loader import LoaderConfig
@@ -64,6 +66,22 @@ def kill_worker_after(train: Train, checkpoint: str) -> Future[int]:
     return ThreadPoolExecutor(1).submit(watch)
 
 
+def kill_actor_after(train: Train, checkpoint: str) -> Future[list[str]]:
+    """Kill the run's difficulty actor, which Ray starts again, as soon as a checkpoint stands in its folder; gives its name."""
+
+    def watch() -> list[str]:
+        objects = open_objects(f"{train.runs}/{train.name}")
+        while not any(name.startswith(checkpoint) for name in objects.sizes()):
+            time.sleep(0.05)
+        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        killed = [name for name in named if name.startswith(f"difficulty:{train.name}")]
+        for name in killed:
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
+        return killed
+
+    return ThreadPoolExecutor(1).submit(watch)
+
+
 def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -79,6 +97,16 @@ def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: s
     killer = kill_worker_after(interrupted, "step-00000010")
     interrupted.run()
     assert killer.result(timeout=1)
+    assert metrics_of(interrupted) == metrics_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_difficulty_actor_leaves_no_trace_in_the_result(shards: str, tmp_path: Path) -> None:
+    undisturbed, interrupted = (short(shards, str(tmp_path), cluster=ClusterConfig(workers=2)) for _ in range(2))
+    undisturbed.run()
+    killer = kill_actor_after(interrupted, "step-00000010")
+    interrupted.run()
+    assert len(killer.result(timeout=1)) == 1
     assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 

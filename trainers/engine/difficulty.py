@@ -11,16 +11,21 @@ rows' own residuals, is computed again in float32 (`trainers.engine.tiles`).
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from datasets.errors import InputError
-from trainers.engine.tiles import Difficulty, packed, take_tile, take_tile_by_half, unpacked
+from trainers.engine.tiles import Difficulty, Space, packed, space_for, take_strip, take_tile_by_half, unpacked
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
+STRIP = {"cpu": 4, "cuda": 1}  # tiles side by side whose rows are looked through at once
+BLOCK = 8192  # rows made 1 long at a time, for either side of the tiles: W is not copied
 
 
 @torch.no_grad()
@@ -31,7 +36,7 @@ def difficulty(
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
-    Needs N D floats, T T floats and 12 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
+    Needs 2 BLOCK D floats, STRIP T T floats and 28 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
 
     Raises:
         ValueError: fewer than two identities.
@@ -41,9 +46,9 @@ def difficulty(
     rank, world = _place(group)
     best, space = _begin(len(rows), tile, rows.device)
     take = _taker(rows, half)
-    w = torch.split(_unit(rows, tile, len(rows), 0, None), tile)
-    for a, b in tiles_of(len(w), rank, world):
-        take(best, w[a], w[b], a * tile, b * tile, space)
+    _check_finite(rows, tile, len(rows), 0, None)
+    for a, b, left, rights in _strip_rows(rows, tile, rank, world):
+        take(best, left, rights, a * tile, b * tile, space)
     return _merged(best, group)
 
 
@@ -55,7 +60,7 @@ def difficulty_of_share(
 
     Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
     computed by one of the two. Every rank gets the whole result, the same to the bit as `difficulty` of all rows together.
-    Needs three shares of N D / R floats, T T floats and 12 N bytes besides the rows.
+    Needs three shares of N D / R floats, STRIP T T floats and 28 N bytes besides the rows.
 
     Raises:
         ValueError: fewer than two identities.
@@ -65,15 +70,16 @@ def difficulty_of_share(
     rank, world = _place(group)
     best, space = _begin(count, tile, rows.device)
     take, side = _taker(rows, half), -(-count // tile)
-    w = _unit(rows, tile, count, share_of(count, rank, world)[0], group)
+    _check_finite(rows, tile, count, share_of(count, rank, world)[0], group)
+    w = _unit(rows, tile, torch.empty(rows.shape, device=rows.device))
     w = w if group is None else _to_tiles(w, count, tile, group)
     own, guest = _numbered(w, tile, side, rank, world), w
     for step, pairs in enumerate(ring_tiles(side, rank, world)):
         last = step == world // 2
         coming, moves = (guest, []) if last else _pass_on(guest, count, tile, step, group)
         here = own | _numbered(guest, tile, side, (rank + step) % world, world)
-        for a, b in pairs:
-            take(best, here[a], here[b], a * tile, b * tile, space)
+        for a, columns in strips(pairs, STRIP[rows.device.type]):
+            take(best, here[a], [here[b] for b in columns], a * tile, columns[0] * tile, space)
         for move in moves:
             move.wait()
         guest = coming
@@ -85,9 +91,22 @@ def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
     return rank * count // world, (rank + 1) * count // world
 
 
-def tiles_of(side: int, rank: int, world: int) -> list[tuple[int, int]]:
-    """The tiles (a, b), a <= b < side, of one rank: dealt out in turn, so that shares differ by one tile at most."""
-    return [(a, b) for a in range(side) for b in range(a, side)][rank::world]
+def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """The tiles (a, b), a <= b < side, of one rank, block of ``across`` x ``across`` after block: a run of them all, so that
+    shares differ by one tile at most and a rank sees few blocks."""
+    starts = range(0, side, across)
+    blocks = ((range(i, min(i + across, side)), range(j, min(j + across, side))) for i in starts for j in starts if i <= j)
+    tiles = ((a, b) for left, right in blocks for a in left for b in right if a <= b)
+    return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
+
+
+def strips(tiles: Iterable[tuple[int, int]], most: int, across: int = sys.maxsize) -> Iterator[tuple[int, range]]:
+    """Tiles (a, b) that follow each other put together to strips: a, and up to ``most`` b side by side in one of the blocks that
+    are ``across`` wide."""
+    numbered = enumerate(tiles)
+    for (a, _, _), run in groupby(numbered, key=lambda item: (item[1][0], item[1][1] - item[0], item[1][1] // across)):
+        columns = [b for _, (_, b) in run]
+        yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
 def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
@@ -107,38 +126,72 @@ def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
-def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Tensor]:
-    """The best of each identity so far, and the space for a tile's products [T, T]."""
+def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Space]:
+    """The best of each identity so far, and the space for a strip."""
     if count < 2:
         raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
     best = Difficulty(torch.full((count,), -2.0, device=device), torch.zeros(count, dtype=torch.int64, device=device))
-    return best, torch.empty(tile, tile, device=device)
+    return best, space_for(tile, min(STRIP[device.type], -(-count // tile)), device)
 
 
-def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Tensor, int, int, Tensor], None]:
-    return take_tile_by_half if (rows.is_cuda if half is None else half) else take_tile
+def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Sequence[Tensor], int, int, Space], None]:
+    return _take_by_half if (rows.is_cuda if half is None else half) else take_strip
 
 
-def _unit(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows [n, D] made 1 long (or 0), float32, a tile at a time; they are those of ``count`` from ``first`` on.
+def _take_by_half(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
+    for right in rights:
+        take_tile_by_half(best, left, right, row, col, space)
+        col += len(right)
+
+
+def _strip_rows(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[int, int, Tensor, tuple[Tensor, ...]]]:
+    """The strips of a rank: a, the first b, the rows of a and of each b, 1 long. At most two blocks are held, in one memory."""
+    across = max(BLOCK // tile, 1)  # tiles of a block
+    held, spare = dict[int, tuple[Tensor, tuple[Tensor, ...]]](), list[Tensor]()  # of a block its memory and its tiles
+    for a, columns in strips(tiles_of(-(-len(rows) // tile), across, rank, world), STRIP[rows.device.type], across):
+        blocks = (a // across, columns[0] // across)
+        spare += [held.pop(block)[0] for block in held.keys() - blocks]
+        for block in blocks:
+            if block not in held:
+                some = rows[block * across * tile : (block + 1) * across * tile]
+                space = spare.pop() if spare else torch.empty(min(across * tile, len(rows)), rows.shape[1], device=rows.device)
+                held[block] = space, torch.split(_unit(some, tile, space), tile)
+        left, rights = (held[block][1] for block in blocks)
+        yield a, columns[0], left[a % across], rights[columns[0] % across : columns[-1] % across + 1]
+
+
+def _unit(rows: Tensor, tile: int, space: Tensor) -> Tensor:
+    """Rows [n, D] made 1 long (or 0), a tile at a time: a row becomes the same to the bit wherever it is done.
+
+    They come to stand at the beginning of ``space``, float32 [n or more, D]; that part of it is returned.
+    """
+    for start in range(0, len(rows), tile):
+        part = space[start : min(start + tile, len(rows))].copy_(rows[start : start + tile])  # their order in memory matters
+        part /= _largest(part)[:, None].clamp_min_(torch.finfo(part.dtype).tiny)
+        part /= vector_norm(part, dim=1, keepdim=True).clamp_min_(1e-12)  # 1 or more, or 0: no square over- or underflowed
+    return space[: len(rows)]
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The largest absolute value of each row, or NaN where there is one; two passes, which is the fastest on a CPU."""
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
+
+
+def _check_finite(rows: Tensor, tile: int, count: int, first: int, group: dist.ProcessGroup | None) -> None:
+    """Raise InputError for rows that are not finite; they are those of ``count`` from ``first`` on.
 
     All ranks of a group raise what one of them finds.
     """
-    w = torch.empty(rows.shape, device=rows.device)
     bad = torch.zeros(count, dtype=torch.uint8, device=rows.device)
     for start in range(0, len(rows), tile):
-        part = slice(start, start + tile)
-        some = rows[part].detach().float().contiguous()  # a sum's last bits depend on the order in memory
-        largest = some.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(some.dtype).tiny)
-        w[part] = torch.nn.functional.normalize(some / largest, dim=1)  # no square over- or underflows
-        bad[first + start : first + start + len(some)] = ~torch.isfinite(w[part]).all(dim=1)
+        some = rows[start : start + tile].detach().float()
+        bad[first + start : first + start + len(some)] = ~torch.isfinite(_largest(some))
     if group is not None:
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
     if bad.any():
         numbers = torch.nonzero(bad).flatten().tolist()
         what = f"classifier rows are not finite (first: {numbers[:5]} of {len(numbers)}): training has diverged"
         raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
-    return w
 
 
 def _merged(best: Difficulty, group: dist.ProcessGroup | None) -> Difficulty:

@@ -3,6 +3,7 @@
 What rank 0 writes of the run besides holds its own rows, too; every rank puts its own in their place.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,25 @@ def read_with_share(head: ClassParallel, optimiser: torch.optim.Optimizer, folde
     return state
 
 
+def files_of_rows(first: int, end: int, names: list[str]) -> list[str]:
+    """Of the names of a checkpoint's files those that a rank with these rows reads: files of others' rows are left out."""
+    shares = sorted(name for name in names if name.startswith("share-"))
+    begins = [_begin_of(name) for name in shares]
+    spans = zip(shares, begins, [*begins[1:], math.inf], strict=True)
+    others = {name for name, begin, stop in spans if begin >= end or stop <= first}
+    return [name for name in names if name not in others]
+
+
+def _begin_of(name: str) -> int:
+    """The first of the rows that a file of this name holds."""
+    return int(name.removeprefix("share-").removesuffix(".pt"))
+
+
 def _read_share(folder: Path, first: int, end: int) -> dict[str, Any]:
     """Rows ``first`` .. ``end`` as "rows", and what the optimiser keeps of them by its own names."""
     parts: list[dict[str, Any]] = []
     for path in sorted(folder.glob("share-*.pt")):
-        begin = int(path.stem.removeprefix("share-"))
+        begin = _begin_of(path.name)
         if begin < end:
             state = read_state(path)
             rows = slice(max(first - begin, 0), max(end - begin, 0))

@@ -1,10 +1,12 @@
 """The largest cosine of each identity, raised tile by tile of the matrix of cosines. N identities, D features, T rows a tile."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+GAP = 32  # floats between the rows of a strip: at distances of a power of two they would share few lines of a cache
 CANDIDATES = 16  # a row and tile that are worth computing one by one
 
 
@@ -15,34 +17,58 @@ class Difficulty(NamedTuple):
     nearest: Tensor
 
 
-def take_tile(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
-    """Raise ``best`` to the cosines of the rows from ``row`` on to those from ``col`` on. ``space`` [T, T] is written over."""
-    products = torch.mm(left, right.T, out=space[: len(left), : len(right)])
-    if row == col:
-        products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
-    _raise_to(best, row, products, col)
-    if row != col:
-        _raise_to(best, col, products.T, row)
+class Space(NamedTuple):
+    """Memory in which a strip of W tiles is computed."""
+
+    products: Tensor  # [T, W T] and a gap between the rows
+    of_rows: Tensor  # [W, T]: the largest product of each row, tile by tile
+    of_columns: Tensor  # [W T]
 
 
-def _raise_to(best: Difficulty, start: int, products: Tensor, offset: int) -> None:
-    """Raise best[start:] to the maxima of products [n, T], whose columns count from ``offset``. Ties go to the smaller number.
+def space_for(tile: int, tiles: int, device: torch.device) -> Space:
+    """Space for a strip of so many tiles."""
+    products = torch.empty(tile, tiles * tile + GAP, device=device)
+    return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
 
-    The maximum of a row is vectorised and its place is not: that is asked only of the rows, soon few, whose best may rise.
+
+def take_strip(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
+    """Raise ``best`` to the cosines of the rows from ``row`` on to those from ``col`` on, which come tile by tile.
+
+    A tile is the same product in whatever strip it stands. Its maxima are vectorised, and taken while it is in the caches; their
+    places are not, and are asked only of the rows and columns, soon few, whose best may rise. Ties go to the smaller number.
     """
-    rising = start + torch.nonzero(products.amax(dim=1) >= best.cosine[start : start + len(products)]).squeeze(1)
-    if not len(rising):
-        return
-    cosine, nearest = products.index_select(0, rising - start).clamp_(max=1).max(dim=1)  # equal rows give 1.0000002
-    nearest += offset
-    was = Difficulty(best.cosine[rising], best.nearest[rising])
-    better = (cosine > was.cosine) | ((cosine == was.cosine) & (nearest < was.nearest))
-    best.cosine[rising] = torch.where(better, cosine, was.cosine)
-    best.nearest[rising] = torch.where(better, nearest, was.nearest)
+    n, count, tile = len(left), sum(map(len, rights)), len(space.products)
+    for number, right in enumerate(rights):
+        start, end = number * tile, number * tile + len(right)
+        products = torch.mm(left, right.T, out=space.products[:n, start:end])
+        if row == col + start:
+            products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
+        torch.amax(products, 1, out=space.of_rows[number, :n])
+        torch.amax(products, 0, out=space.of_columns[start:end])
+    strip = space.products[:n]
+    strip[:, count : len(rights) * tile] = -2.0
+    top, place = space.of_rows[: len(rights), :n].clamp_(max=1).max(dim=0)  # equal rows give 1.0000002
+    rising = torch.nonzero(top >= best.cosine[row : row + n]).squeeze(1)
+    if len(rising):
+        place = place[rising]
+        within = strip[:, : len(rights) * tile].view(n, -1, tile)[rising, place].clamp_(max=1).argmax(dim=1)
+        _raise(best, row + rising, top[rising], col + place * tile + within)
+    top = space.of_columns[:count].clamp_(max=1)
+    rising = torch.nonzero(top >= best.cosine[col : col + count]).squeeze(1)
+    if len(rising):
+        within = strip.index_select(1, rising).clamp_(max=1).max(dim=0).indices
+        _raise(best, col + rising, top[rising], row + within)
 
 
-def take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Tensor) -> None:
-    """As `take_tile`. With a, b of length 1 and their bfloat16 forms a', b':  |a b - a' b'| <= |a - a'| + |b - b'| |a'|, and
+def _raise(best: Difficulty, rising: Tensor, cosine: Tensor, nearest: Tensor) -> None:
+    """Raise some of the best to cosines that are as large or larger."""
+    was = best.nearest[rising]
+    best.nearest[rising] = torch.where((cosine > best.cosine[rising]) | (nearest < was), nearest, was)
+    best.cosine[rising] = cosine
+
+
+def take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Space) -> None:
+    """As `take_strip`. With a, b of length 1 and their bfloat16 forms a', b':  |a b - a' b'| <= |a - a'| + |b - b'| |a'|, and
     the sum of D products in float32 adds at most D 2^-23: what lies twice that below a row's maximum is not it."""
     rough_left, rough_right = left.bfloat16(), right.bfloat16()
     residuals = [(some - rough).norm(dim=1).amax() for some, rough in ((left, rough_left), (right, rough_right))]
@@ -54,7 +80,7 @@ def take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, c
     of_columns = torch.maximum(best.cosine[col : col + len(right)], rough.amax(dim=0) - error) - error
     i, j = torch.nonzero((rough >= of_rows[:, None]) | (rough >= of_columns), as_tuple=True)
     if len(i) > CANDIDATES * (len(left) + len(right)):  # rows that lie so close are sooner told apart all together
-        take_tile(best, left, right, row, col, space)
+        take_strip(best, left, [right], row, col, space)
         return
     cosine = (left[i] * right[j]).sum(dim=1).clamp_(max=1)
     _raise_by_pairs(best, row, len(left), i, cosine, j + col)
