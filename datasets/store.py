@@ -65,25 +65,26 @@ class FolderStore:
         table = self.index.samples
         shards = self.index.blocks["shard"][table["block"][samples]].tolist()
         places = list(zip(shards, table["offset"][samples].tolist(), table["size"][samples].tolist(), strict=True))
-        return lambda: [self._read(*place) for place in places]
+        return lambda: self._read(places)
 
-    def _read(self, shard: int, offset: int, size: int) -> Sample:
-        file = self._files.pop(shard, None)
-        if file is None:
-            file = self._open(Path(self.index.url) / self.index.shards[shard].name)
-        self._files[shard] = file  # in the order of use
-        data = os.pread(file, size, offset)
-        self.counts["bytes"] += len(data)
-        return data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off")
+    def _read(self, places: list[tuple[int, int, int]]) -> list[Sample]:
+        files, pread, given = self._files, os.pread, list[Sample]()
+        for shard, offset, size in places:
+            data = pread(files[shard] if shard in files else self._open(shard), size, offset)
+            given.append(data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off"))
+            self.counts["bytes"] += len(data)
+        return given
 
-    def _open(self, path: Path) -> int:
+    def _open(self, shard: int) -> int:
+        path = Path(self.index.url) / self.index.shards[shard].name
         if len(self._files) >= OPEN:
-            os.close(self._files.pop(next(iter(self._files))))
+            os.close(self._files.pop(next(iter(self._files))))  # the one opened first
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             remedy = "copy the shard there again, or pack again"
             raise InputError(f"the shard cannot be opened ({error.strerror})", str(path), remedy) from error
+        return file
 
     def close(self) -> None:
         """Close the shards."""
