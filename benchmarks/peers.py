@@ -6,6 +6,7 @@ installed is left out by name. wids is no package of its own: it came with webda
 
 import functools
 import itertools
+import multiprocessing.util
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -170,10 +171,12 @@ def write_litdata(job: Job, folder: Path) -> None:
 def start_litdata(job: Job) -> Iterable[Any]:
     """In order."""
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
     place = f"{job.place}/litdata"
     options: dict[str, Any] = {}
     if place.startswith("s3://"):
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it has no setting for a server without TLS
         options = {"cache_dir": job.fresh(), "storage_options": {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}}
     dataset = StreamingDataset(place, shuffle=False, **options)
     batches: Iterable[Any] = StreamingDataLoader(
@@ -190,6 +193,7 @@ def start_ray(job: Job) -> Iterator[Any]:
     import ray
 
     ray.init("local", num_cpus=max(job.workers, 1), include_dashboard=False, log_to_driver=False, logging_level="error")
+    multiprocessing.util.Finalize(None, ray.shutdown, exitpriority=1)  # with this process: batches are still under way before
     ray.data.DataContext.get_current().enable_progress_bars = False
     options: dict[str, Any] = {}
     if job.place.startswith("s3://"):
@@ -200,10 +204,7 @@ def start_ray(job: Job) -> Iterator[Any]:
     names = [f"{job.index.url}/{shard.name}".removeprefix("s3://") for shard in job.index.shards]
     data = ray.data.read_webdataset(names * 100, decoder=None, **options)
     decoded = data.map_batches(of_table, batch_size=job.batch, batch_format="pyarrow")
-    try:
-        yield from decoded.iter_batches(batch_size=job.batch, prefetch_batches=2)
-    finally:
-        ray.shutdown()
+    return iter(decoded.iter_batches(batch_size=job.batch, prefetch_batches=2))
 
 
 def of_table(table: Any) -> dict[str, Any]:
