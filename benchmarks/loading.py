@@ -47,7 +47,7 @@ from datasets.pack import Options, pack
 from datasets.sampling import Kind, SamplerConfig, Version, generator
 from datasets.store import read_samples, shard_etags
 from datasets.versions import VersionTable
-from tests.proxy import FaultProxy
+from tests.proxy import ProxyProcess
 from tests.s3server import S3Server
 from trainers.engine.console import summary_table
 
@@ -230,28 +230,11 @@ def job_of(options: Loading, folder: Path, stack_: ExitStack) -> Job:
         place = server.make_bucket("loading")
     index = pack("folders", folder / "images", f"{place}/shards", Options(shard_size=8 * 2**20))
     if options.s3 and options.latency_ms:
-        os.environ["AWS_ENDPOINT_URL"] = behind_proxy(os.environ["AWS_ENDPOINT_URL"], options.latency_ms, stack_)
+        proxy = stack_.enter_context(ProxyProcess(server.endpoint, latency_ms=options.latency_ms))
+        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
     index = read_index(index.url)
     images = [bytes(data) for data in read_samples(index, range(len(index))) if not isinstance(data, ValueError)]
     return Job(index, images, place, folder, options.workers, options.batch)
-
-
-def behind_proxy(endpoint: str, latency_ms: float, stack_: ExitStack) -> str:
-    """The endpoint of a proxy in a process of its own."""
-    here, there = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=serve_proxy, args=(there, endpoint, latency_ms), daemon=True)
-    process.start()
-    stack_.callback(process.terminate)
-    address: str = here.recv()
-    return address
-
-
-def serve_proxy(pipe: Connection, endpoint: str, latency_ms: float) -> None:
-    """Until it is ended."""
-    with FaultProxy(endpoint) as proxy:
-        proxy.latency_ms = latency_ms
-        pipe.send(proxy.endpoint)
-        proxy.thread.join()
 
 
 def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:

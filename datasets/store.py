@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ REREADS = 3  # of a block whose checksum is wrong, before its samples are given 
 TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
 TRIES, PAUSE = 13, 10.0  # of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
 PATIENCE = 120.0  # seconds from the first try of a GET after which there is no other
+CREDENTIALS = timedelta(minutes=5)  # for which they are kept: boto3 gives none that expire in less than 10
 NOT_AGAIN = re.compile(r"status code: 4(?!08|29)")  # S3 would answer the same again
 
 COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the bytes, blocks found cached, GETs tried again
@@ -193,10 +195,11 @@ class BucketStore:
         options: dict[str, Any] = {"range": (start, end)}
         if etag := self.etags.get(name):
             options["if_match"] = etag
-        latest = time.monotonic() + PATIENCE
+        latest, renewed = time.monotonic() + PATIENCE, False
         for tried in range(1, TRIES + 1):
+            remote = self._remote
             try:
-                answer = obstore.get(self._remote, name, options=options)  # type: ignore[arg-type]
+                answer = obstore.get(remote, name, options=options)  # type: ignore[arg-type]
                 data = memoryview(answer.bytes())
                 break
             except (PreconditionError, FileNotFoundError) as error:
@@ -204,7 +207,10 @@ class BucketStore:
                     "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
                 ) from error
             except (PermissionDeniedError, UnauthenticatedError) as error:
-                raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+                if renewed or tried == TRIES:
+                    raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+                renewed = True
+                self._renew(remote)
             except BaseError as error:
                 told = str(error).splitlines()[0]
                 last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(told)
@@ -216,6 +222,12 @@ class BucketStore:
             self.counts["gets"] += 1
             self.counts["bytes"] += len(data)
         return data
+
+    def _renew(self, refused: S3Store) -> None:
+        """Ask for credentials again, once for all GETs that are refused: they may have expired, and others be there."""
+        with self._lock:
+            if self._remote is refused:
+                self._remote = _connect(self.index.url)
 
     def close(self) -> None:
         """End the threads; who waits for another try waits no longer."""
@@ -289,7 +301,7 @@ def _connect(url: str) -> S3Store:
             aws_endpoint_url_s3=bucket.endpoint,  # boto3's word: environment, profile, region
             region=bucket.client.meta.region_name or "us-east-1",
             virtual_hosted_style_request=False,
-            credential_provider=Boto3CredentialProvider(),
+            credential_provider=Boto3CredentialProvider(ttl=CREDENTIALS),
             client_options={"allow_http": bucket.endpoint.startswith("http://"), **TIMEOUTS},
             retry_config={"max_retries": 0},  # ours are counted
         )

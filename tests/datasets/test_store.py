@@ -1,5 +1,6 @@
 """Whatever storage and network do, a sample's bytes are those that were packed, or there is a reason why they are not."""
 
+import json
 import os
 import pickle
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from proxy import FaultProxy, Faults
-from s3server import SECRET, S3Server, free_ports
+from s3server import KEY, NEXT_KEY, SECRET, S3Server, free_ports
 from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, truth
 
 from datasets import store as store_module
@@ -82,6 +83,16 @@ def mixed(index: Index, seed: int = 0) -> np.ndarray:
 def drop_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stores opened from now on try once."""
     monkeypatch.setattr(store_module, "TRIES", 1)
+
+
+def credentials_of(key: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let boto3 have them from a command, as from any service that renews them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": SECRET, "Expiration": "2100-01-01T00:00:00Z"}
+    (folder / "credentials.json").write_text(json.dumps(given))
+    (folder / "config").write_text(f"[default]\ncredential_process = cat {folder}/credentials.json\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
 
 
 def flip(index: Index, block: int) -> None:
@@ -312,6 +323,24 @@ def test_wrong_credentials_are_the_users(bucket_set: Index, opened: Open, monkey
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(InputError, match="refuses the credentials"):
         opened(bucket_set, etags).request(np.array([0]))()
+
+
+def test_credentials_that_expire_are_renewed(
+    bucket_set: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    etags = shard_etags(bucket_set)
+    credentials_of(KEY, monkeypatch, tmp_path)
+    store = opened(bucket_set, etags, OFF)
+    samples = np.arange(len(bucket_set))
+    assert store.request(samples)() == right
+    assert store.counts["retries"] == 0
+    s3_proxy.match, s3_proxy.expired = ".tar", KEY
+    credentials_of(NEXT_KEY, monkeypatch, tmp_path)
+    assert store.request(samples)() == right
+    assert 0 < store.counts["retries"] == s3_proxy.counts["expired"]
+    s3_proxy.expired = NEXT_KEY
+    with pytest.raises(InputError, match="refuses the credentials"):
+        store.request(samples)()
 
 
 def test_no_credentials_are_the_users(bucket_set: Index, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
