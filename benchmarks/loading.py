@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,6 +54,8 @@ from trainers.engine.console import summary_table
 Batches = Callable[[], Iterable[Any]]
 FORK = multiprocessing.get_context("fork")
 LIMIT, BARE, PEER = "limit: decode, stack", "limit: decode only", "webdataset in order"
+LOCAL = ", local"  # what the same draw from S3 is compared with
+SHARDS = Options(shard_size=8 * 2**20)
 KINDS: tuple[Kind, ...] = ("uniform", "proportional", "pairs")
 
 
@@ -157,6 +159,9 @@ def contenders(job: Job, options: Loading) -> tuple[dict[str, Batches], list[str
         found[f"hardshard {kind}"] = hardshard(job, options, kind, plain)
         if options.s3:
             found[f"hardshard {kind}, no cache"] = hardshard(job, options, kind, plain, gib=0)
+            found[f"hardshard {kind}{LOCAL}"] = hardshard(
+                replace(job, index=read_index(f"{job.folder}/local")), options, kind, plain
+            )
     found["hardshard pairs, augmented"] = hardshard(job, options, "pairs", AugmentConfig(erase=0.5))
     return found, missing
 
@@ -220,21 +225,23 @@ def again(start: Batches) -> Iterator[Any]:
         yield from start()
 
 
-def job_of(options: Loading, folder: Path, stack_: ExitStack) -> Job:
-    """The images, packed to a folder or to a server that is started."""
+def job_of(options: Loading, folder: Path, stack_: ExitStack) -> tuple[Job, ProxyProcess | None]:
+    """The images, packed to a folder or to a server that is started, and the proxy before that, if there is one."""
     make_images(options, folder / "images" / "train")
-    place = str(folder)
+    place, proxy = str(folder), None
     if options.s3:
         server = stack_.enter_context(S3Server(folder / "s3"))
         os.environ.update(server.environment())
         place = server.make_bucket("loading")
-    index = pack("folders", folder / "images", f"{place}/shards", Options(shard_size=8 * 2**20))
+    index = pack("folders", folder / "images", f"{place}/shards", SHARDS)
+    if options.s3:
+        pack("folders", folder / "images", f"{folder}/local", SHARDS)
     if options.s3 and options.latency_ms:
         proxy = stack_.enter_context(ProxyProcess(server.endpoint, latency_ms=options.latency_ms))
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
     index = read_index(index.url)
     images = [bytes(data) for data in read_samples(index, range(len(index))) if not isinstance(data, ValueError)]
-    return Job(index, images, place, folder, options.workers, options.batch)
+    return Job(index, images, place, folder, options.workers, options.batch), proxy
 
 
 def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -248,6 +255,7 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
             "samples_per_s": statistics.median(turn["rate"] for turn in found),
             "cpu_us": statistics.median(turn["cpu_us"] for turn in found),
             **{f"to_{short}": ratio(name, to) for short, to in (("webdataset", PEER), ("limit", LIMIT), ("bare", BARE))},
+            **({"to_local": ratio(name, local)} if (local := name.split(",")[0] + LOCAL) in turns else {}),
         }
         for name, found in turns.items()
     }
@@ -256,7 +264,7 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 def main(options: Loading) -> None:
     """Measure, and print."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack_:
-        job = job_of(options, Path(folder), stack_)
+        job, _ = job_of(options, Path(folder), stack_)
         starts, missing = contenders(job, options)
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in starts}
         for _ in range(options.turns):
@@ -272,19 +280,16 @@ def main(options: Loading) -> None:
         told = {"options": asdict(options), "bytes_an_image": size, "results": results}
         print(json.dumps({**told, "missing": missing, "failed": failed, "turns": turns}))
         return
+    ratios = ["to_webdataset", "to_limit", "to_bare", *(["to_local"] if options.s3 else [])]
     rows = [
-        [
-            name,
-            f"{r['samples_per_s']:,.0f}",
-            f"{r['cpu_us']:.0f}",
-            *(f"{r[to]:.2f}" for to in ("to_webdataset", "to_limit", "to_bare")),
-        ]
+        [name, f"{r['samples_per_s']:,.0f}", f"{r['cpu_us']:.0f}", *(f"{r[to]:.2f}" if to in r else "" for to in ratios)]
         for name, r in results.items()
     ]
     where = "local" if not options.s3 else f"S3 at {options.latency_ms:g} ms"
     title = f"{len(job.images):,} images of {options.size[0]}x{options.size[1]}, {size / 1000:.1f} KB; {where}; "
     title += f"{options.workers} workers, {options.turns} turns"
-    summary_table(title, ["", "samples/s", "CPU us", "x webdataset", "x decode, stack", "x decode only"], rows)
+    columns = ["", "samples/s", "CPU us", "x webdataset", "x decode, stack", "x decode only", "x local"]
+    summary_table(title, columns[: 3 + len(ratios)], rows)
     for name in missing:
         print(f"not installed: {name}")
     for name in failed:

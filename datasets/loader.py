@@ -134,11 +134,12 @@ class BatchStream(Stream):
         store = open_store(self.split.index, self.etags, self.cache)
         try:
             ahead: deque[_Plan] = deque()
-            for step in range(self.start + first, self.stop, every):
+            for step in (steps := range(self.start + first, self.stop, every)):
                 # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
                 while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
                     yield self._prepare(ahead.popleft(), store)
-                ahead.append(self._plan(step, store))
+                # The first batch must not wait for the megabytes around its samples, which the next ones bring.
+                ahead.append(self._plan(step, store, streaming=step > steps[0]))
             while ahead:
                 yield self._prepare(ahead.popleft(), store)
         finally:
@@ -147,15 +148,15 @@ class BatchStream(Stream):
     def _ready(self, step: int) -> bool:
         return self.versions is None or self.versions.ready(step)
 
-    def _plan(self, step: int, store: FolderStore | BucketStore) -> _Plan:
+    def _plan(self, step: int, store: FolderStore | BucketStore, *, streaming: bool) -> _Plan:
         version = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
         drawn = self.sampler.draw(step, version)
         positions = drawn[self.share.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
-        streaming = version is None and self.sampler.config.kind != "pk"
-        asked = store.request(samples, streaming=streaming)
+        in_order = version is None and self.sampler.config.kind != "pk"
+        asked = store.request(samples, streaming=streaming and in_order)
         draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
         return _Plan(step, version.number if version else 0, draw, positions, samples, changes, asked)
 

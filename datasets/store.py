@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
+RUNS = 4  # GETs of a span of which some is cached
 OPEN = 256  # shards of a folder that a process keeps open
 FEW = 8  # blocks that are read at once for a report
 IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
@@ -152,13 +154,15 @@ class BucketStore:
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
-        """The blocks of a group: by one GET for those that are not cached by now (another process may have fetched them)."""
+        """The blocks of a group, those that are not cached by now: another process may have fetched some."""
         if copy is None:
             return self._get(group)
         table = self.index.blocks
         with copy.claim(group[0], len(group)):
             missing = [block for block in group if not copy.has(block)]
-            found = self._get(list(range(missing[0], missing[-1] + 1))) if missing else {}
+            found: Found = {}
+            for run in _runs(missing):
+                found |= self._get(run)
             for block, data in found.items():
                 if isinstance(data, bytes):
                     copy.write(block, int(table["offset"][block]), data)
@@ -270,6 +274,14 @@ def _read_block(bucket: Bucket, index: Index, block: int) -> Sample:
     data = bucket.get_range(index.shards[table["shard"][block]].name, int(table["offset"][block]), int(table["size"][block]))
     right = google_crc32c.value(data) == int(table["crc32c"][block])
     return data if right else ValueError("the block's checksum is wrong: the shard does not match its index")
+
+
+def _runs(blocks: list[int]) -> list[list[int]]:
+    """What is fetched by one GET each: blocks without a gap; or all of them, with what lies between, when the gaps are many."""
+    starts = [place for place, block in enumerate(blocks) if not place or block != blocks[place - 1] + 1]
+    if len(starts) > RUNS:
+        return [list(range(blocks[0], blocks[-1] + 1))]
+    return [blocks[start:end] for start, end in pairwise([*starts, len(blocks)])]
 
 
 def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:

@@ -211,6 +211,24 @@ def test_streaming_past_a_cached_block_gives_the_right_bytes(
     assert s3_proxy.counts == {"gets": 3, "bytes": bucket_set.blocks["size"][first:last].sum()}
 
 
+@pytest.mark.parametrize("holes", [1, 2])
+def test_streaming_around_cached_blocks_fetches_no_byte_twice_unless_they_are_many(
+    bucket_set: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, holes: int
+) -> None:
+    monkeypatch.setattr(store_module, "RUNS", 2)
+    s3_proxy.match = ".tar"
+    store, (first, last) = opened(bucket_set), bucket_set.blocks_of_shard(0)
+    assert last - first > 4
+    cached = [first + 1 + 2 * hole for hole in range(holes)]
+    store.request(bucket_set.blocks["first"][cached].astype(np.int64))()
+    s3_proxy.forget()
+    samples = np.flatnonzero(bucket_set.samples["block"] < last)
+    assert store.request(samples, streaming=True)() == [right[s] for s in samples]
+    sizes = bucket_set.blocks["size"][first:last].sum()
+    again = bucket_set.blocks["size"][cached].sum()
+    assert s3_proxy.counts == ({"gets": 1, "bytes": sizes} if holes == 2 else {"gets": holes + 1, "bytes": sizes - again})
+
+
 MIXED = Faults(slow_down=0.1, reset=0.1, stall=0.05, freeze=0.05, truncate=0.1, corrupt=0.05)
 
 
