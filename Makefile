@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder  # two processes share the tests; those on Ray come last, in one of them
 
-.PHONY: demo test test-all lint s3 install clean
+.PHONY: demo test test-all test-s3 lint s3 install clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -20,6 +20,11 @@ test: install  ## all tests but the slow ones
 
 test-all: install  ## all tests
 	$(BIN)/python -m pytest $(SHARED)
+
+test-s3: install  ## what reads and writes S3, and a training run, against Ceph's gateway instead of SeaweedFS
+	$(BIN)/python -m pytest --s3 ceph -rs tests/datasets/test_objects.py tests/datasets/test_store.py tests/datasets/test_cache.py \
+	    tests/datasets/test_pack.py tests/cluster/test_ledger.py \
+	    tests/trainers/test_reid.py::test_a_killed_worker_leaves_no_trace_in_the_result
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,43 +1,62 @@
-"""Loader throughput: Hardshard's draws against webdataset in order, on the same local shards, side by side in one run.
+"""Loader throughput: Hardshard's draws against other loaders and against bare decoding, side by side in one run.
 
-    python -m benchmarks.loading [--json]
+    python -m benchmarks.loading [--s3] [--latency-ms 20] [--size 200 200] [--json]
 
-Every contender reads, decodes (simplejpeg) and stacks uint8 batches of the same images in the same number of loader
-processes; augmentation is off. They take turns, so that a machine whose speed drifts drifts for all of them, and ratios are
-taken within a turn. The limit is the decoding of the same images, already in memory, in as many processes.
+Every contender reads, decodes and stacks uint8 batches of the same images in the same number of loader processes, and hands
+them to one more that takes them; augmentation is off but where said. Contenders run one at a time, each measurement in a process
+of its own, and take turns, so that a machine whose speed drifts drifts for all of them; ratios are taken within a turn. CPU is
+that of all processes of a contender, without the S3 server: the figure that other work on the machine changes least.
+
+Two limits: "decode, stack" does what every loader must, on images that are in memory, with torch's own hand-over; "decode only"
+writes the same memory again and again and hands nothing over.
+
+``--s3`` reads from a real server on loopback, whose work takes from the same cores; ``--latency-ms`` puts a proxy before it.
+Caches are empty when a measurement begins; "no cache" has none and gets every block that it draws.
 """
 
+import importlib.util
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import tyro
-import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks.peers import PEERS, Job, bound, stack
 from datasets.augment import AugmentConfig
 from datasets.cache import CacheConfig
-from datasets.decode import decode
+from datasets.decode import Decoder
 from datasets.errors import run_main
-from datasets.index import Index, split_of
+from datasets.index import read_index, split_of
 from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
+from datasets.objects import open_objects
 from datasets.pack import Options, pack
 from datasets.sampling import Kind, SamplerConfig, Version, generator
-from datasets.store import open_store
+from datasets.store import read_samples, shard_etags
 from datasets.versions import VersionTable
+from tests.proxy import ProxyProcess
+from tests.s3server import S3Server
 from trainers.engine.console import summary_table
 
 Batches = Callable[[], Iterable[Any]]
-LIMIT, PEER = "decode limit", "webdataset in order"
+FORK = multiprocessing.get_context("fork")
+LIMIT, BARE, PEER = "limit: decode, stack", "limit: decode only", "webdataset in order"
+LOCAL = ", local"  # what the same draw from S3 is compared with
+SHARDS = Options(shard_size=8 * 2**20)
+KINDS: tuple[Kind, ...] = ("uniform", "proportional", "pairs")
 
 
 @dataclass(frozen=True)
@@ -51,133 +70,230 @@ class Loading:
     workers: int = 2
     """Loader processes."""
     batch: int = 256
+    instances: int = 4
+    """Samples of each identity drawn (proportional, pairs)."""
+    s3: bool = False
+    """Read from an S3 server on loopback."""
+    latency_ms: float = 0.0
+    """What a proxy adds to each GET."""
     seconds: float = 4.0
     """Of each measurement, after a warm-up of as many batches as are prefetched."""
     turns: int = 5
+    peers: bool = True
+    """The other loaders, too."""
     json: bool = False
 
 
-def make_set(options: Loading, folder: Path) -> Index:
-    """Smooth random JPEGs of about 4 KB, in as many files; packed."""
+def make_images(options: Loading, folder: Path) -> None:
+    """Smooth random JPEGs of quality 90 in as many files: 4 KB at 128x64."""
     height, width = options.size
     for identity in range(options.identities):
         rng = generator(0, "image", identity)
-        home = folder / "images" / "train" / f"{identity:05d}"
+        home = folder / f"{identity:05d}"
         home.mkdir(parents=True)
         for number in range(options.each):
             coarse = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
             image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(home / f"{number:03d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    return pack("folders", folder / "images", str(folder / "shards"), Options(shard_size=8 * 2**20))
 
 
-def hardshard(index: Index, options: Loading, kind: Kind) -> Batches:
+def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gib: float = 16.0) -> Batches:
     """Our loader, drawing by ``kind``; by a vector that is there from the start."""
-    split = split_of(index, "train")
-    sampler = SamplerConfig(kind=kind, batch=options.batch, uniform_share=0.0, interval=1, lag=0, mode="freshest")
+    split, etags = split_of(job.index, "train"), shard_etags(job.index)
+    sampler = SamplerConfig(
+        kind=kind, batch=job.batch, instances=options.instances, uniform_share=0.0, interval=1, lag=0, mode="freshest"
+    )
     table = VersionTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
     table.put(Version(1, cosine, np.roll(np.arange(len(cosine)), 1)))
-    loader, augment = LoaderConfig(workers=options.workers, size=options.size), AugmentConfig(flip=False, shift=0)
-    stream = BatchStream(split, sampler, loader, augment, CacheConfig(), table, {}, Share(0, 1), 0, 1, 10**9)
-    return lambda: behind_workers(stream, options.workers)
-
-
-def webdataset_in_order(index: Index, options: Loading) -> Batches:
-    """webdataset's stream of whole shards, one after the other, without a shuffle."""
-    urls = [f"{index.url}/{shard.name}" for shard in index.shards if shard.split == "train"]
-
-    def stack(samples: list[dict[str, Any]]) -> tuple[Any, list[str]]:
-        return np.stack([decode(sample["jpg"]) for sample in samples]), [sample["__key__"] for sample in samples]
+    loader = LoaderConfig(workers=job.workers, size=options.size)
 
     def start() -> Iterable[Any]:
-        shards = webdataset.SimpleShardList(urls * 10_000)
-        stages = [
-            shards,
-            webdataset.split_by_worker,
-            webdataset.tarfile_to_samples(),
-            webdataset.batched(options.batch, list),
-            webdataset.map(stack),
-        ]
-        return DataLoader(
-            webdataset.DataPipeline(*stages),
-            batch_size=None,
-            num_workers=options.workers,
-            prefetch_factor=2 if options.workers else None,
-        )
+        cache = CacheConfig(job.fresh(), gib)
+        stream = BatchStream(split, sampler, loader, augment, cache, table, etags, Share(0, 1), 0, 1, 10**9)
+        return behind_workers(stream, job.workers)
 
     return start
 
 
 class Decoding(IterableDataset[Any]):
-    """Nothing but decoding, of images that are in memory."""
+    """Nothing but decoding, of images that are in memory: into batches, or (``bare``) into nothing."""
 
-    def __init__(self, images: list[bytes], batch: int) -> None:
-        self.images, self.batch = images, batch
+    def __init__(self, images: list[bytes], batch: int, *, bare: bool) -> None:
+        self.images, self.batch, self.bare = images, batch, bare
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
+        worker, decoder = get_worker_info(), Decoder()
         place = worker.id * 7919 if worker else 0
         while True:
             chosen = [self.images[(place + i) % len(self.images)] for i in range(self.batch)]
             place += self.batch
-            yield np.stack([decode(data) for data in chosen])
+            if self.bare:
+                yield [decoder.decode(data) for data in chosen][:0]
+            else:
+                yield stack(chosen)
 
 
-def decode_limit(index: Index, options: Loading) -> Batches:
+def decoding(job: Job, *, bare: bool) -> Batches:
     """What the cores can decode."""
-    store = open_store(index, {}, CacheConfig())
-    images = [bytes(data) for data in store.request(np.arange(len(index)))() if not isinstance(data, ValueError)]
-    return lambda: DataLoader(
-        Decoding(images, options.batch),
-        batch_size=None,
-        num_workers=options.workers,
-        prefetch_factor=2 if options.workers else None,
-    )
+    prefetch = 2 if job.workers else None
+    dataset = Decoding(job.images, job.batch, bare=bare)
+    return lambda: DataLoader(dataset, batch_size=None, num_workers=job.workers, prefetch_factor=prefetch)
 
 
-def rate(start: Batches, options: Loading) -> float:
-    """Samples per second, once the workers are up and what they prefetched is gone."""
-    batches = iter(start())
+def contenders(job: Job, options: Loading) -> tuple[dict[str, Batches], list[str]]:
+    """All that is measured, and the names of peers that are not installed."""
+    found: dict[str, Batches] = {LIMIT: decoding(job, bare=False), BARE: decoding(job, bare=True)}
+    missing = []
+    for peer in PEERS if options.peers else PEERS[:1]:
+        if importlib.util.find_spec(peer.module) is None:
+            missing.append(peer.name)
+            continue
+        if peer.write and not options.s3:
+            aside(peer.write, job, Path(job.place) / peer.module)
+        elif peer.write:
+            aside(upload, peer.write, job, peer.module)
+        found[peer.name] = bound(peer, job)
+    plain = AugmentConfig(flip=False, shift=0)
+    for kind in KINDS:
+        found[f"hardshard {kind}"] = hardshard(job, options, kind, plain)
+        if options.s3:
+            found[f"hardshard {kind}, no cache"] = hardshard(job, options, kind, plain, gib=0)
+            found[f"hardshard {kind}{LOCAL}"] = hardshard(
+                replace(job, index=read_index(f"{job.folder}/local")), options, kind, plain
+            )
+    found["hardshard pairs, augmented"] = hardshard(job, options, "pairs", AugmentConfig(erase=0.5))
+    return found, missing
+
+
+def upload(write: Callable[[Job, Path], None], job: Job, name: str) -> None:
+    """Write a peer's form, and copy it to S3."""
+    home = Path(job.fresh()) / name
+    write(job, home)
+    objects = open_objects(f"{job.place}/{name}")
+    for file in home.rglob("*"):
+        if file.is_file():
+            objects.put(str(file.relative_to(home)), file.read_bytes())
+
+
+def aside(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do it in a forked process, so that this one keeps no threads of whoever does it."""
+    here, there = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=answered, args=(there, work, *arguments))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        return None  # its message is on stderr
+    finally:
+        process.join()
+
+
+def answered(pipe: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+    """What the forked process does."""
+    pipe.send(work(*arguments))
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all below it."""
+    me, total = psutil.Process(), 0.0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += sum(process.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def measured(start: Batches, options: Loading) -> dict[str, float]:
+    """Samples per second and CPU microseconds a sample, once the workers are up and what they prefetched is gone."""
+    batches = again(start)
     for _ in islice(batches, 4 * max(options.workers, 1)):
         pass
-    began, count = time.perf_counter(), 0
+    began, cpu, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - began < options.seconds:
         next(batches)
         count += options.batch
-    return count / (time.perf_counter() - began)
+    cpu = cpu_seconds() - cpu
+    return {"rate": count / (time.perf_counter() - began), "cpu_us": 1e6 * cpu / count}
+
+
+def again(start: Batches) -> Iterator[Any]:
+    """Batches without end: a loader that ends begins again."""
+    while True:
+        yield from start()
+
+
+def job_of(options: Loading, folder: Path, stack_: ExitStack) -> tuple[Job, ProxyProcess | None]:
+    """The images, packed to a folder or to a server that is started, and the proxy before that, if there is one."""
+    make_images(options, folder / "images" / "train")
+    place, proxy = str(folder), None
+    if options.s3:
+        server = stack_.enter_context(S3Server(folder / "s3"))
+        os.environ.update(server.environment())
+        place = server.make_bucket("loading")
+    index = pack("folders", folder / "images", f"{place}/shards", SHARDS)
+    if options.s3:
+        pack("folders", folder / "images", f"{folder}/local", SHARDS)
+    if options.s3 and options.latency_ms:
+        proxy = stack_.enter_context(ProxyProcess(server.endpoint, latency_ms=options.latency_ms))
+        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+    index = read_index(index.url)
+    images = [bytes(data) for data in read_samples(index, range(len(index))) if not isinstance(data, ValueError)]
+    return Job(index, images, place, folder, options.workers, options.batch), proxy
+
+
+def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Medians over the turns; ratios within a turn."""
+
+    def ratio(name: str, to: str) -> float:
+        return statistics.median(a["rate"] / b["rate"] for a, b in zip(turns[name], turns[to], strict=True))
+
+    return {
+        name: {
+            "samples_per_s": statistics.median(turn["rate"] for turn in found),
+            "cpu_us": statistics.median(turn["cpu_us"] for turn in found),
+            **{f"to_{short}": ratio(name, to) for short, to in (("webdataset", PEER), ("limit", LIMIT), ("bare", BARE))},
+            **({"to_local": ratio(name, local)} if (local := name.split(",")[0] + LOCAL) in turns else {}),
+        }
+        for name, found in turns.items()
+    }
 
 
 def main(options: Loading) -> None:
     """Measure, and print."""
-    multiprocessing.set_start_method("fork", force=True)
-    with tempfile.TemporaryDirectory() as folder:
-        index = make_set(options, Path(folder))
-        contenders: dict[str, Batches] = {
-            LIMIT: decode_limit(index, options),
-            PEER: webdataset_in_order(index, options),
-            **{f"hardshard {kind}": hardshard(index, options, kind) for kind in ("uniform", "proportional", "pairs")},
-        }
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack_:
+        job, _ = job_of(options, Path(folder), stack_)
+        starts, missing = contenders(job, options)
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in starts}
         for _ in range(options.turns):
-            for name, start in contenders.items():
-                rates[name].append(rate(start, options))
-
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates[name], rates[to], strict=True))
-
-    results = {
-        name: {"samples_per_s": statistics.median(values), "to_webdataset": ratio(name, PEER), "to_limit": ratio(name, LIMIT)}
-        for name, values in rates.items()
-    }
+            for name in list(turns):
+                if found := aside(measured, starts[name], options):
+                    turns[name].append(found)
+                else:
+                    del turns[name]
+        failed = [name for name in starts if name not in turns]
+        results = summary(turns)
+        size = sum(map(len, job.images)) / len(job.images)
     if options.json:
-        print(json.dumps({"options": asdict(options), "results": results, "turns": rates}))
+        told = {"options": asdict(options), "bytes_an_image": size, "results": results}
+        print(json.dumps({**told, "missing": missing, "failed": failed, "turns": turns}))
         return
+    ratios = ["to_webdataset", "to_limit", "to_bare", *(["to_local"] if options.s3 else [])]
     rows = [
-        [name, f"{r['samples_per_s']:,.0f}", f"{r['to_webdataset']:.2f}", f"{r['to_limit']:.2f}"] for name, r in results.items()
+        [name, f"{r['samples_per_s']:,.0f}", f"{r['cpu_us']:.0f}", *(f"{r[to]:.2f}" if to in r else "" for to in ratios)]
+        for name, r in results.items()
     ]
-    title = f"{len(index):,} images of {options.size[0]}x{options.size[1]}, {options.workers} workers, {options.turns} turns"
-    summary_table(title, ["", "samples/s", "x webdataset", "x limit"], rows)
+    where = "local" if not options.s3 else f"S3 at {options.latency_ms:g} ms"
+    title = f"{len(job.images):,} images of {options.size[0]}x{options.size[1]}, {size / 1000:.1f} KB; {where}; "
+    title += f"{options.workers} workers, {options.turns} turns"
+    columns = ["", "samples/s", "CPU us", "x webdataset", "x decode, stack", "x decode only", "x local"]
+    summary_table(title, columns[: 3 + len(ratios)], rows)
+    for name in missing:
+        print(f"not installed: {name}")
+    for name in failed:
+        print(f"failed: {name}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ on whatever worker it is prepared. B images, H x W the size trained at.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from datasets.errors import InputError
 from datasets.sampling import generator
 
 MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's, in 0..255: what the model sees as zero
+GREY = MEAN.tolist()  # the same for OpenCV, which flips and fills 15 times as fast as NumPy where a pixel is three bytes
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,34 @@ class Changes:
     right: npt.NDArray[np.int64]
     erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
 
+    @cached_property
+    def nothing(self) -> list[bool]:
+        """Which images stay as they are, [B]."""
+        unmoved = ~self.flip & (self.turn == 0) & (self.down == 0) & (self.right == 0)
+        still: list[bool] = (unmoved & (self.erase[:, 2] == 0)).tolist()
+        return still
+
     def apply(self, row: int, image: Image, out: Image) -> None:
-        """Write an image that has the size trained at, [H, W, 3], into ``out`` as it is changed."""
+        """Write an image that has the size trained at, [H, W, 3], into ``out``, which is other memory, as it is changed."""
         height, width = image.shape[:2]
-        down, right = int(self.down[row]), int(self.right[row])
-        if self.flip[row]:
-            image = image[:, ::-1]
+        flip, down, right = bool(self.flip[row]), int(self.down[row]), int(self.right[row])
         if self.turn[row]:
-            image = turned(image, self.turn[row])
-        if down or right:
+            image, flip = turned(cv2.flip(image, 1) if flip else image, self.turn[row]), False  # type: ignore[arg-type]
+        if flip:
+            right = -right  # mirrored afterwards, in place
+        if abs(down) >= height or abs(right) >= width:
             out[:] = MEAN
+        elif down or right:
             source = image[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
-            out[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)] = source
+            edges = max(0, down), max(0, -down), max(0, right), max(0, -right)
+            cv2.copyMakeBorder(source, *edges, cv2.BORDER_CONSTANT, dst=out, value=GREY)
         else:
             out[:] = image
-        top, left, tall, wide = self.erase[row]
-        out[top : top + tall, left : left + wide] = MEAN
+        if flip:
+            cv2.flip(out, 1, dst=out)
+        top, left, tall, wide = self.erase[row].tolist()
+        if tall and wide:
+            cv2.rectangle(out, (left, top), (left + wide - 1, top + tall - 1), GREY, cv2.FILLED)
 
     def geometry(self, rows: range, size: tuple[int, int]) -> npt.NDArray[np.float32]:
         """What moves the content of these rows [b, 4]: flip (0 or 1), turn in degrees, down and right as shares of (H, W)."""
@@ -91,7 +105,7 @@ def turned(image: Image, degrees: float) -> Image:
     """An image turned about its centre, clockwise as seen; what comes in from outside is MEAN."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
-    out: Image = cv2.warpAffine(image, matrix, (width, height), borderValue=MEAN.tolist())  # type: ignore[assignment]
+    out: Image = cv2.warpAffine(image, matrix, (width, height), borderValue=GREY)  # type: ignore[assignment]
     return out
 
 

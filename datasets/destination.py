@@ -19,9 +19,9 @@ def note_name(fingerprint: str, name: str) -> str:
     return f"{PACKING}/{fingerprint}/{name}.json"
 
 
-def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool) -> Index | None:
+def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool, *, alone: bool = True) -> Index | None:
     """The index, if this very pack lies there, whole. Otherwise the destination is the pack's own from here on, and does not
-    read as whole.
+    read as whole. ``alone``: no other process packs another part of the same set, so that unfinished files are nobody's.
 
     Raises:
         InputError: something else lies there, and ``overwrite`` does not say to replace it.
@@ -47,7 +47,7 @@ def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool) -> Index 
         what = "an interrupted pack of other data or options is" if notes else "shards without an index are"
         remedy = "give another destination, or replace it by --overwrite"
         raise InputError(f"{what} at the destination", f"{objects.url}/{tars[0]}", remedy)
-    if isinstance(objects, Folder):
+    if alone and isinstance(objects, Folder):
         for leftover in objects.path.glob(f".*.tar.*{UNFINISHED}"):  # of a pack that was killed
             leftover.unlink()
     objects.put(begun, b"")

@@ -12,7 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from itertools import count
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.augment import AugmentConfig, Changes, draw_changes, resize
 from datasets.cache import CacheConfig
-from datasets.decode import Image, decode
+from datasets.decode import Decoder, Image
 from datasets.errors import InputError
 from datasets.index import Int64s, Split
 from datasets.sampling import Sampler, SamplerConfig
@@ -34,6 +34,7 @@ from datasets.versions import VersionTable
 Batch = dict[str, Any]
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PREFETCH = 2  # batches that a loader process prepares before the first is taken
+LENT = 3  # batches of a loader process that are not copied for who holds them: the one at hand, the one before, one in between
 STAND_INS = 100  # samples tried in the place of one that cannot be read
 
 
@@ -86,9 +87,22 @@ class Stream(IterableDataset[Batch]):
 
     slots: Slots | None = None
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder()
+
     def room(self, *shape: int) -> npt.NDArray[np.uint8]:
         """An uint8 array for the next batch, not initialised."""
         return self.slots.room(shape) if self.slots else np.empty(shape, np.uint8)
+
+    def _image(self, data: Sample, out: Image | None = None) -> Image | ValueError:
+        """What a sample decodes to, until the next is decoded: ``out`` itself if it has that size; or why it does not."""
+        if isinstance(data, ValueError):
+            return data
+        try:
+            return self._decoder.decode(data, out)
+        except ValueError as error:
+            return error
 
 
 class BatchStream(Stream):
@@ -120,11 +134,12 @@ class BatchStream(Stream):
         store = open_store(self.split.index, self.etags, self.cache)
         try:
             ahead: deque[_Plan] = deque()
-            for step in range(self.start + first, self.stop, every):
+            for step in (steps := range(self.start + first, self.stop, every)):
                 # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
                 while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
                     yield self._prepare(ahead.popleft(), store)
-                ahead.append(self._plan(step, store))
+                # The first batch must not wait for the megabytes around its samples, which the next ones bring.
+                ahead.append(self._plan(step, store, streaming=step > steps[0]))
             while ahead:
                 yield self._prepare(ahead.popleft(), store)
         finally:
@@ -133,28 +148,29 @@ class BatchStream(Stream):
     def _ready(self, step: int) -> bool:
         return self.versions is None or self.versions.ready(step)
 
-    def _plan(self, step: int, store: FolderStore | BucketStore) -> _Plan:
+    def _plan(self, step: int, store: FolderStore | BucketStore, *, streaming: bool) -> _Plan:
         version = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
         drawn = self.sampler.draw(step, version)
         positions = drawn[self.share.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
-        streaming = version is None and self.sampler.config.kind != "pk"
-        asked = store.request(samples, streaming=streaming)
+        in_order = version is None and self.sampler.config.kind != "pk"
+        asked = store.request(samples, streaming=streaming and in_order)
         draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
         return _Plan(step, version.number if version else 0, draw, positions, samples, changes, asked)
 
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
         rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = self.room(len(rows), *self.size, 3)
-        positions, bad = plan.positions.copy(), []
-        for place, data in enumerate(plan.bytes()):
-            image = _image(data)
+        positions, bad, changes = plan.positions.copy(), [], plan.changes
+        for place, (row, out, data) in enumerate(zip(rows, images, plan.bytes(), strict=True)):
+            image = self._image(data, out if changes.nothing[row] else None)
             if isinstance(image, ValueError):
                 bad.append(f"{self.split.index.where(int(plan.samples[place]))}: {image}")
                 positions[place], image = self._stand_in(int(plan.positions[place]), store)
-            plan.changes.apply(rows[place], resize(image, self.size), images[place])
+            if image is not out:
+                changes.apply(row, resize(image, self.size), out)
         return {
             "images": images,
             "labels": self.split.labels_of(positions),
@@ -175,7 +191,7 @@ class BatchStream(Stream):
         others += [place % len(self.split) for place in range(end, end + STAND_INS)]
         for other in others[:STAND_INS]:
             (data,) = store.request(self.split.samples(np.array([other], np.int64)))()
-            image = _image(data)
+            image = self._image(data)
             if not isinstance(image, ValueError):
                 return other, image
         what = f"none of the {STAND_INS} samples after a bad one can be read"
@@ -196,25 +212,24 @@ def behind_workers(stream: Stream, workers: int, *, pin: bool = False) -> Genera
     if workers:
         options = {"prefetch_factor": PREFETCH, "multiprocessing_context": multiprocessing.get_context("fork")}
         options["worker_init_fn"] = _die_with_parent
-        stream.slots = Slots(workers, PREFETCH + 1)  # beside those under way the one that is copied here
+        stream.slots = Slots(workers, PREFETCH + 1, LENT)
     for item in DataLoader(_Told(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
             raise item
-        batch = {name: _tensor(value, stream.slots, pin) for name, value in item.batch.items()}
-        if stream.slots:
-            stream.slots.release(item.worker)
-        yield batch | {name: batch[name].permute(0, 3, 1, 2) for name in batch if name.endswith("images")}
+        yield _tensors(item, stream.slots, pin)
 
 
-def _tensor(value: Any, slots: Slots | None, pin: bool) -> Any:
-    """Arrays as tensors of their own memory; anything else as it is."""
-    placed = isinstance(value, Placed)
-    if slots and placed:
-        value = slots.get(value)
-    if not isinstance(value, np.ndarray):
-        return value
-    tensor = torch.from_numpy(value)
-    return tensor.pin_memory() if pin else tensor.clone() if placed else tensor
+def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
+    """A batch with its arrays as tensors, those in the slots where they lie; images as [b, 3, H, W]."""
+    batch = dict(sent.batch)
+    if slots:
+        placed = {name: value for name, value in batch.items() if isinstance(value, Placed)}
+        batch |= zip(placed, slots.get(sent.slot, placed.values()), strict=True)
+    for name, value in batch.items():
+        if isinstance(value, np.ndarray):
+            tensor = torch.from_numpy(value)
+            batch[name] = tensor.pin_memory() if pin else tensor
+    return batch | {name: batch[name].permute(0, 3, 1, 2) for name in batch if name.endswith("images")}
 
 
 def _die_with_parent(_: int) -> None:
@@ -228,9 +243,9 @@ def _as_it_is(item: Any) -> Any:
 
 
 class _Sent(NamedTuple):
-    """What comes from a loader process: a batch, whose large arrays may lie in the slots."""
+    """What comes from a loader process: a batch, whose large arrays may lie in a slot."""
 
-    worker: int
+    slot: int
     batch: Batch
 
 
@@ -246,15 +261,13 @@ class _Told(IterableDataset[_Sent | InputError]):
 
     def __iter__(self) -> Iterator[_Sent | InputError]:
         slots, info, batches = self.stream.slots, get_worker_info(), iter(self.stream)
-        worker = info.id if info else 0
         try:
-            for number in count():
-                if slots:
-                    slots.begin(worker, number)
+            while True:
+                slot = slots.begin(info.id) if slots and info else 0
                 batch = next(batches, None)
                 if batch is None:
                     return
-                yield _Sent(worker, {k: slots.put(v) if slots and isinstance(v, np.ndarray) else v for k, v in batch.items()})
+                yield _Sent(slot, {k: slots.put(v) if slots and isinstance(v, np.ndarray) else v for k, v in batch.items()})
         except InputError as error:
             yield error
 
@@ -283,15 +296,6 @@ class BadSamples:
             remedy = "check the set with `python -m datasets.inspect`, or raise --loader.bad-share"
             raise InputError(what, "; ".join(shown) + more, remedy)
         return fresh
-
-
-def _image(data: Sample) -> Image | ValueError:
-    if isinstance(data, ValueError):
-        return data
-    try:
-        return decode(data)
-    except ValueError as error:
-        return error
 
 
 class SplitStream(Stream):
@@ -326,10 +330,12 @@ class SplitStream(Stream):
     def _decoded(self, positions: Int64s, asked: Pending) -> Batch:
         images, places, bad = self.room(len(positions), *self.size, 3), list[int](), []
         for place, data in enumerate(asked()):
-            image = _image(data)
+            out = images[len(places)]
+            image = self._image(data, out)
             if isinstance(image, ValueError):
                 bad.append(f"{self.split.index.where(int(self.split.samples(positions[place : place + 1])[0]))}: {image}")
                 continue
-            images[len(places)] = resize(image, self.size)
+            if image is not out:
+                out[...] = resize(image, self.size)
             places.append(place)
         return {"images": images[: len(places)], "positions": positions[places], "bad": bad}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import google_crc32c
 import tyro
@@ -57,6 +57,22 @@ Bytes = Annotated[
 ]  # fmt: skip
 
 
+class Part(NamedTuple):
+    """The ``number``-th of ``parts`` shares of a pack, from 1 on."""
+
+    number: int
+    parts: int
+
+
+def part_of(text: str) -> Part:
+    """A share as people write it: 3/8. Raises ValueError."""
+    number, _, parts = text.partition("/")
+    part = Part(int(number), int(parts))
+    if not 1 <= part.number <= part.parts:
+        raise ValueError
+    return part
+
+
 @dataclass(frozen=True)
 class Options:
     """What, beside the images, decides how a set is packed."""
@@ -95,6 +111,8 @@ class Pack(Options):
     """How many images may fail to decode; they are left out and named."""
     overwrite: bool = False
     """Replace the shards at the destination."""
+    part: str = ""
+    """K/N: write the K-th of N shares of the shards, and no index; when all are there, the command without it ends the pack."""
     quiet: bool = False
     """No progress bar, no summary."""
 
@@ -111,15 +129,7 @@ def pack(
     options = options or Options()
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
-    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
-        raise InputError("the destination lies inside the source", destination, "pack to another place")
-    with (
-        open_source(source) as downloaded,
-        degraded(downloaded, options.degrade, options.seed) if options.degrade else nullcontext(downloaded) as opened,
-    ):
-        found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
-        listing = _trained_on(renamed(found, options.rename), opened.where, options, console)
-        fingerprint = _fingerprint(listing, opened, layout, options)
+    with _listed(layout, source, objects, options, console) as (opened, listing, fingerprint):
         if (done := claim(objects, fingerprint, overwrite)) is not None:
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
             return done
@@ -145,6 +155,45 @@ def pack(
     what = f"{len(index):,} images of {len(index.identities):,} identities into {len(shards)} shards, {total:.1f} MiB"
     console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)
     return index
+
+
+def pack_part(
+    layout: Layout, source: Path, destination: str, options: Options, part: Part, *, allow_unreadable: int = 0, quiet: bool = True
+) -> int:
+    """Write every ``part.parts``-th shard of a set, and no index: `pack` finds them, writes what is missing, and the index.
+
+    So a pack is shared out over processes or machines that see the same source. Gives the number of these shards.
+
+    Raises:
+        InputError: as `pack`.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    objects = open_objects(destination)
+    with _listed(layout, source, objects, options, console) as (opened, listing, fingerprint):
+        if claim(objects, fingerprint, overwrite=False, alone=False) is not None:
+            return 0
+        shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
+        own = shards[part.number - 1 :: part.parts]
+        write_shards(own, opened, objects, fingerprint, allow_unreadable, console)
+    told = f"packed part {part.number} of {part.parts}: {len(own)} of {len(shards)} shards, at {objects.url}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    return len(own)
+
+
+@contextmanager
+def _listed(
+    layout: Layout, source: Path, objects: Folder | Bucket, options: Options, console: Console
+) -> Iterator[tuple[Source, Listing, str]]:
+    """The source, opened; what is to be packed of it; and the fingerprint of that."""
+    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
+        raise InputError("the destination lies inside the source", objects.url, "pack to another place")
+    with (
+        open_source(source) as downloaded,
+        degraded(downloaded, options.degrade, options.seed) if options.degrade else nullcontext(downloaded) as opened,
+    ):
+        found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
+        listing = _trained_on(renamed(found, options.rename), opened.where, options, console)
+        yield opened, listing, _fingerprint(listing, opened, layout, options)
 
 
 def _set(options: Options) -> dict[str, object]:
@@ -250,6 +299,17 @@ def main() -> None:
     """The command."""
     args = tyro.cli(Pack, prog="python -m datasets.pack")
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    if args.part:
+        if args.overwrite:
+            raise InputError("--overwrite with --part", "parts would remove each other's shards", "empty the destination first")
+        try:
+            part = part_of(args.part)
+        except ValueError as error:
+            raise InputError(f"'{args.part}' is no share of a pack", "--part", "give K/N, K from 1 to N") from error
+        pack_part(
+            args.layout, args.source, args.destination, options, part, allow_unreadable=args.allow_unreadable, quiet=args.quiet
+        )
+        return
     pack(
         args.layout, args.source, args.destination, options,
         allow_unreadable=args.allow_unreadable, overwrite=args.overwrite, quiet=args.quiet,

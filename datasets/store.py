@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
+RUNS = 4  # GETs of a span of which some is cached
 OPEN = 256  # shards of a folder that a process keeps open
 FEW = 8  # blocks that are read at once for a report
 IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
@@ -38,6 +41,7 @@ REREADS = 3  # of a block whose checksum is wrong, before its samples are given 
 TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
 TRIES, PAUSE = 13, 10.0  # of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
 PATIENCE = 120.0  # seconds from the first try of a GET after which there is no other
+CREDENTIALS = timedelta(minutes=5)  # for which they are kept: boto3 gives none that expire in less than 10
 NOT_AGAIN = re.compile(r"status code: 4(?!08|29)")  # S3 would answer the same again
 
 COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the bytes, blocks found cached, GETs tried again
@@ -65,25 +69,26 @@ class FolderStore:
         table = self.index.samples
         shards = self.index.blocks["shard"][table["block"][samples]].tolist()
         places = list(zip(shards, table["offset"][samples].tolist(), table["size"][samples].tolist(), strict=True))
-        return lambda: [self._read(*place) for place in places]
+        return lambda: self._read(places)
 
-    def _read(self, shard: int, offset: int, size: int) -> Sample:
-        file = self._files.pop(shard, None)
-        if file is None:
-            file = self._open(Path(self.index.url) / self.index.shards[shard].name)
-        self._files[shard] = file  # in the order of use
-        data = os.pread(file, size, offset)
-        self.counts["bytes"] += len(data)
-        return data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off")
+    def _read(self, places: list[tuple[int, int, int]]) -> list[Sample]:
+        files, pread, given = self._files, os.pread, list[Sample]()
+        for shard, offset, size in places:
+            data = pread(files[shard] if shard in files else self._open(shard), size, offset)
+            given.append(data if len(data) == size else ValueError("the shard ends before the sample does: it is cut off"))
+            self.counts["bytes"] += len(data)
+        return given
 
-    def _open(self, path: Path) -> int:
+    def _open(self, shard: int) -> int:
+        path = Path(self.index.url) / self.index.shards[shard].name
         if len(self._files) >= OPEN:
-            os.close(self._files.pop(next(iter(self._files))))
+            os.close(self._files.pop(next(iter(self._files))))  # the one opened first
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             remedy = "copy the shard there again, or pack again"
             raise InputError(f"the shard cannot be opened ({error.strerror})", str(path), remedy) from error
+        return file
 
     def close(self) -> None:
         """Close the shards."""
@@ -149,13 +154,15 @@ class BucketStore:
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
-        """The blocks of a group: by one GET for those that are not cached by now (another process may have fetched them)."""
+        """The blocks of a group, those that are not cached by now: another process may have fetched some."""
         if copy is None:
             return self._get(group)
         table = self.index.blocks
         with copy.claim(group[0], len(group)):
             missing = [block for block in group if not copy.has(block)]
-            found = self._get(list(range(missing[0], missing[-1] + 1))) if missing else {}
+            found: Found = {}
+            for run in _runs(missing):
+                found |= self._get(run)
             for block, data in found.items():
                 if isinstance(data, bytes):
                     copy.write(block, int(table["offset"][block]), data)
@@ -192,10 +199,11 @@ class BucketStore:
         options: dict[str, Any] = {"range": (start, end)}
         if etag := self.etags.get(name):
             options["if_match"] = etag
-        latest = time.monotonic() + PATIENCE
+        latest, renewed = time.monotonic() + PATIENCE, False
         for tried in range(1, TRIES + 1):
+            remote = self._remote
             try:
-                answer = obstore.get(self._remote, name, options=options)  # type: ignore[arg-type]
+                answer = obstore.get(remote, name, options=options)  # type: ignore[arg-type]
                 data = memoryview(answer.bytes())
                 break
             except (PreconditionError, FileNotFoundError) as error:
@@ -203,7 +211,10 @@ class BucketStore:
                     "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
                 ) from error
             except (PermissionDeniedError, UnauthenticatedError) as error:
-                raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+                if renewed or tried == TRIES:
+                    raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error
+                renewed = True
+                self._renew(remote)
             except BaseError as error:
                 told = str(error).splitlines()[0]
                 last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(told)
@@ -215,6 +226,12 @@ class BucketStore:
             self.counts["gets"] += 1
             self.counts["bytes"] += len(data)
         return data
+
+    def _renew(self, refused: S3Store) -> None:
+        """Ask for credentials again, once for all GETs that are refused: they may have expired, and others be there."""
+        with self._lock:
+            if self._remote is refused:
+                self._remote = _connect(self.index.url)
 
     def close(self) -> None:
         """End the threads; who waits for another try waits no longer."""
@@ -259,6 +276,14 @@ def _read_block(bucket: Bucket, index: Index, block: int) -> Sample:
     return data if right else ValueError("the block's checksum is wrong: the shard does not match its index")
 
 
+def _runs(blocks: list[int]) -> list[list[int]]:
+    """What is fetched by one GET each: blocks without a gap; or all of them, with what lies between, when the gaps are many."""
+    starts = [place for place, block in enumerate(blocks) if not place or block != blocks[place - 1] + 1]
+    if len(starts) > RUNS:
+        return [list(range(blocks[0], blocks[-1] + 1))]
+    return [blocks[start:end] for start, end in pairwise([*starts, len(blocks)])]
+
+
 def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:
     """A sample's bytes, from a shard's copy by its offset there or from a block by its start in it."""
     if isinstance(source, bytes):
@@ -288,7 +313,7 @@ def _connect(url: str) -> S3Store:
             aws_endpoint_url_s3=bucket.endpoint,  # boto3's word: environment, profile, region
             region=bucket.client.meta.region_name or "us-east-1",
             virtual_hosted_style_request=False,
-            credential_provider=Boto3CredentialProvider(),
+            credential_provider=Boto3CredentialProvider(ttl=CREDENTIALS),
             client_options={"allow_http": bucket.endpoint.startswith("http://"), **TIMEOUTS},
             retry_config={"max_retries": 0},  # ours are counted
         )

@@ -18,9 +18,11 @@ from typing import NamedTuple
 # processes that share the tests out.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), OMP_NUM_THREADS="1")
 
+import cephserver
 import psutil
 import pytest
 import ray
+from cephserver import CephServer
 from proxy import FaultProxy
 from s3server import S3Server, free_ports
 
@@ -40,10 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in on_ray] + on_ray
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which S3 server the tests run against."""
+    parser.addoption("--s3", choices=["seaweedfs", "ceph"], default="seaweedfs", help="the S3 server of the tests")
+
+
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[S3Server]:
     """A server for the whole session, which the environment variables lead every client and child process to."""
-    with pytest.MonkeyPatch.context() as environment, S3Server(tmp_path_factory.mktemp("s3")) as server:
+    ceph = request.config.getoption("--s3") == "ceph"
+    if ceph and cephserver.missing():
+        pytest.skip(f"not installed: {', '.join(cephserver.missing())} (Debian: ceph-mon ceph-osd radosgw ceph-common)")
+    made = (CephServer if ceph else S3Server)(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as environment, made as server:
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
             environment.delenv(name, raising=False)
         for name, value in server.environment().items():

@@ -1,16 +1,19 @@
 """A proxy on loopback, before an S3 server, that does to GETs of objects what networks and busy servers do."""
 
 import asyncio
+import multiprocessing
 import random
 import socket
 import struct
 from collections import Counter
 from dataclasses import astuple, dataclass, fields
+from multiprocessing.connection import Connection
 from threading import Thread
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
 
 SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 36\r\n\r\n<Error><Code>SlowDown</Code></Error>"
+EXPIRED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 40\r\n\r\n<Error><Code>ExpiredToken</Code></Error>"
 PIECE = 1 << 16
 
 
@@ -65,9 +68,9 @@ class Head:
 class FaultProxy:
     """Serves ``endpoint``, passes all on to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
 
-    Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else. All of them may be set
-    while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault by its name;
-    ``ranges`` the path and the Range header of each GET in order of arrival.
+    Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else; such GETs by the access key
+    ``expired`` are refused. All of them may be set while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes
+    sent ("bytes") and each fault by its name; ``ranges`` the path and the Range header of each GET in order of arrival.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -77,6 +80,7 @@ class FaultProxy:
         self.faults = Faults()
         self.latency_ms = 0.0
         self.match = ""
+        self.expired = ""
         self.forget()
 
     def forget(self) -> None:
@@ -145,14 +149,16 @@ class FaultProxy:
         answer = await Head.read(server)
         await asyncio.sleep(self.latency_ms / 1000)
         fault = self.faults.draw(self.rng) if answer.status in ("200", "206") else ""
+        if self.expired and f"Credential={self.expired}/" in request.headers.get("authorization", ""):
+            fault = "expired"
         if not fault:
             self.counts["bytes"] += int(answer.headers["content-length"])  # before the client can have them
             await pass_answer(request, answer, server, to_client)
             return
         self.counts[fault] += 1
         body = bytearray(await server.readexactly(int(answer.headers["content-length"])))
-        if fault == "slow_down":
-            to_client.write(SLOW_DOWN)
+        if fault in ("slow_down", "expired"):
+            to_client.write(SLOW_DOWN if fault == "slow_down" else EXPIRED)
             return
         if fault == "reset":
             reset(to_client)
@@ -168,6 +174,41 @@ class FaultProxy:
             await left(client)
         if fault == "truncate":
             raise ConnectionAbortedError
+
+
+class ProxyProcess:
+    """A `FaultProxy` in a process of its own: for whoever forks, or measures time."""
+
+    def __init__(self, upstream: str, **attributes: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=serve, args=(there, upstream), daemon=True)
+        self.process.start()
+        self.endpoint: str = self.pipe.recv()
+        self.set(**attributes)
+
+    def set(self, **attributes: Any) -> dict[str, int]:
+        """Set attributes of the proxy; gives its counts."""
+        self.pipe.send(attributes)
+        counts: dict[str, int] = self.pipe.recv()
+        return counts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def serve(pipe: Connection, upstream: str) -> None:
+    """What that process does until it is ended."""
+    with FaultProxy(upstream) as proxy:
+        pipe.send(proxy.endpoint)
+        while True:
+            for name, value in pipe.recv().items():
+                setattr(proxy, name, value)
+            pipe.send(dict(proxy.counts))
 
 
 def without_expect(request: Head) -> Head:

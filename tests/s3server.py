@@ -4,6 +4,7 @@ python tests/s3server.py --dir .cache/s3 --port 8333
 """
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 KEY, SECRET = "hardshard", "not-a-secret-on-loopback"
+NEXT_KEY = f"{KEY}-next"  # of the same user, with the same secret: what credentials are renewed to
 SERVICES = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -62,14 +64,23 @@ class S3Server:
         return [
             *(str(weed), "-logtostderr=true", "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(*ports, *grpc_ports, "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
+            f"-s3.config={self.users}",
             *("-master.telemetry=false", "-volume.preStopSeconds=0", "-s3.autoCreateBucket=false"),
             *("-master.volumeSizeLimitMB=64", "-volume.max=4096"),  # each bucket takes volumes of its own
         ]
+
+    @property
+    def users(self) -> Path:
+        """The file that names the user and both of his keys."""
+        return self.folder / "users.json"
 
     def start(self) -> None:
         """Start and wait until S3 serves. Raises OSError if its port is taken, RuntimeError with the log's end if it fails."""
         socket.create_server(("127.0.0.1", self.ports["s3"])).close()  # else is_ready might ask another server
         self.folder.mkdir(parents=True, exist_ok=True)
+        keys = [{"accessKey": key, "secretKey": SECRET} for key in (KEY, NEXT_KEY)]
+        rights = ["Admin", "Read", "Write", "List", "Tagging"]
+        self.users.write_text(json.dumps({"identities": [{"name": KEY, "credentials": keys, "actions": rights}]}))
         log = self.folder / "server.log"
         with log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -22,10 +22,13 @@ from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, truth
 
 from datasets import cache as cache_module
 from datasets import store as store_module
+from datasets.augment import AugmentConfig
 from datasets.cache import CacheConfig, CachedShard, NodeCache
 from datasets.errors import InputError
-from datasets.index import Index
+from datasets.index import Index, split_of
+from datasets.loader import BatchStream, LoaderConfig, Share
 from datasets.pack import Options
+from datasets.sampling import SamplerConfig
 from datasets.store import BucketStore, shard_etags
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -120,6 +123,25 @@ def test_processes_share_what_they_fetch(
     assert len(set(s3_proxy.ranges)) == s3_proxy.counts["gets"]
     if not streaming:
         assert sorted(s3_proxy.ranges) == sorted(ranges_of(index, range(len(index.blocks["first"]))))
+
+
+def test_training_begins_with_the_blocks_of_its_first_batch(
+    index: Index, right: list[bytes], config: CacheConfig, s3_proxy: FaultProxy
+) -> None:
+    """Not when the shards that an even epoch mixes are here; they come with the batches after it."""
+    s3_proxy.match = ".tar"
+    split = split_of(index, "train")
+    loader = LoaderConfig(workers=0, ahead=1, size=(32, 16))
+    sampler = SamplerConfig(kind="uniform", batch=4)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 2)
+    batches = iter(stream)
+    first = next(batches)
+    counts = dict(s3_proxy.counts)
+    blocks, next_blocks = (index.samples["block"][split.samples(batch["positions"])] for batch in (first, next(batches)))
+    blocks, new = np.unique(blocks), np.setdiff1d(next_blocks, blocks)
+    assert counts == {"gets": len(blocks), "bytes": index.blocks["size"][blocks].sum()}
+    assert s3_proxy.counts["bytes"] - counts["bytes"] > index.blocks["size"][new].sum() > 0
+    batches.close()
 
 
 def test_a_killed_process_leaves_no_lock(

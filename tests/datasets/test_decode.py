@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from datasets.decode import decode
+from datasets.decode import Decoder, decode
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (24, 18, 3), dtype=np.uint8)
@@ -126,3 +126,26 @@ def test_damage_gives_an_image_or_a_value_error(data: bytes, capfd: pytest.Captu
             assert found.shape[2] == 3
     assert failed
     assert "OpenCV" not in capfd.readouterr().err  # who asks names the sample, on one line
+
+
+def test_a_decoder_gives_the_same_pixels_wherever_it_puts_them() -> None:
+    decoder = Decoder()
+    large = encoded(Pillow.fromarray(np.tile(RGB, (9, 9, 1))), "JPEG")
+    for data in (JPEG, large, PNG, JPEG, BMP, large, encoded(Pillow.fromarray(GREY), "JPEG")):
+        pixels = decode(data)
+        np.testing.assert_array_equal(decoder.decode(data), pixels)
+        for shape in (RGB.shape, (48, 9, 3), (8, 8, 3), (500, 500, 3)):
+            out = np.empty(shape, np.uint8)
+            given = decoder.decode(data, out)
+            np.testing.assert_array_equal(given, pixels)
+            assert (given is out) == (shape == RGB.shape == pixels.shape and data[:2] == JPEG[:2])
+
+
+def test_a_decoder_names_what_is_bad_and_goes_on() -> None:
+    decoder, out = Decoder(), np.empty(RGB.shape, np.uint8)
+    for bad in (JPEG[:-20], JPEG[:2], b"", b"text", PNG[:-20]):
+        for place in (None, out):
+            with pytest.raises(ValueError):
+                decoder.decode(bad, place)
+    assert decoder.decode(JPEG, out) is out
+    np.testing.assert_array_equal(out, decode(JPEG))

@@ -19,7 +19,7 @@ from datasets.errors import InputError
 from datasets.index import Index, read_index
 from datasets.inspect import faults
 from datasets.objects import open_objects
-from datasets.pack import Options, bytes_of, pack
+from datasets.pack import Options, Part, bytes_of, pack, pack_part, part_of
 from datasets.source import open_source
 
 SMALL = Options(shard_size=20_000, max_block=6_000)
@@ -152,6 +152,33 @@ def test_a_pack_that_was_killed_does_not_read_as_whole_and_is_finished_by_the_ne
     }
     kept = [name for name, mtime in done.items() if (destination / name).stat().st_mtime_ns == mtime]
     assert len(kept) >= len(done) - 1  # finished shards were not written again
+
+
+def test_a_pack_shared_out_over_processes_is_the_same(tmp_path: Path) -> None:
+    source = put(tmp_path / "market", market())
+    pack("market1501", source, str(tmp_path / "alone"), SMALL)
+    options = ["--shard-size", SMALL.shard_size, "--max-block", SMALL.max_block]
+    command = [sys.executable, "-m", "datasets.pack", "market1501", str(source), str(tmp_path / "set"), *map(str, options)]
+    parts = [subprocess.Popen([*command, "--part", f"{k}/3"], stderr=subprocess.PIPE, text=True) for k in (1, 2, 3)]
+    told = [part.communicate()[1] for part in parts]
+    assert [part.returncode for part in parts] == [0, 0, 0], told
+    assert all(f"packed part {k} of 3" in text for k, text in enumerate(told, 1))
+    with pytest.raises(InputError, match=r"no index\.json"):
+        read_index(str(tmp_path / "set"))
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.tar")}
+    assert len(written) > 3
+    assert pack_part("market1501", source, str(tmp_path / "set"), SMALL, Part(2, 2)) == len(written) // 2
+    done = run("market1501", source, tmp_path / "set", *options)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.tar")} == written  # none was written again
+    assert contents(str(tmp_path / "set")) == contents(str(tmp_path / "alone"))
+    assert pack_part("market1501", source, str(tmp_path / "set"), SMALL, Part(1, 2)) == 0
+
+
+@pytest.mark.parametrize("part", ["3", "0/2", "3/2", "a/b", "1/2/3"])
+def test_parts_that_are_none(part: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        part_of(part)
 
 
 def test_packing_again_finds_the_set_whole_and_mends_it_if_not(tmp_path: Path) -> None:

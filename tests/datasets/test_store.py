@@ -1,5 +1,6 @@
 """Whatever storage and network do, a sample's bytes are those that were packed, or there is a reason why they are not."""
 
+import json
 import os
 import pickle
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from proxy import FaultProxy, Faults
-from s3server import SECRET, S3Server, free_ports
+from s3server import KEY, NEXT_KEY, SECRET, S3Server, free_ports
 from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, truth
 
 from datasets import store as store_module
@@ -82,6 +83,16 @@ def mixed(index: Index, seed: int = 0) -> np.ndarray:
 def drop_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stores opened from now on try once."""
     monkeypatch.setattr(store_module, "TRIES", 1)
+
+
+def credentials_of(key: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let boto3 have them from a command, as from any service that renews them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": SECRET, "Expiration": "2100-01-01T00:00:00Z"}
+    (folder / "credentials.json").write_text(json.dumps(given))
+    (folder / "config").write_text(f"[default]\ncredential_process = cat {folder}/credentials.json\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
 
 
 def flip(index: Index, block: int) -> None:
@@ -200,6 +211,24 @@ def test_streaming_past_a_cached_block_gives_the_right_bytes(
     assert s3_proxy.counts == {"gets": 3, "bytes": bucket_set.blocks["size"][first:last].sum()}
 
 
+@pytest.mark.parametrize("holes", [1, 2])
+def test_streaming_around_cached_blocks_fetches_no_byte_twice_unless_they_are_many(
+    bucket_set: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, holes: int
+) -> None:
+    monkeypatch.setattr(store_module, "RUNS", 2)
+    s3_proxy.match = ".tar"
+    store, (first, last) = opened(bucket_set), bucket_set.blocks_of_shard(0)
+    assert last - first > 4
+    cached = [first + 1 + 2 * hole for hole in range(holes)]
+    store.request(bucket_set.blocks["first"][cached].astype(np.int64))()
+    s3_proxy.forget()
+    samples = np.flatnonzero(bucket_set.samples["block"] < last)
+    assert store.request(samples, streaming=True)() == [right[s] for s in samples]
+    sizes = bucket_set.blocks["size"][first:last].sum()
+    again = bucket_set.blocks["size"][cached].sum()
+    assert s3_proxy.counts == ({"gets": 1, "bytes": sizes} if holes == 2 else {"gets": holes + 1, "bytes": sizes - again})
+
+
 MIXED = Faults(slow_down=0.1, reset=0.1, stall=0.05, freeze=0.05, truncate=0.1, corrupt=0.05)
 
 
@@ -312,6 +341,24 @@ def test_wrong_credentials_are_the_users(bucket_set: Index, opened: Open, monkey
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(InputError, match="refuses the credentials"):
         opened(bucket_set, etags).request(np.array([0]))()
+
+
+def test_credentials_that_expire_are_renewed(
+    bucket_set: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    etags = shard_etags(bucket_set)
+    credentials_of(KEY, monkeypatch, tmp_path)
+    store = opened(bucket_set, etags, OFF)
+    samples = np.arange(len(bucket_set))
+    assert store.request(samples)() == right
+    assert store.counts["retries"] == 0
+    s3_proxy.match, s3_proxy.expired = ".tar", KEY
+    credentials_of(NEXT_KEY, monkeypatch, tmp_path)
+    assert store.request(samples)() == right
+    assert 0 < store.counts["retries"] == s3_proxy.counts["expired"]
+    s3_proxy.expired = NEXT_KEY
+    with pytest.raises(InputError, match="refuses the credentials"):
+        store.request(samples)()
 
 
 def test_no_credentials_are_the_users(bucket_set: Index, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,217 @@
+"""Faults between the storage and a loader: every sample arrives as it was packed, or is named.
+
+    python -m benchmarks.soak [--faults 100] [--json]
+
+A real S3 server, and before it a proxy that answers 503 SlowDown, resets connections, stalls longer than the time-out, stops in
+the middle of a body, truncates bodies and flips bits in them. One block is damaged where it is stored. In the middle the
+credentials expire, and others are there for whoever asks. Two loader processes draw without a cache: uniform epochs, then pairs.
+Every image that comes is compared, pixel by pixel, with the file that was packed.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from benchmarks.loading import Loading, make_images
+from datasets import store
+from datasets.augment import AugmentConfig
+from datasets.cache import CacheConfig
+from datasets.decode import decode
+from datasets.errors import InputError, run_main
+from datasets.index import Index, Split, read_index, split_of
+from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
+from datasets.objects import open_objects
+from datasets.pack import Options, pack
+from datasets.sampling import Kind, SamplerConfig, Version, generator
+from datasets.store import shard_etags
+from datasets.versions import VersionTable
+from tests.proxy import Faults, ProxyProcess
+from tests.s3server import KEY, NEXT_KEY, SECRET, S3Server
+from trainers.engine.console import summary_table
+
+SIZE = (64, 32)
+SHARES = Faults(slow_down=0.01, reset=0.01, stall=0.005, freeze=0.005, truncate=0.01, corrupt=0.01)
+KINDS: tuple[Kind, ...] = ("uniform", "pairs")
+
+
+@dataclass(frozen=True)
+class Soak:
+    """Read through faults."""
+
+    faults: int = 100
+    """Injected at the least, half of them into each kind of draw; a run ends with an epoch."""
+    identities: int = 200
+    each: int = 10
+    """Images of an identity."""
+    batch: int = 100
+    workers: int = 2
+    """Loader processes."""
+    timeout_s: float = 2.0
+    """Of a read, instead of 10."""
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.faults < 2 or self.batch % 4 or self.identities * self.each % self.batch:
+            raise InputError("at least 2 faults, a batch that 4 divides and that divides the images", "benchmarks.soak")
+
+
+def credentials(key: str, folder: Path) -> None:
+    """What a service that renews them would give from now on."""
+    given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": SECRET, "Expiration": "2100-01-01T00:00:00Z"}
+    (folder / "credentials.json").write_text(json.dumps(given))
+    (folder / "config").write_text(f"[default]\ncredential_process = cat {folder}/credentials.json\n")
+
+
+def damage(index: Index, block: int) -> set[str]:
+    """Flip a bit of a block where it is stored; the places of its samples, as they are to be named."""
+    objects, name = open_objects(index.url), index.shards[index.blocks["shard"][block]].name
+    data = bytearray(objects.get(name))
+    data[int(index.blocks["offset"][block] + index.blocks["size"][block] // 2)] ^= 1
+    objects.put(name, bytes(data))
+    first, count = int(index.blocks["first"][block]), int(index.blocks["count"][block])
+    return {index.where(sample) for sample in range(first, first + count)}
+
+
+def truth(split: Split, folder: Path) -> npt.NDArray[np.uint8]:
+    """The pixels of every position, from the files that were packed: a key is an identity and the number of its file."""
+    keys = [split.index.keys[sample].split("/") for sample in split.samples(np.arange(len(split)))]
+    files = [folder / "images" / "train" / identity / f"{int(number):03d}.jpg" for identity, number in keys]
+    return np.stack([decode(file.read_bytes()) for file in files])
+
+
+class Watch:
+    """What came."""
+
+    def __init__(self, split: Split, pixels: npt.NDArray[np.uint8]) -> None:
+        self.split, self.pixels = split, pixels
+        self.counts = Counter[str]()
+        self.named: Counter[str] = Counter()
+        self.seen = np.zeros(len(split), np.int64)
+
+    def note(self, batch: dict[str, Any]) -> None:
+        """Compare a batch with the truth."""
+        positions = batch["positions"].numpy()
+        images = batch["images"].permute(0, 2, 3, 1).numpy()
+        same = (images == self.pixels[positions]).all(axis=(1, 2, 3)) & (
+            batch["labels"].numpy() == self.split.labels_of(positions)
+        )
+        self.counts.update(delivered=len(same), identical=int(same.sum()))
+        self.named.update(reason.split(": ")[0] for reason in batch["bad"])
+        np.add.at(self.seen, positions, 1)
+
+
+def read_through(
+    kind: Kind, split: Split, options: Soak, etags: dict[str, str], watch: Watch, proxy: ProxyProcess, renew: Any
+) -> dict[str, int]:
+    """Whole epochs until half of the faults were injected; the credentials expire after the first ten batches."""
+    sampler = SamplerConfig(kind=kind, batch=options.batch, instances=2, uniform_share=0.0, interval=1, lag=0, mode="freshest")
+    table = VersionTable(len(split.counts), sampler)
+    cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
+    table.put(Version(1, cosine, np.roll(np.arange(len(cosine)), 1)))
+    loader, augment = LoaderConfig(workers=options.workers, size=SIZE), AugmentConfig(flip=False, shift=0)
+    stream = BatchStream(
+        split, sampler, loader, augment, CacheConfig(gib=0), None if kind == "uniform" else table, etags, Share(0, 1), 0, 0, 10**6
+    )
+    epoch = len(split) // options.batch
+    before = proxy.set(faults=SHARES)
+    for batch in behind_workers(stream, options.workers):
+        watch.note(batch)
+        done = batch["step"] + 1
+        if done == 10:
+            renew()
+        counts = proxy.set()
+        injected = {name: count - before.get(name, 0) for name, count in counts.items()}
+        if done % epoch == 0 and faults_of(injected) >= options.faults / 2:
+            break
+    proxy.set(faults=Faults())
+    return injected
+
+
+def faults_of(counts: dict[str, int]) -> int:
+    """All faults among a proxy's counts, expired credentials not counted: they are one fault, of many GETs."""
+    return sum(count for name, count in counts.items() if name not in ("gets", "bytes", "expired"))
+
+
+def soak(options: Soak, folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Run, and give what happened."""
+    server = stack.enter_context(S3Server(folder / "s3"))
+    os.environ.update({name: value for name, value in server.environment().items() if "KEY" not in name})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        os.environ.pop(name, None)
+    os.environ["AWS_CONFIG_FILE"] = str(folder / "config")
+    keys = [KEY, NEXT_KEY]
+    credentials(keys[0], folder)
+    make_images(Loading(identities=options.identities, each=options.each, size=SIZE), folder / "images" / "train")
+    pack("folders", folder / "images", server.make_bucket("soak") + "/set", Options(shard_size=1 << 20))
+    index = read_index("s3://soak/set")
+    damaged = damage(index, 3)
+    split, etags = split_of(index, "train"), shard_etags(index)
+    watch = Watch(split, truth(split, folder))
+    proxy = stack.enter_context(ProxyProcess(server.endpoint, match=".tar"))
+    os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+    store.TIMEOUTS = {**store.TIMEOUTS, "read_timeout": f"{options.timeout_s:g}s"}
+
+    def renew() -> None:
+        keys.reverse()
+        credentials(keys[0], folder)
+        proxy.set(expired=keys[1])
+
+    logging.getLogger(store.__name__).setLevel(logging.ERROR)  # rereads are told here
+    began, injected = time.perf_counter(), Counter[str]()
+    for kind in KINDS:
+        injected.update(read_through(kind, split, options, etags, watch, proxy, renew))
+        if kind == "uniform":
+            unseen = int((watch.seen == 0).sum())
+    named = set(watch.named)
+    return {
+        "seconds": time.perf_counter() - began,
+        "injected": dict(injected),
+        "faults": faults_of(injected),
+        "delivered": watch.counts["delivered"],
+        "identical": watch.counts["identical"],
+        "named": dict(watch.named),
+        "named_wrongly": sorted(named - damaged),
+        "unnamed": sorted(damaged - named),
+        "never_delivered": unseen,
+        "damaged": len(damaged),
+    }
+
+
+def main(options: Soak) -> None:
+    """Run, and print; ends with 1 if a sample was lost or wrong."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        found = soak(options, Path(folder), stack)
+    whole = found["identical"] == found["delivered"] and not found["named_wrongly"] and not found["unnamed"]
+    whole = whole and found["never_delivered"] == found["damaged"]
+    if options.json:
+        print(json.dumps({"options": asdict(options), "results": found, "whole": whole}))
+    else:
+        rows = [[name.replace("_", " "), f"{count:,}"] for name, count in sorted(found["injected"].items())]
+        summary_table("What the proxy did", ["", "times"], rows)
+        rows = [
+            ["faults", f"{found['faults']:,}"],
+            ["samples delivered", f"{found['delivered']:,}"],
+            ["of these identical to what was packed", f"{found['identical']:,}"],
+            ["samples named as unreadable (times)", f"{len(found['named'])} ({sum(found['named'].values())})"],
+            ["samples of the block damaged at rest", f"{found['damaged']}"],
+            ["samples never delivered in a uniform epoch", f"{found['never_delivered']}"],
+            ["seconds", f"{found['seconds']:.0f}"],
+        ]
+        summary_table("What came", ["", ""], rows)
+    if not whole:
+        raise SystemExit("a sample was lost, wrong, or wrongly named")
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(tyro.cli(Soak)))
