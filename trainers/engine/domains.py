@@ -87,12 +87,12 @@ def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple
         remedy = "name common ones by --classes, or rename them by --rename when packing"
         raise InputError(what, f"{labelled.index.url} and {target.index.url}", remedy)
     names = tuple(wanted) or labelled.classes
-    if not labelled.annotated.all():
-        what = f"{(~labelled.annotated).sum()} of {len(labelled.train)} training images are not annotated"
-        raise InputError(what, labelled.index.url, "leave them out when packing: they would teach that nothing is there")
     if not sum(len(boxes) for boxes, _ in _training_boxes(labelled, names)):
         what = f"no boxes at all of {', '.join(names) or 'any class'} in the training images"
         raise InputError(what, labelled.index.url, "is it the set with boxes, and are the annotations packed with it?")
+    if not labelled.annotated.all():
+        what = f"{(~labelled.annotated).sum()} of {len(labelled.train)} training images are not annotated"
+        raise InputError(what, labelled.index.url, "leave them out when packing: they would teach that nothing is there")
     return names
 
 
