@@ -167,6 +167,11 @@ def held_out(box_set: BoxSet) -> Split | None:
     return split if box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
 
 
+def looked_at(box_set: BoxSet) -> Split:
+    """The split whose first images a report shows, with boxes or without: what is held out, else what is trained on."""
+    return split_of(box_set.index, HELD_OUT) if HELD_OUT in box_set.index.splits else box_set.train
+
+
 @torch.no_grad()
 def evaluate_boxes(
     detector: Detector, box_set: BoxSet, names: Sequence[str], cache: CacheConfig, device: torch.device,
