@@ -5,6 +5,7 @@ sweep goes on, its unfinished trials from their last checkpoints.
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,10 @@ def sweep(
 
     Raises:
         ClusterError: there is no sweep to resume.
+        KeyboardInterrupt: it can be resumed.
     """
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with it Ctrl-C would look like the sweep's regular end
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
 
     def trial(settings: dict[str, Any]) -> None:
         _run_trial(run, name, settings)

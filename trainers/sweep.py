@@ -127,7 +127,7 @@ def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
     rows = []
     for t in ranked:
         state = f"failed: {t.failure}" if t.failure else "ended" if ended[t.name] else "stopped early"
-        settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(t.settings.items()) if "weights" not in name)
+        settings = ", ".join(f"{name} {_told(value)}" for name, value in sorted(t.settings.items()) if "weights" not in name)
         rows.append([t.name, t.score, t.step, state, settings])
     summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "steps", "state", "settings"], rows)
     scores = {t.name: None if math.isnan(t.score) else t.score for t in trials}
@@ -139,6 +139,10 @@ def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
     ran = stored_config(type(base), Run(folder.runs, best.name))  # where its data lie stands there in full
     folder.write_text(BEST, to_json(replace(ran, name="", resume=False, evaluate_every=0)))
     print(f"best: {best.name}, score {best.score:.3f}; settings: {folder.url}/{BEST}, picture: {folder.url}/{PICTURE}")
+
+
+def _told(value: float) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:.3g}"
 
 
 def main() -> None:
