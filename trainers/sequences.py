@@ -382,7 +382,8 @@ class Predict:
         began, tables, lines, film = time.perf_counter(), list[Floats](), list[dict[str, Any]](), Film()
         for chunk in recognise(source, recogniser, trained.config.clip, trained.rate, self.chunk, trained.class_names):
             tables.append(chunk.log_probs)
-            film.add(shrunk(chunk.image, trained.side))
+            for image in chunk.images:
+                film.add(image)
             for line in chunk.lines:
                 lines.append(line)
                 print(json.dumps(line), flush=True)
@@ -395,7 +396,8 @@ class Predict:
         print(f"{speed}, {len(lines)} actions, median delay {median}", file=sys.stderr)
         told = [(line["action"], line["time"]) for line in lines]
         times = trained.times(len(log_probs))
-        trained.run.objects.put("prediction.png", timeline(log_probs, times, told, trained.class_names, film.images))
+        shown = film_of([shrunk(image, trained.side) for image in film.images])
+        trained.run.objects.put("prediction.png", timeline(log_probs, times, told, trained.class_names, shown))
 
 
 @dataclass(frozen=True)
