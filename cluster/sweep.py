@@ -5,9 +5,14 @@ sweep goes on, its unfinished trials from their last checkpoints.
 """
 
 import math
+import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -66,7 +71,9 @@ def sweep(
 
     Raises:
         ClusterError: there is no sweep to resume.
+        KeyboardInterrupt: it can be resumed.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
 
     def trial(settings: dict[str, Any]) -> None:
         _run_trial(run, name, settings)
@@ -91,7 +98,34 @@ def sweep(
             verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
-    return [_told(name, result) for result in tuner.fit()]
+    with _stopped_by_ctrl_c():
+        results = tuner.fit()
+    return [_told(name, result) for result in results]
+
+
+@contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C has Tune save its state and stop, as at SIGUSR1, and is raised then: Tune by itself would end as if it were done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    before, stopped = signal.getsignal(signal.SIGINT), threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
+        stopped.set()
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # Tune does not listen yet
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGUSR1)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 class _Told(tune.Callback):

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import google_crc32c
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from datasets.box_layouts import BOX_LAYOUTS, BoxName, renamed
-from datasets.boxes import table_of_boxes
+from datasets.boxes import BoxTable, table_of_boxes
 from datasets.decode import decode_sample
 from datasets.degrade import Degradation, degraded
 from datasets.destination import claim, forget, note_name
@@ -152,7 +153,8 @@ def pack(
     if listing.dropped:
         console.print(f"left out {len(listing.dropped)} boxes in all")
     total = sum(shard.size for shard in index.shards) / 2**20
-    what = f"{len(index):,} images of {len(index.identities):,} identities into {len(shards)} shards, {total:.1f} MiB"
+    what = f"of {len(index.identities):,} identities" if index.boxes is None else _told(index.boxes, listing.classes or ())
+    what = f"{len(index):,} images {what} into {len(shards)} shards, {total:.1f} MiB"
     console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)
     return index
 
@@ -194,6 +196,14 @@ def _listed(
         found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options, console)
         yield opened, listing, _fingerprint(listing, opened, layout, options)
+
+
+def _told(boxes: BoxTable, classes: Sequence[str]) -> str:
+    """Boxes by class, and how many images nobody annotated."""
+    counts = np.bincount(boxes.classes, minlength=len(classes)).tolist()
+    told = ", ".join(f"{count:,} {name}" for name, count in zip(classes, counts, strict=True) if count) or "no boxes"
+    bare = int((~boxes.annotated).sum())
+    return f"with {told}" + (f" ({bare:,} not annotated)" if bare else "")
 
 
 def _set(options: Options) -> dict[str, object]:

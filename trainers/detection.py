@@ -39,6 +39,7 @@ from trainers.engine.domains import (
     domain_stream,
     evaluate_boxes,
     held_out,
+    looked_at,
     open_box_set,
     with_boxes,
 )
@@ -142,7 +143,7 @@ class Train(JobConfig):
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         if "after" in metrics:
             print_figures(config.name, metrics["after"])
-        write_report(run, to_json(config), metrics, history, held_out(domains.target))
+        write_report(run, to_json(config), metrics, history, looked_at(domains.target))
         print(f"report: {run.url}/report.html")
 
 
@@ -222,10 +223,12 @@ def train_steps(job: Job, optimiser: torch.optim.Optimizer, others: list[torch.o
 
 
 def evaluate(job: Job) -> None:
-    """Note the figures of the target's held-out images, where there are any with boxes; all ranks evaluate their share."""
-    config, worker, target = job.config, job.worker, job.domains.target
-    split = held_out(target)
-    if split is None:
+    """Note what is seen on some of the target's images, and the figures of those held out, where there are any with boxes; all
+    ranks evaluate their share."""
+    config, worker, target, journal = job.config, job.worker, job.domains.target, job.journal
+    seen = look_at(job.task, looked_at(target), target.size, job.domains.names, worker.device)
+    journal.notes.setdefault("seen", []).append({"step": journal.step, "images": seen})
+    if held_out(target) is None:
         return
     result = evaluate_boxes(
         job.task.kept, target, job.domains.names, config.cache, worker.device, Share(worker.rank, worker.world),
@@ -233,10 +236,9 @@ def evaluate(job: Job) -> None:
     )  # fmt: skip
     for failure in result.bad:
         worker.say(f"could not be read and was left out of the evaluation: {failure}")
-    seen = look_at(job.task, split, target.size, job.domains.names, worker.device)
-    job.journal.evaluations.append({"step": job.journal.step, **result.figures, "seen": seen})
+    journal.evaluations.append({"step": journal.step, **result.figures})
     if worker.rank == 0:
-        worker.say(f"step {job.journal.step}: mAP50 {result.figures['mAP50']:.1%} on the target")
+        worker.say(f"step {journal.step}: mAP50 {result.figures['mAP50']:.1%} on the target")
 
 
 def write_results(job: Job, run: Run) -> None:
@@ -244,8 +246,7 @@ def write_results(job: Job, run: Run) -> None:
     journal, domains = job.journal, job.domains
     run.write_model({"model": job.task.kept.state_dict(), "classes": list(domains.names), "size": list(domains.target.size)})
     run.write_json(HISTORY, journal.state())
-    figures = [{name: value for name, value in entry.items() if name != "seen"} for entry in journal.evaluations]
-    evaluations = {"before": figures[0], "after": figures[-1]} if figures else {}
+    evaluations = {"before": journal.evaluations[0], "after": journal.evaluations[-1]} if journal.evaluations else {}
     run.write_json(METRICS, {
         "step": journal.step, "loss": journal.records[-1]["loss"] if journal.records else None, **evaluations,
         "weights_crc32c": crc32c_of(job.task), "draws_crc32c": journal.draws, "seconds": journal.seconds,

@@ -11,6 +11,7 @@ python trainers/sequences.py compare --data ... --seeds 0 1          CTC against
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -346,7 +347,8 @@ class Predict:
     """Probability above which an action of the stream is told."""
 
     def run(self) -> None:
-        """A line of JSON for each video, or for each action of the stream as it is recognised; pictures of the timeline."""
+        """Only JSON on stdout: a line for each video, or for each action of the stream as it is recognised; a picture of the
+        timeline, for the last video."""
         if bool(self.videos) == bool(self.stream) or self.chunk < 1 or not 0 <= self.threshold < 1:
             what = "predict takes either --videos or --stream, --chunk of at least 1, --threshold from 0 to below 1"
             raise InputError(what, "", "see `predict --help`")
@@ -357,7 +359,7 @@ class Predict:
             )
         lines = list(self._online(trained) if self.stream else self._offline(trained))
         trained.run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
-        print(f"picture: {trained.run.url}/prediction.png")
+        print(f"lines and picture: {trained.run.url}/prediction.jsonl, prediction.png", file=sys.stderr)
 
     def _offline(self, trained: Trained) -> Iterator[str]:
         for path in video_files(self.videos):
@@ -380,7 +382,8 @@ class Predict:
         began, tables, lines, film = time.perf_counter(), list[Floats](), list[dict[str, Any]](), Film()
         for chunk in recognise(source, recogniser, trained.config.clip, trained.rate, self.chunk, trained.class_names):
             tables.append(chunk.log_probs)
-            film.add(shrunk(chunk.image, trained.side))
+            for image in chunk.images:
+                film.add(image)
             for line in chunk.lines:
                 lines.append(line)
                 print(json.dumps(line), flush=True)
@@ -389,10 +392,12 @@ class Predict:
         log_probs: Floats = np.concatenate(tables)
         delays = sorted(line["delay"] for line in lines)
         median = f"{delays[len(delays) // 2] * 1000:.1f} ms" if delays else "–"
-        print(f"{len(log_probs):,} frames, {len(log_probs) / took:,.0f} frames/s, {len(lines)} actions, median delay {median}")
+        speed = f"{len(log_probs):,} frames, {len(log_probs) / took:,.0f} frames/s"
+        print(f"{speed}, {len(lines)} actions, median delay {median}", file=sys.stderr)
         told = [(line["action"], line["time"]) for line in lines]
         times = trained.times(len(log_probs))
-        trained.run.objects.put("prediction.png", timeline(log_probs, times, told, trained.class_names, film.images))
+        shown = film_of([shrunk(image, trained.side) for image in film.images])
+        trained.run.objects.put("prediction.png", timeline(log_probs, times, told, trained.class_names, shown))
 
 
 @dataclass(frozen=True)

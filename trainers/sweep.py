@@ -26,7 +26,7 @@ from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
 from datasets.errors import InputError, run_main
 from trainers.engine.config import changed, from_json, to_json
 from trainers.engine.console import summary_table
-from trainers.engine.job import JobConfig, resolved
+from trainers.engine.job import JobConfig, resolved, stored_config
 from trainers.engine.run import METRICS, Run
 from trainers.engine.sweep_pictures import relations
 from trainers.losses.attributes import TASKS
@@ -127,7 +127,7 @@ def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
     rows = []
     for t in ranked:
         state = f"failed: {t.failure}" if t.failure else "ended" if ended[t.name] else "stopped early"
-        settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(t.settings.items()) if "weights" not in name)
+        settings = ", ".join(f"{name} {_told(value)}" for name, value in sorted(t.settings.items()) if "weights" not in name)
         rows.append([t.name, t.score, t.step, state, settings])
     summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "steps", "state", "settings"], rows)
     scores = {t.name: None if math.isnan(t.score) else t.score for t in trials}
@@ -136,8 +136,13 @@ def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
     if math.isnan(ranked[0].score):
         raise InputError("every trial failed", folder.url, "the table says why")
     best = max((t for t in trials if not math.isnan(t.score)), key=lambda t: (ended[t.name], t.score))
-    folder.write_text(BEST, to_json(replace(changed(base, best.settings), name="", evaluate_every=0)))
+    ran = stored_config(type(base), Run(folder.runs, best.name))  # where its data lie stands there in full
+    folder.write_text(BEST, to_json(replace(ran, name="", resume=False, evaluate_every=0)))
     print(f"best: {best.name}, score {best.score:.3f}; settings: {folder.url}/{BEST}, picture: {folder.url}/{PICTURE}")
+
+
+def _told(value: float) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:.3g}"
 
 
 def main() -> None:

@@ -1,6 +1,11 @@
 """The sweep's shell on real Ray Tune: failures stay in their trial, a sweep that is done can be asked again."""
 
 import math
+import os
+import signal
+import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,28 @@ def test_failed_trials_are_told_and_do_not_end_the_sweep(tmp_path: Path) -> None
     assert all(trial.name.startswith("s-") for trial in trials)
     again = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=True)
     assert {t.name: t.score for t in again if not t.failure} == {t.name: t.score for t in trials if not t.failure}
+
+
+def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
+    """A trial that says when it begins."""
+    (folder / "began").touch()
+    time.sleep(2)
+    return {"score": settings["x"], "step": 20}
+
+
+def test_ctrl_c_ends_a_sweep_and_it_can_be_resumed(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    what = {"run": partial(waits, tmp_path), "space": {"x": tune.grid_search([1, 2])}, "config": SweepConfig(1, concurrent=1)}
+    where = {"name": "s", "runs": str(tmp_path / "runs"), "steps": 20}
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(**what, **where, resume=False)  # type: ignore[arg-type]
+    trials = sweep(**what, **where, resume=True)  # type: ignore[arg-type]
+    assert sorted(trial.score for trial in trials) == [1, 2]
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:

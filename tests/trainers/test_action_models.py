@@ -138,9 +138,15 @@ def test_models_step(config: ActionModelConfig, clip: ClipConfig, stream: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["c3d", "i3d", "s3d", "mvit_v2_s"])
 def test_full_models_step(name: str) -> None:
-    clip = ClipConfig(frames=16, size=(224, 224) if name != "c3d" else (112, 112))
+    """At the paper's width and clip: 16 x 112 x 112 (C3D), 64 x 224 x 224 (I3D)."""
+    clip = ClipConfig(frames=64 if name == "i3d" else 16, size=(224, 224) if name != "c3d" else (112, 112))
     task = ActionsTask(Actions(ActionModelConfig(name), 5, clip, "rgb"))
-    task({"clips": torch.zeros(1, 16, *clip.size, 3, dtype=torch.uint8), "labels": torch.tensor([2])})["loss"].backward()
+    first = next(task.parameters()).detach().clone()
+    clips = torch.randint(256, (1, clip.frames, *clip.size, 3), dtype=torch.uint8)
+    task({"clips": clips, "labels": torch.tensor([2])})["loss"].backward()
+    torch.optim.SGD(task.parameters(), 0.1).step()
+    assert torch.isfinite(next(task.parameters())).all()
+    assert not torch.equal(next(task.parameters()), first)
 
 
 def test_ours_stand_in_the_registry_beside_torchvisions() -> None:

@@ -66,7 +66,7 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     folder = Path(trained.runs) / trained.name
     history = json.loads((folder / "history.json").read_text())
     assert [evaluation["step"] for evaluation in history["evaluations"]] == [0, 4, 8]
-    seen = history["evaluations"][-1]["seen"][0]
+    seen = history["notes"]["seen"][-1]["images"][0]
     assert len(seen["weights"]) == len(seen["centres"]) == 2
     assert {point[2] for point in seen["points"]} <= {0, 1}
     first, last = history["records"][0], history["records"][-1]
@@ -75,6 +75,18 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     report = (folder / "report.html").read_text()
     assert report.count("Target, step") >= 3
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_target_that_nobody_annotated_is_seen_and_not_measured(sets: tuple[str, str], tmp_path: Path) -> None:
+    folder = put_voc(tmp_path / "bare", 8, seed=1, width=48, annotated=False)
+    pack("voc", folder, str(tmp_path / "target"), Options(held_out=0))
+    train = short((sets[0], str(tmp_path / "target")), tmp_path / "runs", arm="align", cluster=ClusterConfig(workers=1))
+    train.run()
+    metrics = metrics_of(train)
+    assert metrics["step"] == 8
+    assert not {"before", "after"} & set(metrics)
+    report = (Path(train.runs) / train.name / "report.html").read_text()
+    assert report.count("Target, step") >= 3
 
 
 def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:

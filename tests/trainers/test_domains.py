@@ -99,8 +99,13 @@ def test_classes(domains: tuple[BoxSet, BoxSet], tmp_path: Path) -> None:
     bare = open_box_set(str(tmp_path / "bare"), 48, "target")
     assert classes_of(source, bare, ()) == CLASSES  # a target without boxes
     assert held_out(bare) is None
-    with pytest.raises(InputError, match="training images are not annotated"):
+    with pytest.raises(InputError, match="no boxes at all of round in the training images"):
         classes_of(bare, target, ("round",))
+    some = put_voc(tmp_path / "s", 6)
+    (some / "Annotations" / "003.xml").unlink()
+    pack("voc", some, str(tmp_path / "some"), Options(held_out=0))
+    with pytest.raises(InputError, match="1 of 6 training images are not annotated"):
+        classes_of(open_box_set(str(tmp_path / "some"), 48, "source"), target, ())
     with pytest.raises(InputError, match="no held-out images with boxes"):
         evaluate_boxes(Detector(DetectorConfig(), 1), bare, ("round",), CACHE, torch.device("cpu"))
 

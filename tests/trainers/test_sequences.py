@@ -97,17 +97,17 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
     frames = np.repeat(moving(("up", "left"))[..., None], 3, axis=3)
     (tmp_path / "v.mp4").write_bytes(video_bytes(frames))
     Predict(trained.name, trained.runs, videos=(tmp_path / "v.mp4",)).run()
-    out = capsys.readouterr().out.splitlines()
-    told = json.loads(out[0])
+    told = json.loads(capsys.readouterr().out)
     assert set(told) == {"video", "actions", "times", "beam"}
     for chunk in (1, 3, 50):
         Predict(trained.name, trained.runs, stream=str(tmp_path / "v.mp4"), chunk=chunk).run()
-        *lines, summary, picture = capsys.readouterr().out.splitlines()
-        online = [json.loads(line) for line in lines]
+        out, err = capsys.readouterr()
+        summary, picture = err.splitlines()
+        online = [json.loads(line) for line in out.splitlines()]
         assert [(line["action"], line["time"]) for line in online] == list(zip(told["actions"], told["times"], strict=True))
         assert all(line["delay"] >= 0 for line in online)
         assert summary.startswith("10 frames, ")
-        assert picture.startswith("picture: ")
+        assert picture.startswith("lines and picture: ")
     assert Run(trained.runs, trained.name).objects.get("prediction.png").startswith(b"\x89PNG")
     (tmp_path / "frames").mkdir()
     for number, frame in enumerate(stairs(5)):
@@ -124,7 +124,6 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
             Predict(trained.name, trained.runs, **wrong).run()
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own insides when it meets a recurrent layer
 @pytest.mark.slow
 def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
     Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=6).run()

@@ -67,7 +67,8 @@ def timeline(
         panel.set(xlabel="seconds", ylabel="probability", ylim=(0, 1.15), xlim=(times[0], max(times[-1], times[0] + 1e-3)))
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
         if true:
-            panel.set_title(elide(f"true: {' '.join(true)}    told: {' '.join(name for name, _ in told)}", WIDTH - 160, 12))
+            found = " ".join(name for name, _ in told) or "nothing"
+            panel.set_title(elide(f"true: {' '.join(true)}    told: {found}", WIDTH - 160, 12))
         return png_bytes(figure)
 
 

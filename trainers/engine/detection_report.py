@@ -25,7 +25,7 @@ from trainers.models.detection import Detector
 
 SHOWN = 4  # images of the target in each evaluation
 SURE = 0.5  # least score of a box in a picture
-MEANS = ("mAP50", "mAP", "vocAP50")
+MEANS = {"mAP50": "mAP50", "mAP": "mAP", "vocAP50": "VOC AP50"}
 FIGURE_COLUMNS = ("class", "boxes", "AP50", "AP", "VOC AP50")
 CAPTION = """Frames: boxes found with a score of at least a half. Where regions are aligned, dots: centres of the best regions, by
 cluster; squares: the clusters' centres; numbers: w_k, how much the cluster looks like the source's."""
@@ -116,23 +116,20 @@ def _images(split: Split, positions: Sequence[int] | Any) -> list[Image]:
     return images
 
 
-def write_report(
-    run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any], split: Split | None
-) -> None:  # fmt: skip
+def write_report(run: Run, config: str, metrics: Mapping[str, Any], history: Mapping[str, Any], split: Split) -> None:
     """Put ``report.html`` into the run's folder: figures, what it saw at each evaluation, curves, settings."""
     settings = json.loads(config)
     page = Page(run.name, f"{settings['arm']}, {metrics['step']:,} steps, {settings['source']} to {settings['target']}")
     if "after" in metrics:
         after, before = metrics["after"], metrics["before"]
-        entries = [(name, _percent(after[name]), f"before: {_percent(before[name])}") for name in MEANS]
+        entries = [(words, _percent(after[name]), f"before: {_percent(before[name])}") for name, words in MEANS.items()]
         page.numbers("Held-out images of the target", entries)
         page.table("Figures", FIGURE_COLUMNS, figure_rows(after))
-    rows = [[e["step"], *(_percent(e[name]) for name in MEANS)] for e in history["evaluations"]]
-    page.table("Evaluations", ["step", *MEANS], rows)
-    for evaluation in history["evaluations"]:
-        if split is not None and evaluation.get("seen"):
-            pictures = [seen_sheet(_seen(split, evaluation["seen"]), dark=dark) for dark in (False, True)]
-            page.figure(f"Target, step {evaluation['step']:,}", pictures[0], CAPTION, pictures[1])
+        rows = [[e["step"], *(_percent(e[name]) for name in MEANS)] for e in history["evaluations"]]
+        page.table("Evaluations", ["step", *MEANS.values()], rows)
+    for seen in history["notes"]["seen"]:
+        pictures = [seen_sheet(_seen(split, seen["images"]), dark=dark) for dark in (False, True)]
+        page.figure(f"Target, step {seen['step']:,}", pictures[0], CAPTION, pictures[1])
     losses = sorted({name for record in history["records"] for name in record if name.startswith("loss_")})
     names = ("loss", *losses, "lr", "samples_per_s", "wait")
     page.figure(

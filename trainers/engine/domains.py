@@ -87,12 +87,12 @@ def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple
         remedy = "name common ones by --classes, or rename them by --rename when packing"
         raise InputError(what, f"{labelled.index.url} and {target.index.url}", remedy)
     names = tuple(wanted) or labelled.classes
-    if not labelled.annotated.all():
-        what = f"{(~labelled.annotated).sum()} of {len(labelled.train)} training images are not annotated"
-        raise InputError(what, labelled.index.url, "leave them out when packing: they would teach that nothing is there")
     if not sum(len(boxes) for boxes, _ in _training_boxes(labelled, names)):
         what = f"no boxes at all of {', '.join(names) or 'any class'} in the training images"
         raise InputError(what, labelled.index.url, "is it the set with boxes, and are the annotations packed with it?")
+    if not labelled.annotated.all():
+        what = f"{(~labelled.annotated).sum()} of {len(labelled.train)} training images are not annotated"
+        raise InputError(what, labelled.index.url, "leave them out when packing: they would teach that nothing is there")
     return names
 
 
@@ -165,6 +165,11 @@ def held_out(box_set: BoxSet) -> Split | None:
         return None
     split = split_of(box_set.index, HELD_OUT)
     return split if box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
+
+
+def looked_at(box_set: BoxSet) -> Split:
+    """The split whose first images a report shows, with boxes or without: what is held out, else what is trained on."""
+    return split_of(box_set.index, HELD_OUT) if HELD_OUT in box_set.index.splits else box_set.train
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ compared by cosine, or whatever else the model gives.
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,9 @@ def _export(
         raise InputError(f"cannot write there ({error.strerror})", str(path), "export to another place") from error
     with drafts as folder:
         draft = Path(folder) / path.name
-        write(model, _images(2, size), draft)
+        with warnings.catch_warnings():  # torch's exporter tells of its own insides, above all of recurrent layers'
+            warnings.simplefilter("ignore")
+            write(model, _images(2, size), draft)
         difference = _largest_difference(model, load(draft), size)
         if not difference < TOLERANCE:
             raise RuntimeError(f"{path}: the exported model's features differ by {difference:.2g}; nothing was written")

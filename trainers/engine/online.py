@@ -43,9 +43,9 @@ class Recogniser:
 
 
 class Recognised(NamedTuple):
-    """A chunk of a stream: its first frame as it came, what it told, and log-probabilities [t, C + 1]."""
+    """A chunk of a stream: its frames as they came, what it told, and log-probabilities [t, C + 1]."""
 
-    image: Image
+    images: list[Image]
     lines: list[dict[str, Any]]
     log_probs: Floats
 
@@ -57,7 +57,7 @@ def recognise(
     frame had come until it was told."""
     frames = islice(source, 0, None, clip.stride)
     while True:
-        images, came = [], []
+        images, came = list[Image](), []
         for image in islice(frames, chunk):
             images.append(image)
             came.append(time.perf_counter())
@@ -74,4 +74,4 @@ def recognise(
             }
             for event in events
         ]  # fmt: skip
-        yield Recognised(images[0], lines, log_probs)
+        yield Recognised(images, lines, log_probs)
