@@ -144,15 +144,16 @@ def median_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def percent(values: list[float]) -> str:
-    """Mean and half of its 95% interval, in percent."""
+    """Mean and, of several, half of its 95% interval, in percent."""
     mean, half = interval(values)
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+    return f"{100 * mean:.1f} ± {100 * half:.1f}" if len(values) > 1 else f"{100 * mean:.1f}"
 
 
 def ratio(values: list[float]) -> str:
-    """Median and interval."""
-    median, low, high = (f"{value:.2f}" if value < math.inf else "never" for value in median_interval(values))
-    return f"{median} ({low} to {high})"
+    """Median and, where there is one, its interval."""
+    bounds = median_interval(values)
+    median, low, high = (f"{value:.2f}" if value < math.inf else "never" for value in bounds)
+    return f"{median} ({low} to {high})" if bounds[1] else median
 
 
 def row(arm: str, runs: list[Figures], firsts: list[Figures]) -> list[str]:
