@@ -23,6 +23,7 @@ import psutil
 import pytest
 import ray
 from cephserver import CephServer
+from hypothesis import HealthCheck, settings
 from proxy import FaultProxy
 from s3server import S3Server, free_ports
 
@@ -31,6 +32,9 @@ from datasets.pack import pack
 from datasets.shipped import ARCHIVE, OPTIONS
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

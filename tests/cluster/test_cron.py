@@ -26,7 +26,7 @@ def at(text: str) -> datetime:
 numbers = st.integers(0, 59)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sets(numbers, min_size=1, max_size=3), st.sets(st.integers(0, 23), min_size=1, max_size=3), st.integers(0, 5000))
 def test_times_are_the_minutes_that_match(minutes: set[int], hours: set[int], start: int) -> None:
     found = schedule(f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *")
@@ -43,7 +43,7 @@ ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/
 MOMENTS = st.integers(0, 366 * 1440).map(lambda minute: datetime(2026, 1, 1, tzinfo=UTC) + minute * MINUTE)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CRONS, ZONES, MOMENTS, st.lists(st.integers(1, 3 * 1440), min_size=1, max_size=6))
 def test_however_often_one_looks_every_time_is_dealt_with_once(cron: str, zone: str, begin: datetime, steps: list[int]) -> None:
     found = schedule(cron, zone=zone, missed="all")
@@ -63,7 +63,7 @@ def test_however_often_one_looks_every_time_is_dealt_with_once(cron: str, zone: 
         assert started == wanted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(CRONS, ZONES, MOMENTS, st.integers(0, 10 * 1440), st.sampled_from(["last", "all", "skip"]))
 def test_no_time_goes_untold(cron: str, zone: str, done: datetime, minutes: int, missed: Any) -> None:
     now = done + minutes * MINUTE

@@ -51,6 +51,7 @@ def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]
     return {"score": settings["x"], "step": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Tune's open files
 def test_ctrl_c_ends_a_sweep_and_it_can_be_resumed(tmp_path: Path) -> None:
     def interrupt() -> None:

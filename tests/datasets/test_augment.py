@@ -45,7 +45,7 @@ def plainly(changes: Changes, row: int, pixels: np.ndarray) -> np.ndarray:
     st.booleans(),
     st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_against_a_plain_implementation(height: int, width: int, shift: float, erase: float, flip: bool, step: int) -> None:
     changes = draw_changes(AugmentConfig(flip=flip, shift=shift, erase=erase), False, (height, width), 4, 0, step)
     for row in range(4):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.augment import AugmentConfig, draw_changes
@@ -29,7 +29,6 @@ def test_boxes_survive_their_parquet_form() -> None:
 number = st.floats(-200, 300) | st.sampled_from([float("nan"), float("inf")])
 
 
-@settings(deadline=None)
 @given(st.tuples(number, number, number, number))
 def test_a_box_lies_within_its_image_and_has_an_area(corners: tuple[float, float, float, float]) -> None:
     box = box_within(corners, (100, 50), "x")

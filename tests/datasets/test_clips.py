@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from clipdata import moving, npz_folder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.augment import resize
@@ -74,7 +74,6 @@ def test_labels_are_those_of_the_clips(clips: ClipSet) -> None:
 
 
 @given(seed=st.integers(0, 9), batch=st.integers(1, 9), count=st.integers(1, 9))
-@settings(deadline=None)
 def test_every_clip_comes_once_an_epoch(seed: int, batch: int, count: int) -> None:
     order = np.concatenate([drawn(seed, step, batch, count) for step in range(2 * count)])
     for epoch in range(len(order) // count):
@@ -82,7 +81,6 @@ def test_every_clip_comes_once_an_epoch(seed: int, batch: int, count: int) -> No
 
 
 @given(total=st.integers(1, 60), frames=st.integers(1, 20), stride=st.integers(1, 4), place=st.floats(0, 1))
-@settings(deadline=None)
 def test_a_cut_lies_within_its_clip(total: int, frames: int, stride: int, place: float) -> None:
     cut = cut_of(total, ClipConfig(frames=frames, stride=stride), place)
     assert len(cut) == frames

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Names, Shard, columns, read_index, split_of, write_index
@@ -52,14 +52,12 @@ def test_names_are_a_sequence_of_texts() -> None:
 
 
 @given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=20), st.integers(1, 25))
-@settings(deadline=None)
 def test_largest_is_a_stable_sorts_head(values: list[float], count: int) -> None:
     array = np.array(values, np.float32)
     np.testing.assert_array_equal(largest(array, count), np.argsort(-array, kind="stable")[:count])
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=8))
-@settings(deadline=None)
 def test_runs_follow_each_other(pairs: list[tuple[int, int]]) -> None:
     first, counts = np.array(pairs, np.int64).reshape(-1, 2).T
     expected = [number for start, count in pairs for number in range(start, start + count)]

@@ -32,7 +32,7 @@ def test_what_is_out_of_range_is_named(column: str, text: str, told: str) -> Non
 
 
 @given(st.integers(0, 10_000), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_point_stays_on_what_it_marks(step: int, flip: bool) -> None:
     """The independent implementation is the image itself: a bright spot is changed, and found again."""
     size, name = (96, 64), POINTS[step % len(POINTS)]

@@ -132,7 +132,6 @@ shapes = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.integers(1,
 
 
 @given(shapes, st.integers(1, 20), st.integers(0, 3))
-@settings(deadline=None)
 def test_uniform_gives_every_sample_once_an_epoch(blocks: list[tuple[int, int, int]], batch: int, seed: int) -> None:
     split = split_with(blocks)
     epochs = UniformEpochs(split, seed)
@@ -178,7 +177,7 @@ def test_uniform_epoch_is_a_fair_shuffle() -> None:
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(0, 50),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_every_sampler_gives_positions_in_range(
     blocks: list[tuple[int, int, int]], kind: Kind, instances: int, groups: int, share: float, step: int
 ) -> None:

@@ -141,7 +141,7 @@ def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
     assert stored(tmp_path, index) == [jpeg(i) for i in range(3)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shards=st.lists(st.lists(st.sampled_from("abc"), max_size=12), min_size=1, max_size=3).filter(any),
     max_block=st.integers(1, 8000),

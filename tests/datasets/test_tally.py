@@ -28,7 +28,7 @@ def test_stores_counts_add_up_over_loader_processes() -> None:
     assert not tally.draws.any()  # there is no version
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
 def test_draws_fall_into_the_tenth_of_their_identity(labels: list[int], seed: int) -> None:
     cosine = np.random.default_rng(seed).permutation(N).astype(np.float32)  # the identities' ranks by difficulty

@@ -137,11 +137,13 @@ def in_child(look: object) -> bool:
 
 
 def test_a_forked_process_sees_what_comes_later() -> None:
-    table = VersionTable(N, replace(PINNED, patience=30))
-    thread = threading.Timer(0.1, lambda: table.put(version(1)))
+    table, (begun, tell) = VersionTable(N, replace(PINNED, patience=30)), os.pipe()
+    thread = threading.Thread(target=lambda: os.read(begun, 1) and table.put(version(1)))
     thread.start()
-    assert in_child(lambda: table.get(1) is None and is_whole(table.at(6), 1))
+    assert in_child(lambda: table.get(1) is None and os.write(tell, b"!") and is_whole(table.at(6), 1))
     thread.join()
+    os.close(begun)
+    os.close(tell)
 
 
 def test_a_waiting_process_ends_with_the_one_that_it_waits_for() -> None:

@@ -51,7 +51,6 @@ def test_a_time_out_of_all_reason_is_a_fault() -> None:
 
 
 @given(gaps=st.lists(st.floats(0.001, 0.5), min_size=1, max_size=30), rate=st.floats(1, 60))
-@settings(deadline=None)
 def test_each_frame_is_the_last_that_had_come(gaps: list[float], rate: float) -> None:
     times = np.concatenate([[0.0], np.cumsum(gaps)])
     got = [int(image[0, 0, 0]) for image in at_rate(((t, np.full((1, 1, 3), n, np.uint8)) for n, t in enumerate(times)), rate)]
@@ -89,7 +88,6 @@ def test_the_shorter_side_shrinks_and_never_grows() -> None:
 
 
 @given(value=st.floats(-40, 40, width=32))
-@settings(deadline=None)
 def test_stored_flow_is_within_half_a_step(value: float) -> None:
     back = float(from_bytes(to_bytes(np.array([value], np.float32)))[0])
     assert abs(back - np.clip(value, -LIMIT, LIMIT)) <= STEP / 2 + 1e-5
@@ -132,7 +130,7 @@ def test_flow_of_too_little_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @given(count=st.integers(1, 3 * STRIP), height=st.integers(12, 40))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_strips_come_apart_as_they_were(count: int, height: int) -> None:
     rng = np.random.default_rng(count)
     flow = rng.integers(0, 256, (count, height, 16, 3)).astype(np.uint8)

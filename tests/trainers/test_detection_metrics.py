@@ -74,7 +74,7 @@ def test_a_shift_takes_the_stricter_overlaps_away() -> None:
     assert figures["mAP"] == pytest.approx(0.4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_cocos_figure_is_that_of_101_recalls(seed: int) -> None:
     """On true boxes that are far apart, so that matching leaves no choice, COCO's AP50 follows from the sorted hits."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
 from torch import Tensor
@@ -59,7 +59,6 @@ def test_golden() -> None:
     st.integers(0, 1000),
     st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
 )
-@settings(deadline=None)
 def test_against_the_formula(count: int, features: int, tile: int, seed: int, kind: str) -> None:
     rows = torch.randn(count, features, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, kind))
     before = rows.clone()
@@ -68,7 +67,6 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
 
 
 @given(st.integers(2, 60), st.integers(1, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]))
-@settings(deadline=None)
 def test_by_half_first_it_is_as_exact(count: int, features: int, tile: int, seed: int, spread: float) -> None:
     """Far apart, close together (candidates abound), nearly equal, and equal."""
     random = torch.Generator().manual_seed(seed)
@@ -88,7 +86,6 @@ axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # o
 
 
 @given(st.lists(axes, min_size=2, max_size=30), tiles)
-@settings(deadline=None)
 def test_ties_zeros_and_duplicates_exactly(rows: list[tuple[int, float]], tile: int) -> None:
     matrix = torch.zeros(len(rows), 4)
     for row, (axis, length) in zip(matrix, rows, strict=True):

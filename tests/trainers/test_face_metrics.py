@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -15,7 +15,6 @@ scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_
 
 
 @given(scored)
-@settings(deadline=None)
 def test_classes_against_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     told, true = np.array([p[0] / 10 for p in pairs]), np.array([float(p[1]) for p in pairs])
     if len(set(true)) == 2:

@@ -69,7 +69,7 @@ def random_case(seed: int, batch: int, identities: int, dim: int) -> tuple[Tenso
     return features, rows, torch.randint(identities, (batch,), generator=generator)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.integers(1, 8), st.integers(2, 6), st.integers(2, 8), st.data())
 def test_losses_are_their_formulas(
     config: HeadConfig, seed: int, batch: int, identities: int, dim: int, data: st.DataObject
@@ -213,7 +213,7 @@ def naive_triplet(features: Array, labels: list[int], margin: float) -> float:
     return float(np.mean(losses)) if losses else 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=10), st.sampled_from([0.0, 0.3, 2.0]))
 def test_triplet_is_batch_hard(seed: int, labels: list[int], margin: float) -> None:
     features = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))

@@ -169,7 +169,7 @@ def test_difficulty_of_any_vector_is_drawn(c: npt.ArrayLike) -> None:
     st.tuples(st.integers(1, 300), st.integers(1, 300)), st.integers(1, 60), st.integers(1, 60),
     st.integers(0, 20), st.integers(0, 20),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_image_keeps_its_shape_in_its_cell(shape: tuple[int, int], width: int, height: int, left: int, top: int) -> None:
     sheet = Sheet(100, 100, LIGHT)
     sheet.image(solid(*shape, 255, 0, 0), (left, top, width, height))
@@ -186,7 +186,7 @@ def test_an_image_keeps_its_shape_in_its_cell(shape: tuple[int, int], width: int
 
 
 @given(st.text(max_size=80) | st.text(string.ascii_letters + "il中", max_size=2000), st.integers(20, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_names_are_cut_to_fit_and_drawable(name: str, width: int) -> None:
     shown = elide(name, width, 12)
     assert drawable(shown) == shown

@@ -52,7 +52,7 @@ def test_clusters_depend_on_the_seed_alone_and_not_on_padding() -> None:
     assert torch.equal(first, cluster_centres(elsewhere, valid, 4, 5)[0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
 def test_every_cluster_gets_its_number_of_real_regions(points: int, clusters: int, size: int, kinds: int, seed: int) -> None:
     """Also with fewer distinct points than clusters, with one point, with clusters larger and smaller than m."""

@@ -67,7 +67,7 @@ def naive(case: Case) -> tuple[list[float], list[int]]:
     return aps, firsts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.integers(1, 7))
 def test_ranking_is_the_naive_loops_and_scikit_learns(case: Case, chunk: int) -> None:
     aps, firsts = naive(case)
@@ -83,7 +83,7 @@ def test_ranking_is_the_naive_loops_and_scikit_learns(case: Case, chunk: int) ->
     assert (result.valid_queries, result.skipped_queries) == (len(valid), len(aps) - len(valid))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases(), st.floats(0.01, 100))
 def test_the_length_of_features_does_not_count(case: Case, length: float) -> None:
     longer = replace(case, query=case.query * length, gallery=case.gallery / length)

@@ -168,7 +168,7 @@ def test_online_is_offline_however_the_video_is_cut() -> None:
     assert len(offline) > 1
 
     @given(chunk=st.integers(1, 20))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def chunks_of_any_size(chunk: int) -> None:
         found = recognise(frames, Recogniser(model, torch.device("cpu")), clip, RATE, chunk, MOVES)
         assert [(line["action"], line["frame"]) for part in found for line in part.lines] == offline

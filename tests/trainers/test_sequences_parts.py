@@ -38,7 +38,7 @@ def by_brute_force(table: np.ndarray) -> dict[tuple[int, ...], float]:
 
 
 @given(frames=st.integers(1, 5), classes=st.integers(1, 3), seed=st.integers(0, 99), sharp=st.floats(0.1, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_prefix_beam_sums_over_alignments(frames: int, classes: int, seed: int, sharp: float) -> None:
     table = log_probs(frames, classes, seed, sharp)
     true = by_brute_force(table)
@@ -54,7 +54,6 @@ def test_a_narrow_beam_beats_greedy_where_alignments_add_up() -> None:
 
 
 @given(frames=st.integers(0, 30), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_greedy_collapses_the_best_path(frames: int, seed: int) -> None:
     table = log_probs(frames, 3, seed)
     events = greedy(table)
@@ -63,7 +62,6 @@ def test_greedy_collapses_the_best_path(frames: int, seed: int) -> None:
 
 
 @given(seed=st.integers(0, 99), threshold=st.floats(0, 0.9), cuts=st.lists(st.integers(0, 40), max_size=8))
-@settings(deadline=None)
 def test_greedy_in_pieces_is_greedy_at_once(seed: int, threshold: float, cuts: list[int]) -> None:
     table, piecewise = log_probs(40, 4, seed, 2.0), Greedy(threshold)
     bounds = [0, *sorted(cuts), 40]
@@ -79,7 +77,7 @@ def test_an_action_is_told_where_it_becomes_sure() -> None:
 
 
 @given(frames=st.integers(1, 5), actions=st.lists(st.integers(0, 2), min_size=1, max_size=4), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_ctc_is_the_sum_over_alignments_and_feasible_says_when_there_are_any(frames: int, actions: list[int], seed: int) -> None:
     table = log_probs(frames, 3, seed)
     p = by_brute_force(table).get(tuple(actions), 0.0)
@@ -105,7 +103,6 @@ def test_frame_wise_losses() -> None:
     b=st.lists(st.integers(0, 3), max_size=8),
     c=st.lists(st.integers(0, 3), max_size=8),
 )
-@settings(deadline=None)
 def test_edit_distance_is_a_distance(a: list[int], b: list[int], c: list[int]) -> None:
     distance = edit_distance(a, b)
     assert distance == edit_distance(b, a)
@@ -150,7 +147,7 @@ def test_a_causal_model_in_chunks_is_the_model_at_once(model: SequenceModel) -> 
     whole = model(frames)[0].detach()
 
     @given(cuts=st.lists(st.integers(0, 33), max_size=10))
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     def chunks_of_any_length(cuts: list[int]) -> None:
         state, parts = None, []
         with torch.no_grad():
