@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,18 @@ def one_rank(rank: int, world: int, folder: str, options: Head, parallel: bool) 
     """A rank's process; leaves its figures in the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(seconds=300), world, rank)
+    train(rank, world, replace(options, identities=4 * world, steps=1), parallel)  # what the libraries need anyway
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, config = status("VmRSS"), HeadConfig(parallel=parallel)
+    before = status("VmRSS")
+    times = train(rank, world, options, parallel)
+    figures = {"mib": (status("VmHWM") - before) / 1024, "seconds": statistics.median(times[1:])}
+    Path(folder, f"{rank}.json").write_text(json.dumps(figures))
+    dist.destroy_process_group()
+
+
+def train(rank: int, world: int, options: Head, parallel: bool) -> list[float]:
+    """Make a head and train it; the seconds of each step."""
+    config = HeadConfig(parallel=parallel)
     model: nn.Module = (
         ClassParallel(config, options.identities, options.features, dist.group.WORLD) if parallel
         else build_head(config, options.identities, options.features)
@@ -67,9 +77,7 @@ def one_rank(rank: int, world: int, folder: str, options: Head, parallel: bool) 
         loss.backward()
         optimiser.step()
         times.append(time.perf_counter() - began)
-    figures = {"mib": (status("VmHWM") - before) / 1024, "seconds": statistics.median(times[1:])}
-    Path(folder, f"{rank}.json").write_text(json.dumps(figures))
-    dist.destroy_process_group()
+    return times
 
 
 def measure(world: int, options: Head, parallel: bool) -> dict[str, Any]:

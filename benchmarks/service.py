@@ -156,9 +156,9 @@ def main(options: Service) -> None:
     columns = ["identities", "MB", "publish, ms", "until drawn by, ms", "at worst", "a reader's CPU, ms", "pace"]
     rows = []
     for r in results:
-        pace = f"{r['pace']:.3f} ({r['pace_low']:.3f} to {r['pace_high']:.3f})" if "pace" in r else ""
+        told = f"{r['pace']:.3f} ({r['pace_low']:.3f} to {r['pace_high']:.3f})" if "pace" in r else ""
         times = [r[name] for name in ("mb", "publish_ms", "delay_ms", "worst_delay_ms", "reader_cpu_ms")]
-        rows.append([f"{r['identities']:,.0f}", *(f"{value:.1f}" for value in times), pace])
+        rows.append([f"{r['identities']:,.0f}", *(f"{value:.1f}" for value in times), told])
     summary_table(f"{options.readers} readers, {options.versions - 1} versions, {options.windows} windows", columns, rows)
 
 
