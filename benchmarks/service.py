@@ -135,6 +135,7 @@ def pace(identities: int, options: Service, folder: str) -> dict[str, float]:
         elif within == lag and number:
             reader.wait(number)
     publisher.close()
+    reader.follower.close()
     ray.kill(service)
     took = np.diff(marks)[3:]  # with, without, with, ...; the first version started connections
     pace, low, high = median_interval((took[1::2] / took[::2]).tolist())
