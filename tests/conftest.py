@@ -38,12 +38,9 @@ settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray come last, in one process of those that share the tests out: its threads live on there, and the loaders'
+    """Tests on Ray come last, in each of the processes that share the tests out: Ray's threads live on there, and the loaders'
     tests fork."""
-    on_ray = [item for item in items if {"cluster", "head", "nodes"} & set(getattr(item, "fixturenames", ()))]
-    for item in on_ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    items[:] = [item for item in items if item not in on_ray] + on_ray
+    items.sort(key=lambda item: bool({"cluster", "head", "nodes"} & set(getattr(item, "fixturenames", ()))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
