@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 36\r\n\r\n<Error><Code>SlowDown</Code></Error>"
 EXPIRED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 40\r\n\r\n<Error><Code>ExpiredToken</Code></Error>"
@@ -93,6 +94,7 @@ class FaultProxy:
         self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.loop = asyncio.new_event_loop()
         self.over = asyncio.Event()
+        self.clients = WeakSet[asyncio.StreamWriter]()
         self.thread = Thread(target=self.run, name="fault-proxy", daemon=True)
         self.thread.start()
         return self
@@ -110,35 +112,45 @@ class FaultProxy:
         """Accept connections until the end."""
         server = await asyncio.start_server(self.connection, sock=self.listener)
         await self.over.wait()
+        asyncio.get_running_loop().remove_reader(self.listener)  # first: a closed server forgets whom it is just letting in
+        await asyncio.sleep(0.01)
         server.close()
+        for client in self.clients:
+            client.transport.abort()  # closed is not enough: that waits for a client that reads no more
 
     async def connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """One client's connection with one of its own to the server; each request is answered before the next."""
+        self.clients.add(to_client)
         try:
             server, to_server = await asyncio.open_connection(*self.upstream)
-        except OSError:
-            to_client.close()  # the server is down
-            return
-        try:
-            while True:
-                request = await Head.read(client)
-                if request.headers.get("expect"):  # unsigned: answered here, so that bodies pass in one direction
-                    to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                    request = without_expect(request)
-                to_server.write(request.raw)
-                await copy_body(client, to_server, request)
-                if request.is_object_get and self.match in request.target:
-                    await self.answer(request, client, server, to_client)
-                else:
-                    await pass_answer(request, await Head.read(server), server, to_client)
-                await to_client.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # either side has left
+            try:
+                await self.exchange(client, to_client, server, to_server)
+            finally:
+                to_server.transport.abort()
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # either side has left, or the server is down
         except asyncio.CancelledError:
-            to_client.transport.abort()  # the proxy ends
+            pass  # the proxy ends
         finally:
-            to_server.transport.abort()
             to_client.close()
+
+    async def exchange(
+        self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter, server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+    ) -> None:  # fmt: skip
+        """Pass requests and answers on until either side leaves."""
+        while True:
+            request = await Head.read(client)
+            if request.headers.get("expect"):  # unsigned: answered here, so that bodies pass in one direction
+                to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request = without_expect(request)
+            to_server.write(request.raw)
+            await copy_body(client, to_server, request)
+            if request.is_object_get and self.match in request.target:
+                await self.answer(request, client, server, to_client)
+            else:
+                await pass_answer(request, await Head.read(server), server, to_client)
+            await to_client.drain()
 
     async def answer(
         self, request: Head, client: asyncio.StreamReader, server: asyncio.StreamReader, to_client: asyncio.StreamWriter

@@ -1,6 +1,7 @@
 """A small shard set whose every byte is known, for the tests of those who read it."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pictures import jpeg, put
@@ -42,3 +43,11 @@ def open_files(folder: Path) -> list[str]:
     """The files below a folder that this process has open; those that were removed since end in "(deleted)"."""
     links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return [link for link in links if link.startswith(f"{folder}/")]
+
+
+def soon(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it comes true: a store's thread may hold a copy for a moment after its answer was given."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from proxy import FaultProxy, Faults
 from s3server import S3Server
-from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, truth
+from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, soon, truth
 
 from datasets import cache as cache_module
 from datasets import store as store_module
@@ -228,7 +228,7 @@ def test_eviction_keeps_the_folder_within_its_bound(
         assert store.request(np.array([sample]))() == [right[sample]]
         seen.append(on_disk(config))
         assert len(open_files(config.root)) <= len(index.shards)
-        assert not any(name.endswith("(deleted)") for name in open_files(config.root))
+        assert soon(lambda: not any(name.endswith("(deleted)") for name in open_files(config.root)))
     assert bound / 2 < max(seen) <= bound
     assert len(index.blocks["first"]) < store.counts["gets"] < 70
 
@@ -260,7 +260,7 @@ def test_who_reads_an_evicted_copy_gets_right_bytes_then_lets_it_go(
     assert store.counts["gets"] == fetched
     del answer
     assert store.request(samples[-1:])() == right[-1:]  # fetches one block, and so looks around
-    assert [name.endswith("(deleted)") for name in open_files(config.root)] == [False]
+    assert soon(lambda: [name.endswith("(deleted)") for name in open_files(config.root)] == [False])
     assert s3_proxy.counts["gets"] == fetched + 1
 
 
@@ -345,7 +345,7 @@ def test_more_shards_than_may_be_open(
         samples = np.random.default_rng(seed).permutation(len(index))
         assert store.request(samples)() == [right[s] for s in samples]
     assert store.counts["gets"] == len(index.blocks["first"])
-    assert len(open_files(config.root)) == 2
+    assert soon(lambda: len(open_files(config.root)) == 2)
 
 
 @pytest.mark.parametrize("outcome", ["whole", "part", errno.ENOSPC, errno.EDQUOT])
