@@ -54,8 +54,8 @@ from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.models.sequence import FromClips, LossKind, SequenceModel, SequenceModelConfig, SequenceTask
 
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "batch", "clip", "loss", "infeasible", "model", "optim.steps", "optim.kind", "optim.lr", "optim.warmup",
-    "optim.weight_decay",
+    "data", "seed", "batch", "clip", "loss", "flat_start", "infeasible", "model", "optim.steps", "optim.kind", "optim.lr",
+    "optim.warmup", "optim.weight_decay",
 )  # fmt: skip
 SHOWN = 4  # test clips whose timeline stands in the report
 
@@ -72,6 +72,8 @@ class Train(JobConfig):
     """stride, size, margin and flip; a sequence is never cut in time."""
     loss: LossKind = "ctc"
     """ctc; or as baselines cross-entropy of each frame, by the set's frame labels (frames) or by even parts of a video (even)."""
+    flat_start: float = 0.2
+    """Share of the steps, at the start, that ctc leaves to even parts: alone, it tells nothing for long."""
     infeasible: Literal["refuse", "skip"] = "refuse"
     """Training videos with fewer frames than their actions need: end with their names, or leave them out."""
     beam: int = 8
@@ -90,6 +92,12 @@ class Train(JobConfig):
         if self.batch < 1 or self.batch % self.cluster.workers or self.beam < 1:
             what = f"a batch of {self.batch} videos cannot be shared evenly by {self.cluster.workers} workers, or no beam"
             raise InputError(what, "--batch", "choose a multiple of the number of workers, and a beam of at least 1")
+        if not 0 <= self.flat_start < 1:
+            raise InputError(f"a share of {self.flat_start} of the steps", "--flat-start", "give 0 or more, and less than 1")
+
+    def loss_at(self, step: int) -> LossKind:
+        """What a step trains by: like hidden Markov models, ctc has a flat start, where each action takes an equal part."""
+        return "even" if self.loss == "ctc" and step < self.flat_start * self.optim.steps else self.loss
 
     @property
     def beam_width(self) -> int:
@@ -190,7 +198,9 @@ def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     bad, meter, tally = BadSamples(config.loader.bad_share, len(chosen)), Meter(), Tally(config.loader.workers)
+    job.task.kind = config.loss_at(journal.step)
     for step in steps(model, optimiser, config.optim, batches, worker.device, config.seed, worker.rank):
+        job.task.kind = config.loss_at(step.done)
         journal.note(step)
         meter.add(step)
         tally.note(step.batch)
@@ -428,7 +438,7 @@ class Export:
         print(f"outputs: blank, {', '.join(trained.class_names)}")
 
 
-Arm = Literal["ctc", "ctc-both-ways", "frames", "even"]
+Arm = Literal["ctc", "ctc-cold", "ctc-both-ways", "frames", "even"]
 
 
 @dataclass(frozen=True)
@@ -459,9 +469,10 @@ class Compare:
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:
-            loss: LossKind = "ctc" if arm == "ctc-both-ways" else arm
+            loss: LossKind = arm if arm == "frames" or arm == "even" else "ctc"
             model = replace(base.model, causal=arm != "ctc-both-ways")
-            yield arm, replace(base, loss=loss, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
+            flat_start = 0.0 if arm == "ctc-cold" else base.flat_start
+            yield arm, replace(base, loss=loss, flat_start=flat_start, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
 
 
 defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to

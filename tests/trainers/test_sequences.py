@@ -47,7 +47,7 @@ def short(data: str, runs: Path, **changes: Any) -> Train:
     train = Train(
         name=f"run-{uuid.uuid4().hex[:8]}", data=data, runs=str(runs), batch=4, checkpoint_every=4, record_every=4,
         clip=ClipConfig(stride=2, size=(16, 24), flip=False), loader=LoaderConfig(workers=1),
-        model=SequenceModelConfig(hidden=16), optim=OptimConfig(steps=12, warmup=2, lr=3e-3),
+        flat_start=0.5, model=SequenceModelConfig(hidden=16), optim=OptimConfig(steps=12, warmup=2, lr=3e-3),
     )  # fmt: skip
     return replace(train, **changes)
 
@@ -188,6 +188,14 @@ def test_clips_too_short_for_their_actions_are_refused_by_name(tmp_path: Path) -
         feasible_clips(clips, chosen[:2], 8, skip=True)
 
 
+def test_ctc_alone_has_a_flat_start() -> None:
+    train = Train(optim=OptimConfig(steps=10), flat_start=0.25)
+    assert [train.loss_at(step) for step in range(10)] == ["even"] * 3 + ["ctc"] * 7
+    assert replace(train, flat_start=0.0).loss_at(0) == "ctc"
+    assert replace(train, loss="frames").loss_at(0) == "frames"
+    assert replace(train, loss="even").loss_at(9) == "even"
+
+
 def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path) -> None:
     base = short(words, tmp_path / "runs")
     pack_videos("frames_npz", npz_folder(tmp_path / "n", [("up", "down")] * 4), str(tmp_path / "set"), VideoOptions(held_out=0))
@@ -199,7 +207,14 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
     ]:
         with pytest.raises(InputError, match=told):
             replace(base, **wrong).run()
-    for wrong in ({"batch": 0}, {"batch": 3}, {"beam": 0}, {"loader": LoaderConfig(size=(32, 32))}):
+    for wrong in (
+        {"batch": 0},
+        {"batch": 3},
+        {"beam": 0},
+        {"flat_start": 1.0},
+        {"flat_start": -0.1},
+        {"loader": LoaderConfig(size=(32, 32))},
+    ):
         with pytest.raises(InputError):
             replace(base, **wrong)
     with pytest.raises(InputError, match="two seeds"):
