@@ -22,6 +22,7 @@ import boto3
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state as ray_state
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import AuthenticationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -77,10 +78,11 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     Raises:
         ClusterError: nobody answers at the address, or the cluster can never hold the workers, autoscaling included.
     """
-    # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, and the group's end is
-    # noticed in 0.2 s instead of 2.
+    # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, the group's end is noticed
+    # in 0.2 s instead of 2, and a process that would tell workers of nodes about to go, which ask nobody, is not started.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         _init(config, dashboard)
@@ -173,6 +175,7 @@ def launch(
     """
     if any((state["run"], state["runs"]) == (name, runs) for state in running()):
         raise ClusterError(f"the run '{name}' is under way on this cluster", runs, "stop it first, or choose another --name")
+    get_or_create_autoscaling_coordinator()  # the controller's own would begin when it is up, and hold it up for a second
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # whoever watches finds it by that name
     progress = Progress.options(scheduling_strategy=here, **told).remote(name, runs)  # type: ignore[attr-defined]

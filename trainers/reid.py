@@ -40,11 +40,10 @@ from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
 from trainers.engine.console import summary_table
 from trainers.engine.export import export_onnx, export_program
-from trainers.engine.gallery import can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
+from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
-from trainers.engine.retrieval_report import FIGURES, write_pair, write_ranking, write_report
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
@@ -96,6 +95,8 @@ class Train(JobConfig):
             service = start_service(settings["service"], storage_uri(run.url), config.sampler.versions_alive)
             launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
             ray.kill(service)
+        from trainers.engine.retrieval_report import write_report  # here: Matplotlib is 0.4 s in the way of every process's start
+
         metrics, history = run.read_json(METRICS), run.read_json(HISTORY)
         print_retrieval(config.name, history["evaluations"])
         write_report(run, data.train, to_json(config), metrics, history)
@@ -371,6 +372,8 @@ class Predict:
         """Predict here, without the cluster; tables on the console, JSON and a picture in the run's folder."""
         if bool(self.query) == bool(self.pair) or self.top < 1:
             raise InputError("predict takes either --query with --top of at least 1, or --pair", "", "see `predict --help`")
+        from trainers.engine.retrieval_report import write_pair, write_ranking
+
         trained = open_trained(self.runs, self.name)
         if self.pair:
             threshold = trained.run.read_json(METRICS).get("after", {}).get("threshold")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.losses.heads import BatchHardTriplet, HeadConfig, Margin, Softmax, build_head
+from trainers.losses.heads import HeadConfig, Softmax, build_head
+from trainers.losses.margins import BatchHardTriplet, Margin
 
 Array = NDArray[np.float64]
 KINDS = ("softmax", "sphereface", "cosface", "arcface")

@@ -21,6 +21,7 @@ from trainers.metrics.verification import best_threshold
 
 CHUNK = 128  # images embedded at once
 ALONE = Share(0, 1)
+FIGURES = ("mAP", "rank1", "rank5", "rank10")  # of a retrieval, those that are shown
 SHOWN, DEEP = 8, 10  # queries whose ranking is kept for the report, and how far
 
 

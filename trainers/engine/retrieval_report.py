@@ -16,12 +16,11 @@ from datasets.index import Int64s, Split, split_of
 from datasets.store import read_samples
 from trainers.engine.config import flat
 from trainers.engine.console import summary_table
-from trainers.engine.gallery import Found, read_image
+from trainers.engine.gallery import FIGURES, Found, read_image
 from trainers.engine.pictures import confusable_pairs, curves, difficulty_over_time, ranked_galleries, two_images
 from trainers.engine.report import Page
 from trainers.engine.run import REPORT, Run
 
-FIGURES = ("mAP", "rank1", "rank5", "rank10")
 CURVES = ("loss", "accuracy", "lr", "samples_per_s", "wait", "version")
 SIDE = 4  # images of an identity on the contact sheet
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.engine.difficulty import share_of
-from trainers.losses.heads import INITIAL_STD, HeadConfig, margin_loss
+from trainers.losses.heads import INITIAL_STD, HeadConfig
 
 BLOCK = 1024  # rows that are drawn together at the start, whoever owns them
 
@@ -42,6 +42,8 @@ class ClassParallel(nn.Module):
         self.weight = nn.Parameter(INITIAL_STD[config.kind] * random_rows(self.first, self.end, dim, seed))
         self.margin: Any = None
         if config.kind != "softmax":
+            from trainers.losses.margins import margin_loss  # here, as in `build_head`
+
             _, scale = config.resolved(identities)
             self.margin = margin_loss(replace(config, scale=scale), 1, dim)
             del self.margin.W  # only its formulas are wanted

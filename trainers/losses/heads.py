@@ -1,21 +1,20 @@
-"""Classification heads over identities, and the triplet loss beside them.
+"""Classification heads over identities: what they take, softmax, and how one is built; `trainers.losses.margins` has the others.
 
-Shapes: B batch, N identities, D features. A head holds the rows W0 [N, D] that the difficulty of an identity is read
-from. Sources: softmax; SphereFace (Liu et al., CVPR 2017); CosFace (Wang et al., CVPR 2018); ArcFace (Deng et al.,
-CVPR 2019); batch-hard triplets (Hermans et al., arXiv 1703.07737).
+Shapes: B batch, N identities, D features. A head holds the rows W0 [N, D] that the difficulty of an identity is read from.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+
+if TYPE_CHECKING:
+    from trainers.losses.margins import Margin
 
 _MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}  # as published
 # Of the first rows. The longer a row, the less a step turns it; the library's would begin sqrt(D) long.
@@ -94,55 +93,7 @@ class Softmax(nn.Module):
             return F.cross_entropy(logits, labels), logits.detach().argmax(dim=1)
 
 
-class _SafeArcFaceLoss(losses.ArcFaceLoss):
-    def get_angles(self, cosine: Tensor) -> Tensor:
-        # The library clamps at 1 and -1 themselves, where acos is infinitely steep; PyTorch before 2.15 lets that through.
-        step = torch.finfo(torch.float32).eps
-        return torch.acos(cosine.clamp(-1 + step, 1 - step))
-
-
-class Margin(nn.Module):
-    """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, the right one lowered by a margin.
-
-    Computed in float32 whatever autocast says. That isn't only for precision: the losses of pytorch-metric-learning
-    turn their own parameter, for good, into the type of the features that they are given.
-    """
-
-    def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
-        super().__init__()
-        self.loss = margin_loss(config, identities, dim)
-        nn.init.normal_(self.loss.W, std=INITIAL_STD[config.kind])
-
-    @property
-    def rows(self) -> Tensor:
-        """W0 [N, D], not normalised; a view of the parameter, which is held as [D, N]."""
-        rows: Tensor = self.loss.W.T
-        return rows
-
-    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            loss: Tensor = self.loss(features, labels)
-            with torch.no_grad():
-                best: Tensor = self.loss.get_cosine(features).argmax(dim=1)
-            return loss, best
-
-
-def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMarginSoftmaxLoss:
-    """The library's loss of a head that has a margin."""
-    margin, scale = config.resolved(identities)
-    common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
-    if config.kind == "cosface":
-        return losses.CosFaceLoss(margin=margin, **common)
-    if config.kind == "arcface":
-        return _SafeArcFaceLoss(margin=math.degrees(margin), **common)
-    with warnings.catch_warnings():
-        # It gives Tensors to a SciPy ufunc, which NumPy 2 dislikes.
-        warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
-        return losses.SphereFaceLoss(margin=margin, **common)
-
-
-def build_head(config: HeadConfig, identities: int, dim: int) -> Softmax | Margin:
+def build_head(config: HeadConfig, identities: int, dim: int) -> "Softmax | Margin":
     """Return the head: forward(features [B, D], labels [B]) -> (mean loss, the identity whose row scores highest,
     without a margin, [B]).
 
@@ -150,24 +101,8 @@ def build_head(config: HeadConfig, identities: int, dim: int) -> Softmax | Margi
     """
     if identities < 2:
         raise InputError("a classifier needs at least two identities", str(identities))
-    return Softmax(identities, dim) if config.kind == "softmax" else Margin(config, identities, dim)
+    if config.kind == "softmax":
+        return Softmax(identities, dim)
+    from trainers.losses.margins import Margin  # here: it brings SciPy, 0.6 s that whoever builds no head need not wait for
 
-
-class BatchHardTriplet(nn.Module):
-    """Mean over anchors of max(0, margin + d(anchor, farthest positive) - d(anchor, nearest negative)).
-
-    d is Euclidean, of features that are not normalised. Anchors without a positive or a negative in the batch are
-    left out of the mean; with none left the loss is 0.
-    """
-
-    def __init__(self, margin: float) -> None:
-        super().__init__()
-        distance = distances.LpDistance(normalize_embeddings=False)
-        self.miner = miners.BatchHardMiner(distance=distance)
-        self.loss = losses.TripletMarginLoss(margin=margin, distance=distance, reducer=reducers.MeanReducer())
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            loss: Tensor = self.loss(features, labels, self.miner(features, labels))
-            return loss
+    return Margin(config, identities, dim)

@@ -10,7 +10,7 @@ from datasets.errors import InputError
 from trainers.engine.difficulty import difficulty, difficulty_of_share
 from trainers.engine.tiles import Difficulty
 from trainers.losses.class_parallel import ClassParallel
-from trainers.losses.heads import BatchHardTriplet, HeadConfig, build_head
+from trainers.losses.heads import HeadConfig, build_head
 from trainers.models.backbones import SMALL, Normalise, build_backbone, check_backbone
 
 
@@ -81,7 +81,11 @@ class ReidTask(nn.Module):
             ClassParallel(head, identities, model.embedding, group) if head.parallel
             else build_head(head, identities, model.embedding)
         )  # fmt: skip
-        self.triplet = BatchHardTriplet(head.triplet_margin) if head.triplet else None
+        self.triplet: nn.Module | None = None
+        if head.triplet:
+            from trainers.losses.margins import BatchHardTriplet  # here, as in `build_head`
+
+            self.triplet = BatchHardTriplet(head.triplet_margin)
         self.triplet_weight = head.triplet
 
     @property
