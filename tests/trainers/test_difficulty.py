@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainers.engine.difficulty
 from datasets.errors import InputError
-from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, strips, tiles_of
-from trainers.engine.tiles import Difficulty
+from trainers.engine.coarse import SCALES, Numbers, step_for
+from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.engine.tiles import Difficulty, strips
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -66,20 +67,50 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
     assert torch.equal(rows, before)
 
 
-@given(st.integers(2, 60), st.integers(1, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]))
-def test_by_half_first_it_is_as_exact(count: int, features: int, tile: int, seed: int, spread: float) -> None:
-    """Far apart, close together (candidates abound), nearly equal, and equal."""
+COARSE: tuple[Numbers, ...] = ("int8", "bfloat16")
+
+
+@given(
+    st.integers(2, 60), st.integers(2, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]),
+    st.sampled_from(COARSE),
+)  # fmt: skip
+def test_by_coarser_numbers_it_is_as_exact(
+    count: int, features: int, tile: int, seed: int, spread: float, numbers: Numbers
+) -> None:
+    """Far apart, close together (pairs abound), nearly equal, and equal."""
     random = torch.Generator().manual_seed(seed)
     rows = torch.randn(1, features, generator=random) + spread * torch.randn(count, features, generator=random)
-    check(difficulty(rows, tile=tile, half=True), rows)
+    check(difficulty(rows, tile=tile, numbers=numbers), rows)
 
 
-def test_by_half_first_with_few_candidates() -> None:
+@pytest.mark.parametrize("numbers", COARSE)
+@pytest.mark.parametrize("heavy", [False, True])
+def test_by_coarser_numbers_of_many_rows(numbers: Numbers, heavy: bool) -> None:
+    """Also where some features are far larger than 8 bits can tell beside the others."""
     rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
-    found, expected = difficulty(rows, tile=1024, half=True), difficulty(rows)
-    torch.testing.assert_close(found.cosine, expected.cosine, atol=3e-7, rtol=0)
+    if heavy:
+        rows[::7, :3] *= 30
+    found, expected = difficulty(rows, tile=256, numbers=numbers), difficulty(rows, numbers="float32")
+    torch.testing.assert_close(found.cosine, expected.cosine, atol=1e-6, rtol=0)
     assert (found.nearest == expected.nearest).float().mean() > 0.999  # else within rounding, as `check` knows
     check(found, rows)
+
+
+def test_the_residuals_bound_the_error_and_the_step_is_the_best_of_its_kind() -> None:
+    rows = normalize(torch.randn(200, 96, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows[3] = 0
+    rows[4] = torch.eye(96)[0]
+    steps = [scale / 127 / math.sqrt(96) for scale in SCALES]
+
+    def residuals(step: float) -> Tensor:
+        return rows - step * (rows / step).round().clamp(-127, 127)
+
+    step = step_for(rows)
+    assert step in steps
+    assert residuals(step).norm(dim=1).median() < 1.5 * min(residuals(s).norm(dim=1).median() for s in steps)
+    error = residuals(step).norm(dim=1)
+    coarse = rows - residuals(step)
+    assert ((rows @ rows.T - coarse @ coarse.T).abs() <= error[:, None] + (1 + error[:, None]) * error + 1e-6).all()
 
 
 axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # on an axis cosines are -1, 0 and 1 without rounding
@@ -195,10 +226,10 @@ def test_tiles_cover_half_the_matrix_once(side: int, across: int, world: int) ->
 def test_strips_are_the_same_tiles_in_the_same_order(side: int, across: int, world: int, most: int, rank: int) -> None:
     rank %= world
     steps = [[(a, b) for step in ring_tiles(side, rank, world) for a, b in step], list(tiles_of(side, across, rank, world))]
-    for tiles, wide in zip(steps, (1000, across), strict=True):
-        found = list(strips(tiles, most, wide))
+    for tiles in steps:
+        found = list(strips(tiles, most))
         assert [(a, b) for a, columns in found for b in columns] == tiles
-        assert all(len(columns) <= most and columns[0] // wide == columns[-1] // wide for _, columns in found)
+        assert all(len(columns) <= most for _, columns in found)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 5, 8])
@@ -220,25 +251,26 @@ def test_shares_are_runs_that_differ_by_one(count: int, world: int) -> None:
     assert max(end - first for first, end in shares) - min(end - first for first, end in shares) <= 1
 
 
-def cases() -> list[tuple[Tensor, int]]:
-    """Rows and tile sizes: a remainder; ties; zeros; negative cosines; fewer tiles than ranks."""
+def cases() -> list[tuple[Tensor, int, Numbers]]:
+    """Rows, tile sizes, numbers: a remainder; ties; zeros; negative cosines; fewer tiles than ranks."""
     random = torch.Generator().manual_seed(3)
     ties = torch.eye(6).repeat(5, 1)
-    return [
+    rows = [
         (torch.randn(301, 48, generator=random), 64),
         (torch.randn(37, 3, generator=random).bfloat16(), 5),
         (torch.cat([ties, -ties, torch.zeros(4, 6)]), 4),
         (torch.tensor([[1.0, 0.0], [-1.0, 0.1]]), 1024),
-        (torch.tensor([[0.0], [-1.0], [0.0]]), 1),
+        (torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), 1),
     ]
+    return [(some, tile, numbers) for numbers in ("float32", *COARSE) for some, tile in rows]
 
 
 def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
     """All cases with the rows on every rank, and with a share of them on each."""
-    found = [difficulty(rows, tile=tile, group=group) for rows, tile in cases()]
-    for rows, tile in cases():
+    found = [difficulty(rows, tile=tile, group=group, numbers=numbers) for rows, tile, numbers in cases()]
+    for rows, tile, numbers in cases():
         first, end = share_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
-        found.append(difficulty_of_share(rows[first:end].clone(), len(rows), tile=tile, group=group))
+        found.append(difficulty_of_share(rows[first:end].clone(), len(rows), tile=tile, group=group, numbers=numbers))
     return found
 
 
@@ -248,12 +280,12 @@ def on_rank(rank: int) -> list[Any]:
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []
-    found += [difficulty(rows, tile=tile) for rows, tile in cases()]
+    found += [difficulty(rows, tile=tile, numbers=numbers) for rows, tile, numbers in cases()]
     return [tuple(d) for d in found]
 
 
 def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
-    alone = [difficulty(rows, tile=tile) for rows, tile in cases()]
+    alone = [difficulty(rows, tile=tile, numbers=numbers) for rows, tile, numbers in cases()]
     for results in on_ranks(3, on_rank):
         assert len(results) % len(alone) == 0
         for place, result in enumerate(results):
@@ -261,8 +293,10 @@ def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
 
 
 def test_a_share_of_all_rows_is_all_rows() -> None:
-    for rows, tile in cases():
-        assert same_bits(difficulty_of_share(rows, len(rows), tile=tile), difficulty(rows, tile=tile))
+    for rows, tile, numbers in cases():
+        assert same_bits(
+            difficulty_of_share(rows, len(rows), tile=tile, numbers=numbers), difficulty(rows, tile=tile, numbers=numbers)
+        )
 
 
 def test_the_order_of_the_rows_in_memory_does_not_matter() -> None:

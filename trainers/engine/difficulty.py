@@ -5,14 +5,13 @@
 Exact, without ever holding N x N: tiles of D are computed for a <= b only (D is symmetric), each gives the maxima of its
 rows and of its columns. A tile is the same product whoever computes it and maxima merge in any order, so the result is
 the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_share`).
-On a GPU a tile is first computed from bfloat16 rows; what may be a maximum within their rounding error, which is bounded by the
-rows' own residuals, is computed again in float32 (`trainers.engine.tiles`).
+Of many identities, and on a GPU, tiles are first computed from coarser numbers, and only what may be a maximum within their
+error in float32 (`trainers.engine.coarse`).
 
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
 import torch
@@ -21,7 +20,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from datasets.errors import InputError
-from trainers.engine.tiles import Difficulty, Space, packed, space_for, take_strip, take_tile_by_half, unpacked
+from trainers.engine.coarse import Numbers, Search, fastest
+from trainers.engine.tiles import Block, Difficulty, packed, space_for, strips, take_strip, unpacked
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
 STRIP = {"cpu": 4, "cuda": 1}  # tiles side by side whose rows are looked through at once
@@ -30,13 +30,14 @@ BLOCK = 8192  # rows made 1 long at a time, for either side of the tiles: W is n
 
 @torch.no_grad()
 def difficulty(
-    rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
+    rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None, numbers: Numbers | None = None
 ) -> Difficulty:
     """Difficulty of every identity, from classifier rows [N, D] of any float type and any length.
 
     A row of zeros has cosine 0 to every other. Among equal cosines the identity with the smallest number is the nearest.
     With a process group every rank passes the same rows, takes an equal share of the tiles, and gets the whole result.
-    Needs 2 BLOCK D floats, STRIP T T floats and 28 N bytes besides the rows. ``half``: by bfloat16 first; None: on a GPU.
+    Needs 2 BLOCK D floats (and as many bytes), STRIP T T floats and 32 N bytes besides the rows. ``numbers``: those that it
+    is told by first; None: the fastest.
 
     Raises:
         ValueError: fewer than two identities.
@@ -44,23 +45,22 @@ def difficulty(
     """
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
-    best, space = _begin(len(rows), tile, rows.device)
-    take = _taker(rows, half)
+    search = _search(rows, len(rows), tile, numbers)
     _check_finite(rows, tile, len(rows), 0, None)
-    for a, b, left, rights in _strip_rows(rows, tile, rank, world):
-        take(best, left, rights, a * tile, b * tile, space)
-    return _merged(best, group)
+    for left, right, pairs in _visits(rows, tile, rank, world):
+        search.visit(left, right, pairs)
+    return _merged(search.best, group)
 
 
 @torch.no_grad()
 def difficulty_of_share(
-    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, half: bool | None = None
+    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, numbers: Numbers | None = None
 ) -> Difficulty:
     """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `share_of` them alone.
 
     Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
     computed by one of the two. Every rank gets the whole result, the same to the bit as `difficulty` of all rows together.
-    Needs three shares of N D / R floats, STRIP T T floats and 28 N bytes besides the rows.
+    Needs three shares of N D / R floats (two of as many bytes), STRIP T T floats and 32 N bytes besides the rows.
 
     Raises:
         ValueError: fewer than two identities.
@@ -68,22 +68,20 @@ def difficulty_of_share(
     """
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
-    best, space = _begin(count, tile, rows.device)
-    take, side = _taker(rows, half), -(-count // tile)
+    search, side = _search(rows, count, tile, numbers), -(-count // tile)
     _check_finite(rows, tile, count, share_of(count, rank, world)[0], group)
     w = _unit(rows, tile, torch.empty(rows.shape, device=rows.device))
     w = w if group is None else _to_tiles(w, count, tile, group)
-    own, guest = _numbered(w, tile, side, rank, world), w
+    own = guest = Block(_rows_of(count, tile, rank, world)[0], w)
     for step, pairs in enumerate(ring_tiles(side, rank, world)):
         last = step == world // 2
         coming, moves = (guest, []) if last else _pass_on(guest, count, tile, step, group)
-        here = own | _numbered(guest, tile, side, (rank + step) % world, world)
-        for a, columns in strips(pairs, STRIP[rows.device.type]):
-            take(best, here[a], [here[b] for b in columns], a * tile, columns[0] * tile, space)
+        left, right = (own, guest) if own.first <= guest.first else (guest, own)
+        search.visit(left, right, pairs)
         for move in moves:
             move.wait()
         guest = coming
-    return _merged(best, group)
+    return _merged(search.best, group)
 
 
 def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
@@ -100,15 +98,6 @@ def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[in
     return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
 
 
-def strips(tiles: Iterable[tuple[int, int]], most: int, across: int = sys.maxsize) -> Iterator[tuple[int, range]]:
-    """Tiles (a, b) that follow each other put together to strips: a, and up to ``most`` b side by side in one of the blocks that
-    are ``across`` wide."""
-    numbered = enumerate(tiles)
-    for (a, _, _), run in groupby(numbered, key=lambda item: (item[1][0], item[1][1] - item[0], item[1][1] // across)):
-        columns = [b for _, (_, b) in run]
-        yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
-
-
 def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
     """The tiles (a, b), a <= b, that a rank computes at each of the R // 2 + 1 steps of the ring, when at step s it is visited
     by the rows of rank + s. With an even R the two ends of the last step meet twice and halve their tiles as a chessboard."""
@@ -118,7 +107,7 @@ def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
         pairs = [(min(a, b), max(a, b)) for a in own for b in range(*share_of(side, owner, world)) if step or a <= b]
         if step and 2 * step == world:
             pairs = [(a, b) for a, b in pairs if (a + b) % 2 == (rank < owner)]
-        steps.append(pairs)
+        steps.append(sorted(pairs))
     return steps
 
 
@@ -126,38 +115,47 @@ def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
-def _begin(count: int, tile: int, device: torch.device) -> tuple[Difficulty, Space]:
-    """The best of each identity so far, and the space for a strip."""
+def _search(rows: Tensor, count: int, tile: int, numbers: Numbers | None) -> "Plain | Search":
+    """Of the best of each of ``count`` identities, none of which is known yet; ``rows``: all of theirs, or a rank's."""
     if count < 2:
         raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
+    device = rows.device
     best = Difficulty(torch.full((count,), -2.0, device=device), torch.zeros(count, dtype=torch.int64, device=device))
-    return best, space_for(tile, min(STRIP[device.type], -(-count // tile)), device)
+    numbers = numbers or fastest(count, rows.shape[1], device)
+    tiles = min(STRIP[device.type], -(-count // tile))
+    return Plain(best, tile, tiles) if numbers == "float32" else Search(best, tile, tiles, numbers)
 
 
-def _taker(rows: Tensor, half: bool | None) -> Callable[[Difficulty, Tensor, Sequence[Tensor], int, int, Space], None]:
-    return _take_by_half if (rows.is_cuda if half is None else half) else take_strip
+class Plain:
+    """Raises ``best`` to the cosines of the blocks that it is shown, by their float32 products."""
+
+    def __init__(self, best: Difficulty, tile: int, tiles: int) -> None:
+        self.best, self.tile, self.tiles = best, tile, tiles
+        self._space = space_for(tile, tiles, best.cosine.device)
+
+    def visit(self, left: Block, right: Block, pairs: Sequence[tuple[int, int]]) -> None:
+        """The tiles (a, b) of two blocks, or of one."""
+        mine, others = (dict(enumerate(torch.split(b.rows, self.tile), b.first // self.tile)) for b in (left, right))
+        for a, columns in strips(pairs, self.tiles):
+            rights = [others[b] for b in columns]
+            take_strip(self.best, mine[a], rights, a * self.tile, columns[0] * self.tile, self._space)
 
 
-def _take_by_half(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
-    for right in rights:
-        take_tile_by_half(best, left, right, row, col, space)
-        col += len(right)
-
-
-def _strip_rows(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[int, int, Tensor, tuple[Tensor, ...]]]:
-    """The strips of a rank: a, the first b, the rows of a and of each b, 1 long. At most two blocks are held, in one memory."""
+def _visits(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[Block, Block, list[tuple[int, int]]]]:
+    """A rank's tiles, by the two blocks that they lie in. At most two blocks are held, in one memory."""
     across = max(BLOCK // tile, 1)  # tiles of a block
-    held, spare = dict[int, tuple[Tensor, tuple[Tensor, ...]]](), list[Tensor]()  # of a block its memory and its tiles
-    for a, columns in strips(tiles_of(-(-len(rows) // tile), across, rank, world), STRIP[rows.device.type], across):
-        blocks = (a // across, columns[0] // across)
-        spare += [held.pop(block)[0] for block in held.keys() - blocks]
-        for block in blocks:
-            if block not in held:
-                some = rows[block * across * tile : (block + 1) * across * tile]
+    held, spare = dict[int, tuple[Tensor, Block]](), list[Tensor]()  # of a block its memory and its rows
+    shared = tiles_of(-(-len(rows) // tile), across, rank, world)
+    for ends, tiles in groupby(shared, key=lambda pair: (pair[0] // across, pair[1] // across)):
+        spare += [held.pop(number)[0] for number in held.keys() - ends]
+        for number in ends:
+            if number not in held:
+                first = number * across * tile
+                some = rows[first : first + across * tile]
                 space = spare.pop() if spare else torch.empty(min(across * tile, len(rows)), rows.shape[1], device=rows.device)
-                held[block] = space, torch.split(_unit(some, tile, space), tile)
-        left, rights = (held[block][1] for block in blocks)
-        yield a, columns[0], left[a % across], rights[columns[0] % across : columns[-1] % across + 1]
+                held[number] = space, Block(first, _unit(some, tile, space))
+        left, right = (held[number][1] for number in ends)
+        yield left, right, list(tiles)
 
 
 def _unit(rows: Tensor, tile: int, space: Tensor) -> Tensor:
@@ -208,11 +206,6 @@ def _rows_of(count: int, tile: int, rank: int, world: int) -> tuple[int, int]:
     return min(first * tile, count), min(end * tile, count)
 
 
-def _numbered(w: Tensor, tile: int, side: int, rank: int, world: int) -> dict[int, Tensor]:
-    """A rank's tiles by their numbers."""
-    return dict(zip(range(*share_of(side, rank, world)), torch.split(w, tile), strict=False))  # no rows split into one empty part
-
-
 def _to_tiles(w: Tensor, count: int, tile: int, group: dist.ProcessGroup) -> Tensor:
     """The rows of this rank's tiles, from the ranks that own them."""
     rank, world = _place(group)
@@ -228,11 +221,11 @@ def _to_tiles(w: Tensor, count: int, tile: int, group: dist.ProcessGroup) -> Ten
     return whole
 
 
-def _pass_on(guest: Tensor, count: int, tile: int, step: int, group: dist.ProcessGroup | None) -> tuple[Tensor, list[dist.Work]]:
+def _pass_on(guest: Block, count: int, tile: int, step: int, group: dist.ProcessGroup | None) -> tuple[Block, list[dist.Work]]:
     """Begin to send the guest's rows on around the ring and to receive the next one's; what comes, and what to wait for."""
     rank, world = _place(group)
     first, end = _rows_of(count, tile, (rank + step + 1) % world, world)
-    coming = guest.new_empty(end - first, guest.shape[1])
-    moves = [(dist.isend, guest, (rank - 1) % world), (dist.irecv, coming, (rank + 1) % world)]
+    coming = guest.rows.new_empty(end - first, guest.rows.shape[1])
+    moves = [(dist.isend, guest.rows, (rank - 1) % world), (dist.irecv, coming, (rank + 1) % world)]
     peers = [dist.P2POp(move, block, group=group, group_peer=peer) for move, block, peer in moves if len(block)]
-    return coming, dist.batch_isend_irecv(peers) if peers else []
+    return Block(first, coming), dist.batch_isend_irecv(peers) if peers else []

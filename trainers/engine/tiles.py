@@ -1,13 +1,13 @@
 """The largest cosine of each identity, raised tile by tile of the matrix of cosines. N identities, D features, T rows a tile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 GAP = 32  # floats between the rows of a strip: at distances of a power of two they would share few lines of a cache
-CANDIDATES = 16  # a row and tile that are worth computing one by one
 
 
 class Difficulty(NamedTuple):
@@ -15,6 +15,13 @@ class Difficulty(NamedTuple):
 
     cosine: Tensor
     nearest: Tensor
+
+
+class Block(NamedTuple):
+    """Rows float32 [n, D] made 1 long (or 0), in whole tiles but for the last of all; the first's number is ``first``."""
+
+    first: int
+    rows: Tensor
 
 
 class Space(NamedTuple):
@@ -29,6 +36,13 @@ def space_for(tile: int, tiles: int, device: torch.device) -> Space:
     """Space for a strip of so many tiles."""
     products = torch.empty(tile, tiles * tile + GAP, device=device)
     return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
+
+
+def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, range]]:
+    """Tiles (a, b) that follow each other put together to strips: a, and up to ``most`` b side by side."""
+    for (a, _), run in groupby(enumerate(tiles), key=lambda item: (item[1][0], item[1][1] - item[0])):
+        columns = [b for _, (_, b) in run]
+        yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
 def take_strip(best: Difficulty, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
@@ -67,32 +81,7 @@ def _raise(best: Difficulty, rising: Tensor, cosine: Tensor, nearest: Tensor) ->
     best.cosine[rising] = cosine
 
 
-def take_tile_by_half(best: Difficulty, left: Tensor, right: Tensor, row: int, col: int, space: Space) -> None:
-    """As `take_strip`. With a, b of length 1 and their bfloat16 forms a', b':  |a b - a' b'| <= |a - a'| + |b - b'| |a'|, and
-    the sum of D products in float32 adds at most D 2^-23: what lies twice that below a row's maximum is not it."""
-    rough_left, rough_right = left.bfloat16(), right.bfloat16()
-    residuals = [(some - rough).norm(dim=1).amax() for some, rough in ((left, rough_left), (right, rough_right))]
-    error = 1.01 * (residuals[0] + residuals[1]) + left.shape[1] * 2.0**-23
-    rough = _product(rough_left, rough_right)
-    if row == col:
-        rough.fill_diagonal_(-4.0)
-    of_rows = torch.maximum(best.cosine[row : row + len(left)], rough.amax(dim=1) - error) - error
-    of_columns = torch.maximum(best.cosine[col : col + len(right)], rough.amax(dim=0) - error) - error
-    i, j = torch.nonzero((rough >= of_rows[:, None]) | (rough >= of_columns), as_tuple=True)
-    if len(i) > CANDIDATES * (len(left) + len(right)):  # rows that lie so close are sooner told apart all together
-        take_strip(best, left, [right], row, col, space)
-        return
-    cosine = (left[i] * right[j]).sum(dim=1).clamp_(max=1)
-    _raise_by_pairs(best, row, len(left), i, cosine, j + col)
-    _raise_by_pairs(best, col, len(right), j, cosine, i + row)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left right^T of bfloat16, summed and given in float32."""
-    return torch.mm(left, right.T, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float().T
-
-
-def _raise_by_pairs(best: Difficulty, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
+def raise_by_pairs(best: Difficulty, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
     """Raise best[start : start + count], each by the pairs that name its place."""
     mine = slice(start, start + count)
     raised = packed(Difficulty(best.cosine[mine], best.nearest[mine]))
