@@ -20,7 +20,6 @@ from urllib.parse import quote, urlsplit
 
 import boto3
 import ray
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state as ray_state
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import AuthenticationError
@@ -29,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.auth import take_token
 from cluster.errors import ClusterError
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
 
@@ -110,7 +110,7 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
     if address not in ("", "local"):
         join(address)
         return
-    _take_token()
+    take_token()
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
     try:
         if not address:
@@ -130,7 +130,7 @@ def join(address: str) -> None:
     """
     if "://" in address and not address.startswith("ray://"):
         raise ClusterError("not a cluster's address for drivers", address, "give host:6379 of its head, or ray://host:10001")
-    _take_token()
+    take_token()
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -138,13 +138,6 @@ def join(address: str) -> None:
         ray.init(address, **QUIET)
     except REFUSALS as error:
         raise _refusal(error, address) from error
-
-
-def _take_token() -> None:
-    """Use this user's token of Ray's, if there is one: `ray start` and a Ray of our own do so without being told, a client
-    does not (Ray 2.60), and is then refused without a word of a token. That it is on docs/security.md tells, not every start."""
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _refusal(error: Exception, where: str) -> ClusterError:

@@ -1,6 +1,7 @@
 """Scheduling: each time starts once, whatever schedulers, the cluster and the jobs do. The last tests run on a real one."""
 
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -284,3 +285,10 @@ def test_the_job_api(head: Head) -> None:
     wait(lambda: jobs.status("once") == "RUNNING")
     jobs.stop("once")
     wait(lambda: jobs.status("once") == "STOPPED")
+
+
+def test_a_client_of_the_job_api_uses_its_token_without_being_told(head: Head) -> None:
+    code = f"from cluster.jobs import Jobs; print(Jobs({head.jobs!r}).session())"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.startswith("session_"), ended.stderr
