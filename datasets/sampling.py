@@ -9,7 +9,7 @@
 A, B and C fill ``uniform_share`` of the batch from the uniform epoch and draw all of it there until the first version is in
 force. Which version that is depends on the step alone (`version_at`), never on timing.
 
-B global batch, N identities, K samples an identity (``instances``), M samples of the split.
+B global batch, N identities, K samples an identity (``each``), M samples of the split.
 """
 
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class SamplerConfig:
     """uniform: a shuffled epoch; pk: identities by even chance; hardest, proportional, pairs: by the difficulty vector."""
     batch: int = 64
     """Samples of a global batch, over all workers."""
-    instances: int = 4
-    """Samples of each drawn identity (pk, proportional, pairs)."""
+    instances: int | None = None
+    """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
     uniform_share: float = 0.5
     """Share of a batch drawn evenly from all samples (hardest, proportional, pairs)."""
     hardest: int = 2
@@ -65,9 +65,10 @@ class SamplerConfig:
     """Seconds that pinned mode waits for a version before the run ends."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("instances", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
+        for name, least in (("batch", 1), ("each", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
             if getattr(self, name) < least:
-                raise InputError(f"sampler.{name} is {getattr(self, name)}", remedy=f"give at least {least}")
+                told = f"sampler.{'instances' if name == 'each' else name} is {getattr(self, name)}"
+                raise InputError(told, remedy=f"give at least {least}")
         if not 0 <= self.uniform_share <= 1:
             raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a share from 0 to 1")
         if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
@@ -84,9 +85,16 @@ class SamplerConfig:
         return self.kind in BY_DIFFICULTY
 
     @property
+    def each(self) -> int:
+        """K, samples of each drawn identity. Draws by difficulty learn more from one than from several (measured: README)."""
+        if self.instances is not None:
+            return self.instances
+        return 4 if self.kind == "pk" else 1
+
+    @property
     def unit(self) -> int:
         """Samples of a batch that are drawn, and stay, together."""
-        return {"pk": self.instances, "proportional": self.instances, "pairs": 2 * self.instances}.get(self.kind, 1)
+        return {"pk": self.each, "proportional": self.each, "pairs": 2 * self.each}.get(self.kind, 1)
 
     @property
     def uniform_part(self) -> int:
@@ -122,8 +130,8 @@ class Sampler:
         config = self.config
         if config.kind == "pk":
             rng = generator(self.seed, "pk", step)
-            drawn = rng.choice(len(self.split.counts), config.batch // config.instances, replace=False)
-            return self._instances(rng, drawn, config.instances)
+            drawn = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
+            return self._instances(rng, drawn, config.each)
         if version is None or not config.by_difficulty:
             return self._epochs.batch(step * config.batch, config.batch)
         rng = generator(self.seed, config.kind, step)
@@ -143,11 +151,11 @@ class Sampler:
             each = -(-count // len(hardest))
             return self._instances(rng, hardest, each).reshape(len(hardest), each).T.ravel()[:count]
         if config.kind == "proportional":
-            drawn = pick(rng, cumulative, count // config.instances)
+            drawn = pick(rng, cumulative, count // config.each)
         else:
-            anchors = pick(rng, cumulative, count // (2 * config.instances))
+            anchors = pick(rng, cumulative, count // (2 * config.each))
             drawn = np.stack([anchors, version.nearest[anchors]], axis=1).ravel()
-        return self._instances(rng, drawn, config.instances)
+        return self._instances(rng, drawn, config.each)
 
     def _prepare(self, version: Version) -> tuple[npt.NDArray[np.float64], Int64s]:
         """The running sum of p [N] and the hardest identities [h]: O(N), so kept for the version in use; a draw is O(log N)."""
@@ -293,10 +301,10 @@ def _check_fits(config: SamplerConfig, split: Split) -> None:
             where,
             "lower --sampler.batch",
         )
-    if config.kind == "pk" and config.batch // config.instances > identities:
-        what = f"pk draws {config.batch // config.instances} different identities and there are {identities}"
+    if config.kind == "pk" and config.batch // config.each > identities:
+        what = f"pk draws {config.batch // config.each} different identities and there are {identities}"
         raise InputError(what, where, "lower --sampler.batch or raise --sampler.instances")
-    if config.kind in ("pk", "pairs") and config.instances > 1 and split.counts.min() < 2:
+    if config.kind in ("pk", "pairs") and config.each > 1 and split.counts.min() < 2:
         name = split.names[int(split.counts.argmin())]
-        what = f"'{config.kind}' with {config.instances} instances needs two samples of an identity, and '{name}' has one"
+        what = f"'{config.kind}' with {config.each} instances needs two samples of an identity, and '{name}' has one"
         raise InputError(what, where, "pack with --min-samples 2, or use --sampler.kind uniform or --sampler.instances 1")
