@@ -14,6 +14,7 @@ import cv2
 import matplotlib.style
 import numpy as np
 import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -143,8 +144,17 @@ class Sheet:
         self.figure.text(*place, drawable(text), fontsize=size * POINTS, color=colour or self.theme.ink, **more)
 
     def png(self) -> bytes:
-        self.figure.figimage(self.pixels)
-        return png_bytes(self.figure)
+        """The labels laid over the pixels; Matplotlib would take seconds to draw these."""
+        self.figure.patch.set_alpha(0)
+        canvas: Any = FigureCanvasAgg(self.figure)
+        canvas.draw()
+        labels = np.asarray(canvas.buffer_rgba())
+        rows, columns = np.nonzero(labels[:, :, 3])
+        colour, cover = labels[rows, columns, :3], labels[rows, columns, 3:] / 255
+        self.pixels[rows, columns] = np.round(cover * colour + (1 - cover) * self.pixels[rows, columns])
+        written, data = cv2.imencode(".png", self.pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])
+        assert written
+        return data.tobytes()
 
     def _cut(self, box: Box) -> Image:
         left, top, right, bottom = (round(edge * SCALE) for edge in (box[0], box[1], box[0] + box[2], box[1] + box[3]))
