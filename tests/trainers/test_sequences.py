@@ -221,6 +221,9 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
         Compare(base, seeds=(0,)).run()
     assert not (tmp_path / "runs").exists()
     assert defaults("compare", []) is None
+    for ignored in (["--seed", "3"], ["--loss=even"]):
+        with pytest.raises(InputError, match="a comparison sets this itself"):
+            defaults("compare", ignored)
 
 
 @pytest.mark.slow

@@ -106,10 +106,20 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
 
 
+COMPARED = {"--seed": "--seeds", "--arm": "--arms", "--loss": "--arms", "--model.name": "--arms"}  # what a comparison sets itself
+
+
 def compared_defaults(kind: type[C], compare: Callable[[C], Any], verb: str, arguments: list[str]) -> Any:
-    """The same for a job whose verb ``compare`` takes the options of its training."""
+    """The same for a job whose verb ``compare`` takes the options of its training.
+
+    Raises:
+        InputError: also for an option of the training that a comparison sets itself.
+    """
     if verb != "compare":
         return resumed_defaults(kind, verb, arguments)
+    for name in [argument.split("=")[0] for argument in arguments]:
+        if name in COMPARED:
+            raise InputError("a comparison sets this itself", name, f"give {COMPARED[name]}")
     train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])
     return compare(train) if train else None
 
