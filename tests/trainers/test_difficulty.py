@@ -204,7 +204,7 @@ def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatc
     count, features, tile, block = 500, 60, 32, 256
     rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
     whole = difficulty(rows, tile=tile)
-    monkeypatch.setattr("trainers.engine.difficulty.BLOCK", block)
+    monkeypatch.setitem(trainers.engine.difficulty.BLOCK, "cpu", block)
     with Largest() as seen:
         assert same_bits(difficulty(rows, tile=tile), whole)
     assert seen.elements == block * features < count * features
@@ -276,7 +276,7 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
 
 def on_rank(rank: int) -> list[Any]:
     """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
-    trainers.engine.difficulty.BLOCK = 128
+    trainers.engine.difficulty.BLOCK["cpu"] = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []

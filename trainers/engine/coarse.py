@@ -24,8 +24,8 @@ LEAST = 4096  # identities from which it pays on a CPU
 ACROSS, DOWN = 32, 16  # products of a row, and of a column, that are looked through together
 SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # multiples of a row's standard deviation that 8 bits may reach to
 CANDIDATES = 16  # pairs a row and column of a strip that are worth computing one by one
-WAITING = 1 << 16  # pairs that wait for the floor to rise before they are computed
-PAIRS = 1024  # pairs that are computed at once
+WAITING = {"cpu": 1 << 16, "cuda": 1 << 22}  # pairs that wait for the floor to rise before they are computed
+PAIRS = {"cpu": 1 << 10, "cuda": 1 << 16}  # pairs that are computed at once
 NONE = {torch.int32: -(2**31), torch.float32: -math.inf}
 
 
@@ -75,7 +75,7 @@ class Search:
         found = list[Pairs]()
         for a, columns in strips(pairs, self.tiles):
             found += self._look(left, right, a * self.tile, columns[0] * self.tile, len(columns))
-            if sum(len(some.left) for some in found) > WAITING:
+            if sum(len(some.left) for some in found) > WAITING[left.rows.device.type]:
                 self._settle(left, right, found)
                 found.clear()
         self._settle(left, right, found)
@@ -127,15 +127,14 @@ class Search:
     def _products(self, mine: Tensor, others: Tensor) -> Tensor:
         """q_i q_j of a strip [T, W T]; where rows are missing there is nothing."""
         space = self._space_of_products
+        whole = (len(mine), len(others)) == space.shape
         if self.numbers == "bfloat16":  # summed and given in float32, which torch does on GPUs alone
             product = torch.mm(mine, others.T, out_dtype=torch.float32) if mine.is_cuda else mine.float() @ others.float().T
-        elif (len(mine), len(others)) == space.shape:
-            return torch._int_mm(mine, others.T, out=space)
         else:
-            product = torch._int_mm(mine, others.T)
-        space.fill_(NONE[space.dtype])
-        space[: len(mine), : len(others)] = product
-        return space
+            product = torch._int_mm(mine, others.T, out=space) if whole else torch._int_mm(mine, others.T)
+        if not whole:
+            space.fill_(NONE[space.dtype])[: len(mine), : len(others)] = product
+        return product if whole else space
 
     def _close(
         self, tops: Tensor, error: Tensor, floor: Tensor, side: int, members: Callable[[Tensor, Tensor], Tensor]
@@ -168,8 +167,8 @@ class Search:
             kept = torch.nonzero(some & open_).squeeze(1)
             i, j = pairs.left[kept], pairs.right[kept]
             cosine = torch.empty(len(i), device=i.device)
-            for start in range(0, len(i), PAIRS):
-                part = slice(start, start + PAIRS)
+            for start in range(0, len(i), PAIRS[i.device.type]):
+                part = slice(start, start + PAIRS[i.device.type])
                 torch.sum(left.rows.index_select(0, i[part]).mul_(right.rows.index_select(0, j[part])), dim=1, out=cosine[part])
             cosine.clamp_(max=1)  # equal rows give 1.0000002
             raise_by_pairs(self.best, left.first, len(left.rows), i, cosine, right.first + j)

@@ -25,7 +25,7 @@ from trainers.engine.tiles import Block, Difficulty, packed, space_for, strips, 
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
 STRIP = {"cpu": 4, "cuda": 1}  # tiles side by side whose rows are looked through at once
-BLOCK = 8192  # rows made 1 long at a time, for either side of the tiles: W is not copied
+BLOCK = {"cpu": 8192, "cuda": 1 << 16}  # rows made 1 long at a time, for either side of the tiles: W is not copied
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ class Plain:
 
 def _visits(rows: Tensor, tile: int, rank: int, world: int) -> Iterator[tuple[Block, Block, list[tuple[int, int]]]]:
     """A rank's tiles, by the two blocks that they lie in. At most two blocks are held, in one memory."""
-    across = max(BLOCK // tile, 1)  # tiles of a block
+    across = max(BLOCK[rows.device.type] // tile, 1)  # tiles of a block
     held, spare = dict[int, tuple[Tensor, Block]](), list[Tensor]()  # of a block its memory and its rows
     shared = tiles_of(-(-len(rows) // tile), across, rank, world)
     for ends, tiles in groupby(shared, key=lambda pair: (pair[0] // across, pair[1] // across)):
