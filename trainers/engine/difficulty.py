@@ -25,7 +25,7 @@ from trainers.engine.tiles import Block, Difficulty, packed, space_for, strips, 
 
 TILE = {"cpu": 512, "cuda": 8192}  # a CPU's tile of products stays in its caches, a GPU's keeps it busy
 STRIP = {"cpu": 4, "cuda": 1}  # tiles side by side whose rows are looked through at once
-BLOCK = {"cpu": 8192, "cuda": 1 << 16}  # rows made 1 long at a time, for either side of the tiles: W is not copied
+BLOCK = {"cpu": 4096, "cuda": 1 << 16}  # rows made 1 long at a time, for either side of the tiles: W is not copied
 
 
 @torch.no_grad()
