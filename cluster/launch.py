@@ -79,10 +79,12 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
         ClusterError: nobody answers at the address, or the cluster can never hold the workers, autoscaling included.
     """
     # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, the group's end is noticed
-    # in 0.2 s instead of 2, and a process that would tell workers of nodes about to go, which ask nobody, is not started.
+    # in 0.2 s instead of 2, and a process that would tell workers of nodes about to go, which ask nobody, is not started. Workers
+    # of a Ray started here are as nice as this process and not by 15 more: that costs 5% where they fill the cores.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         _init(config, dashboard)
