@@ -80,6 +80,9 @@ class Train(JobConfig):
             if self.sampler.batch % workers:
                 what = f"the global batch of {self.sampler.batch} cannot be shared evenly by {workers} workers"
                 raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
+            what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
+            raise InputError(what, "head.triplet", "give --sampler.instances 4")
 
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""

@@ -471,7 +471,7 @@ class Compare:
         for arm in self.arms:
             loss: LossKind = arm if arm == "frames" or arm == "even" else "ctc"
             model = replace(base.model, causal=arm != "ctc-both-ways")
-            flat_start = 0.0 if arm == "ctc-cold" else base.flat_start
+            flat_start = base.flat_start if arm in ("ctc", "ctc-both-ways") else 0.0
             yield arm, replace(base, loss=loss, flat_start=flat_start, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
 
 

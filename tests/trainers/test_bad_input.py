@@ -103,6 +103,7 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     assert "give at least 1" in told(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
     assert "8 pixels or more" in told(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
     assert "margin" in told(lambda: Train(head=HeadConfig(margin=-1)), capsys)
+    assert "give --sampler.instances 4" in told(lambda: Train(head=HeadConfig(triplet=0.5)), capsys)
     assert "not a name for a run" in told(lambda: Train(name="../etc"), capsys)
 
 

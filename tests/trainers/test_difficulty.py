@@ -67,7 +67,8 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
     assert torch.equal(rows, before)
 
 
-COARSE: tuple[Numbers, ...] = ("int8", "bfloat16")
+# Without VNNI sums of 8-bit products may saturate; such numbers are not chosen there.
+COARSE: tuple[Numbers, ...] = ("int8", "bfloat16") if torch.cpu._is_vnni_supported() else ("bfloat16",)
 
 
 @given(

@@ -151,8 +151,9 @@ class Sheet:
         labels = np.asarray(canvas.buffer_rgba())
         rows, columns = np.nonzero(labels[:, :, 3])
         colour, cover = labels[rows, columns, :3], labels[rows, columns, 3:] / 255
-        self.pixels[rows, columns] = np.round(cover * colour + (1 - cover) * self.pixels[rows, columns])
-        written, data = cv2.imencode(".png", self.pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])
+        pixels = self.pixels.copy()
+        pixels[rows, columns] = np.round(cover * colour + (1 - cover) * pixels[rows, columns])
+        written, data = cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])
         assert written
         return data.tobytes()
 

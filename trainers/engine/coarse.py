@@ -55,9 +55,11 @@ def fastest(count: int, features: int, device: torch.device) -> Numbers:
 
 
 class Search:
-    """Raises ``best`` to the cosines of the blocks that it is shown. The results do not depend on what it is shown when.
+    """Raises ``best`` to the cosines of the blocks that it is shown.
 
-    Only where so many pairs lie within the error that the float32 products of a strip are the faster way may the last bit.
+    On a CPU the result does not depend on what it is shown when, but where so many pairs lie within the error that the float32
+    products of a strip are the faster way: these may differ from the cosines of pairs by a rounding, and with it the last bit, or
+    which of two equal ones is the nearest.
     """
 
     def __init__(self, best: Difficulty, tile: int, tiles: int, numbers: Numbers) -> None:
@@ -106,15 +108,15 @@ class Search:
         products = self._products(mine.numbers, others.numbers)
         if left.first == right.first and col <= row < col + count:
             products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # nobody is their own neighbour
-        groups = products.view(self.tile, -1, self.across)
+        groups, most = products.view(self.tile, -1, self.across), CANDIDATES * (n + count)
         error = mine.error[:, None] + (1 + mine.error[:, None]) * _most(others.error, self.across)
         tops = groups.amax(dim=2)[:n, : error.shape[1]]
-        rows = self._close(tops, error, self.floor[row : row + n], 1, lambda i, g: _members(groups, i, g))
+        rows = self._close(tops, error, self.floor[row : row + n], 1, most, lambda i, g: _members(groups, i, g))
         stacks = products.view(-1, self.down, products.shape[1])
         error = others.error + (1 + others.error) * _most(mine.error, self.down)[:, None]
         tops = stacks.amax(dim=1)[: len(error), :count]
-        columns = self._close(tops, error, self.floor[col : col + count], 0, lambda g, j: stacks[g, :, j])
-        if len(rows[0]) + len(columns[0]) > CANDIDATES * (n + count):
+        columns = self._close(tops, error, self.floor[col : col + count], 0, most, lambda g, j: stacks[g, :, j])
+        if rows is None or columns is None or len(rows[0]) + len(columns[0]) > most:
             take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
             self._raise_floor(row, n)
             self._raise_floor(col, count)
@@ -126,25 +128,28 @@ class Search:
 
     def _products(self, mine: Tensor, others: Tensor) -> Tensor:
         """q_i q_j of a strip [T, W T]; where rows are missing there is nothing."""
-        space = self._space_of_products
-        whole = (len(mine), len(others)) == space.shape
+        whole = (len(mine), len(others)) == (self.tile, self.tiles * self.tile)
         if self.numbers == "bfloat16":  # summed and given in float32, which torch does on GPUs alone
             product = torch.mm(mine, others.T, out_dtype=torch.float32) if mine.is_cuda else mine.float() @ others.float().T
         else:
-            product = torch._int_mm(mine, others.T, out=space) if whole else torch._int_mm(mine, others.T)
-        if not whole:
-            space.fill_(NONE[space.dtype])[: len(mine), : len(others)] = product
-        return product if whole else space
+            product = torch._int_mm(mine, others.T, out=self._space_of_products) if whole else torch._int_mm(mine, others.T)
+        if whole:
+            return product
+        self._space_of_products.fill_(NONE[product.dtype])[: len(mine), : len(others)] = product
+        return self._space_of_products
 
     def _close(
-        self, tops: Tensor, error: Tensor, floor: Tensor, side: int, members: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, tops: Tensor, error: Tensor, floor: Tensor, side: int, most: int, members: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Raise the floor of a strip's rows (``side`` 1) or columns (0) by the largest products of their groups, and find what
-        lies so close to it that it may be above: its group and owner as in ``tops``, place in the group, coarse cosine."""
+        lies so close to it that it may be above: its group and owner as in ``tops``, place in the group, coarse cosine.
+        None: that is more than ``most``."""
         tops, error = tops * self.step**2, error + self._slack
         torch.maximum(floor, (tops - error).amax(dim=side).clamp_(max=1), out=floor)
         level = floor[:, None] if side else floor
         first, second = torch.nonzero(tops + error >= level, as_tuple=True)
+        if len(first) > most:
+            return None
         some = members(first, second) * self.step**2
         owner = first if side else second
         place, within = torch.nonzero(some + error[first, second][:, None] >= floor[owner][:, None], as_tuple=True)

@@ -6,7 +6,7 @@ Exact, without ever holding N x N: tiles of D are computed for a <= b only (D is
 rows and of its columns. A tile is the same product whoever computes it and maxima merge in any order, so the result is
 the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_share`).
 Of many identities, and on a GPU, tiles are first computed from coarser numbers, and only what may be a maximum within their
-error in float32 (`trainers.engine.coarse`).
+error in float32 (`trainers.engine.coarse`, which tells when that may move the last bit).
 
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """

@@ -106,7 +106,10 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
 
 
-COMPARED = {"--seed": "--seeds", "--arm": "--arms", "--loss": "--arms", "--model.name": "--arms"}  # what a comparison sets itself
+COMPARED = {  # what a comparison sets itself, and by what
+    "--seed": "--seeds", "--arm": "--arms", "--loss": "--arms", "--model.name": "--arms", "--model.causal": "--arms",
+    "--model.no-causal": "--arms",
+}  # fmt: skip
 
 
 def compared_defaults(kind: type[C], compare: Callable[[C], Any], verb: str, arguments: list[str]) -> Any:
