@@ -22,6 +22,7 @@ from trainers.engine.run import Run
 ROOT = Path(__file__).parents[2]
 NET = "10.213.7"
 PORT = 6379
+STEPS = 5000  # of an elastic run and its like: more than a minute of them
 
 pytestmark = [
     pytest.mark.slow,
@@ -185,15 +186,15 @@ def test_a_node_that_is_cut_off_is_replaced(nodes: Nodes, data: str, tmp_path: P
 
 
 def test_an_elastic_run_goes_on_with_fewer_and_takes_a_new_node_in(nodes: Nodes, data: str, tmp_path: Path) -> None:
-    """The global batches stay what they were, whatever the number of workers."""
+    """The global batches stay what they were, whatever the number of workers. Ray looks for new nodes once a minute."""
     nodes.start(2, 1)
     nodes.start(3, 1)
     uniform = (
         "--sampler.kind",
         "uniform",
     )  # a draw by difficulty follows the weights, whose last bits follow the number of workers
-    assert train(nodes, data, tmp_path, "whole", 800, *uniform).wait(240) == 0
-    driver = train(nodes, data, tmp_path, "elastic", 800, *uniform, "--cluster.fewest", "1")
+    assert train(nodes, data, tmp_path, "whole", STEPS, *uniform).wait(400) == 0
+    driver = train(nodes, data, tmp_path, "elastic", STEPS, *uniform, "--cluster.fewest", "1")
     until(checkpoint(tmp_path, "elastic", 20))
     nodes.kill(3)
     alone = max(int(path.name[5:]) for path in (tmp_path / "elastic").glob("step-*"))
@@ -202,5 +203,5 @@ def test_an_elastic_run_goes_on_with_fewer_and_takes_a_new_node_in(nodes: Nodes,
     until(lambda: nodes.trains(2) and nodes.trains(4))
     assert driver.wait(400) == 0
     history = Run(str(tmp_path), "elastic").read_json("history.json")
-    assert [entry["step"] for entry in history["records"]] == list(range(10, 801, 10))
+    assert [entry["step"] for entry in history["records"]] == list(range(10, STEPS + 1, 10))
     assert result(tmp_path, "elastic")["batches_crc32c"] == result(tmp_path, "whole")["batches_crc32c"]
