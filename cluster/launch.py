@@ -178,17 +178,14 @@ def launch(
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
-    kept = RunConfig(
-        name=name,
-        storage_path=storage_uri(runs),
-        failure_config=FailureConfig(max_failures=config.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-        callbacks=[_Failures(progress), *CALLBACKS.get()],
-    )
     torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
     told_too = {**settings, "progress": progress}
     trainer = TorchTrainer(
-        work, train_loop_config=told_too, scaling_config=_scaling(config, gpu), torch_config=torch_config, run_config=kept
+        work,
+        train_loop_config=told_too,
+        scaling_config=_scaling(config, gpu),
+        torch_config=torch_config,
+        run_config=_kept(config, name, runs, progress),
     )
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
@@ -214,6 +211,17 @@ def _scaling(config: ClusterConfig, gpu: bool) -> ScalingConfig:
         num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
         use_gpu=gpu,
         resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
+    )
+
+
+def _kept(config: ClusterConfig, name: str, runs: str, progress: Any) -> RunConfig:
+    """What Ray Train keeps of a run, and how often it may fail."""
+    return RunConfig(
+        name=name,
+        storage_path=storage_uri(runs),
+        failure_config=FailureConfig(max_failures=config.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        callbacks=[_Failures(progress), *CALLBACKS.get()],
     )
 
 

@@ -65,10 +65,10 @@ class SamplerConfig:
     """Seconds that pinned mode waits for a version before the run ends."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("each", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
-            if getattr(self, name) < least:
-                told = f"sampler.{'instances' if name == 'each' else name} is {getattr(self, name)}"
-                raise InputError(told, remedy=f"give at least {least}")
+        for name, least in (("batch", 1), ("instances", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"sampler.{name} is {value}", remedy=f"give at least {least}")
         if not 0 <= self.uniform_share <= 1:
             raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a share from 0 to 1")
         if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:

@@ -26,8 +26,7 @@ SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # multiples of a row's standard d
 CANDIDATES = 16  # pairs a row and column of a strip that are worth computing one by one
 WAITING = {"cpu": 1 << 16, "cuda": 1 << 22}  # pairs that wait for the floor to rise before they are computed
 PAIRS = {"cpu": 1 << 10, "cuda": 1 << 16}  # pairs that are computed at once
-NONE = {torch.int32: -(2**31), torch.float32: -math.inf}
-
+NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # the product of a pair that is none
 
 Numbers = Literal["float32", "int8", "bfloat16"]
 
@@ -64,7 +63,7 @@ class Search:
 
     def __init__(self, best: Difficulty, tile: int, tiles: int, numbers: Numbers) -> None:
         self.best, self.tile, self.tiles, self.numbers = best, tile, tiles, numbers
-        self.floor = best.cosine.clone()  # what the best is, or more: cosines of the right pair are not below it
+        self.floor = best.cosine.clone()  # never above what the best will be
         self.across, self.down = math.gcd(ACROSS, tile), math.gcd(DOWN, tile)
         self.step = 0.0  # s; chosen by the first rows
         self._coarse: dict[int, Coarse] = {}
@@ -188,11 +187,8 @@ class Search:
     @property
     def _slack(self) -> float:
         """More than float32 rounds off a sum of D products, of either kind."""
-        return (self._features + 8) * 2.0**-21
-
-    @property
-    def _features(self) -> int:
-        return next(iter(self._coarse.values())).numbers.shape[1]
+        features = next(iter(self._coarse.values())).numbers.shape[1]
+        return (features + 8) * 2.0**-21
 
     @cached_property
     def _space_of_products(self) -> Tensor:

@@ -59,7 +59,7 @@ def difficulty_of_share(
     """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `share_of` them alone.
 
     Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
-    computed by one of the two. Every rank gets the whole result, the same to the bit as `difficulty` of all rows together.
+    computed by one of the two. Every rank gets the whole result, that of `difficulty` of all rows together, as exact.
     Needs three shares of N D / R floats (two of as many bytes), STRIP T T floats and 32 N bytes besides the rows.
 
     Raises:
