@@ -91,6 +91,8 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        # asyncio does it for sockets whose protocol is named, and this one's is 0: each answer would wait 40 ms for an ACK.
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.loop = asyncio.new_event_loop()
         self.over = asyncio.Event()
