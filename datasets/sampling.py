@@ -200,6 +200,7 @@ class UniformEpochs:
         self.shards, starts = np.unique(shard_of[by_shard], return_index=True)
         self.blocks = np.split(by_shard, starts[1:])
         self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
+        self._order = lru_cache(maxsize=2)(self._make_order)
         self._window = lru_cache(maxsize=3)(self._make_window)
 
     def batch(self, place: int, count: int) -> Int64s:
@@ -207,7 +208,7 @@ class UniformEpochs:
         parts: list[Int64s] = []
         while count > 0:
             epoch, within = divmod(place, len(self.split))
-            ends = self._ends(epoch)
+            _, ends = self._order(epoch)
             window = int(np.searchsorted(ends, within, side="right"))
             order = self._window(epoch, window)
             start = within - (int(ends[window - 1]) if window else 0)
@@ -215,15 +216,13 @@ class UniformEpochs:
             place, count = place + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _order(self, epoch: int) -> Int64s:
-        return generator(self.seed, "shards", epoch).permutation(len(self.shards))
-
-    def _ends(self, epoch: int) -> Int64s:
-        sizes = self.sizes[self._order(epoch)]
-        return np.cumsum([sizes[i : i + WINDOW].sum() for i in range(0, len(sizes), WINDOW)])
+    def _make_order(self, epoch: int) -> tuple[Int64s, Int64s]:
+        """The shards of an epoch, and where in it each window of them ends."""
+        order = generator(self.seed, "shards", epoch).permutation(len(self.shards))
+        return order, np.cumsum(np.add.reduceat(self.sizes[order], range(0, len(order), WINDOW)))
 
     def _make_window(self, epoch: int, window: int) -> Int64s:
-        shards = self._order(epoch)[window * WINDOW : (window + 1) * WINDOW]
+        shards = self._order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
         blocks = np.concatenate([self.blocks[shard] for shard in shards])
         first = self.split.starts[blocks]
         positions = runs(first, self.split.starts[blocks + 1] - first)
