@@ -3,8 +3,10 @@
     python -m benchmarks.cold [--latency-ms 20] [--json]
 
 A real S3 server on loopback behind a proxy that adds latency; both take from the same cores. A step is a pause of so many
-milliseconds, as if a GPU worked: ResNet-18 takes 10 to 20 for 64 crops of 128x64. A wait is the time that the training process
-spends asking for the next batch, as a share of all its time after the first batch.
+milliseconds, as if a GPU worked: ResNet-18 takes 10 to 20 for 64 crops of 128x64. Batches are drawn as in training, with its
+defaults: a new run draws evenly until its first version is in force; a resumed one draws by difficulty at once, here on a node
+whose cache is empty. A wait is the time that the training process spends asking for the next batch, as a share of all its time
+after the first batch; "local" is the same from a folder: what taking a batch costs when nothing is waited for.
 """
 
 import json
@@ -13,16 +15,21 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
 
-from benchmarks.loading import KINDS, Loading, aside, hardshard, job_of
-from benchmarks.peers import Job
+from benchmarks.loading import KINDS, Loading, aside, job_of
 from datasets import cache as cache_module
 from datasets.augment import AugmentConfig
+from datasets.cache import CacheConfig
 from datasets.errors import run_main
-from datasets.sampling import Kind
+from datasets.index import Index, read_index, split_of
+from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
+from datasets.sampling import Kind, SamplerConfig, Version, generator
+from datasets.store import shard_etags
+from datasets.versions import VersionTable
 from tests.proxy import ProxyProcess
 from trainers.engine.console import summary_table
 
@@ -43,50 +50,71 @@ class Cold:
     steps_ms: tuple[float, ...] = (20, 10)
     """Length of a step, without waits."""
     caches: tuple[float, ...] = (0.5, 0.25)
-    """Sizes of a cache that does not hold the set, as a share of it; with steps of the first length."""
+    """Sizes of a cache that does not hold the set, as a share of it; resumed runs, with steps of the first length."""
     json: bool = False
 
 
-def run(job: Job, options: Loading, kind: Kind, gib: float, step_ms: float, steps: int, proxy: ProxyProcess) -> dict[str, float]:
+class Case(NamedTuple):
+    """One training. ``place``: "new", "resumed" or "local", a resumed one from a folder; ``cache``: its share of the set."""
+
+    kind: Kind
+    place: str
+    cache: float
+    step_ms: float
+
+
+RESUMED = 5000  # the step that a resumed run begins with
+
+
+def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProcess) -> dict[str, float]:
     """A training of pauses, from an empty cache: in a process of its own."""
     cache_module.CHECK_EVERY = 16  # the set is small: keep the cache to its size more closely
+    sampler = SamplerConfig(kind=case.kind, batch=options.batch)
+    split, start = split_of(index, "train"), 0 if case.place == "new" else RESUMED
+    gib = max(case.cache * 1.1 * sum(shard.size for shard in index.shards) / 2**30, 1e-6)  # flags and blocks of the disk
+    cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
+    table = VersionTable(len(cosine), sampler)
+    for done in range(0, start + 1, sampler.interval):
+        table.put(Version(done // sampler.interval, cosine, np.roll(np.arange(len(cosine)), 1)))
+    stream = BatchStream(
+        split, sampler, LoaderConfig(workers=options.workers), AugmentConfig(), CacheConfig(folder, gib), table,
+        shard_etags(index), Share(0, 1), 0, start, 10**9,
+    )  # fmt: skip
     before, began = proxy.set(), time.perf_counter()
-    batches = iter(hardshard(job, options, kind, AugmentConfig(), gib)())
+    batches = behind_workers(stream, options.workers)
     next(batches)
     first, at_first, waited = time.perf_counter(), proxy.set(), 0.0
-    for _ in range(steps):
+    for done in range(start + 1, start + options.steps + 1):
+        time.sleep(case.step_ms / 1000)
+        if done % sampler.interval == 0:
+            table.put(Version(done // sampler.interval, cosine, np.roll(np.arange(len(cosine)), 1)))
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        time.sleep(step_ms / 1000)
     after, spent = proxy.set(), time.perf_counter() - first
     del batch
     return {
         "first_s": first - began,
-        "first_mb": (at_first["bytes"] - before.get("bytes", 0)) / 1e6,
+        "first_mb": (at_first.get("bytes", 0) - before.get("bytes", 0)) / 1e6,
         "wait_share": waited / spent,
-        "gets_a_batch": (after["gets"] - at_first["gets"]) / steps,
-        "mb_a_batch": (after["bytes"] - at_first["bytes"]) / steps / 1e6,
+        "gets_a_batch": (after.get("gets", 0) - at_first.get("gets", 0)) / options.steps,
+        "mb_a_batch": (after.get("bytes", 0) - at_first.get("bytes", 0)) / options.steps / 1e6,
     }
 
 
 def measure(options: Cold, folder: Path, stack: ExitStack) -> tuple[list[dict[str, Any]], float, float]:
     """All runs; MB of the set and of its largest shard."""
-    loading = Loading(
-        identities=options.identities, each=options.each, batch=options.batch, workers=options.workers, s3=True,
-        latency_ms=options.latency_ms,
-    )  # fmt: skip
+    loading = Loading(options.identities, options.each, s3=True, latency_ms=options.latency_ms)
     job, proxy = job_of(loading, folder, stack)
     assert proxy is not None
     proxy.set(match=".tar")
-    sizes = [shard.size for shard in job.index.shards]
-    runs = [(kind, 1.0, step_ms) for kind in KINDS for step_ms in options.steps_ms]
-    runs += [(kind, share, options.steps_ms[0]) for kind in KINDS for share in options.caches]
+    local, sizes = read_index(f"{folder}/local"), [shard.size for shard in job.index.shards]
+    cases = [Case(kind, place, 1.0, ms) for ms in options.steps_ms for kind in KINDS for place in ("local", "new", "resumed")]
+    cases += [Case(kind, "resumed", share, options.steps_ms[0]) for kind in KINDS for share in options.caches]
     found = []
-    for kind, share, step_ms in runs:
-        gib = max(share * 1.1 * sum(sizes) / 2**30, 1e-6)  # flags and partly used blocks of the disk
-        result = aside(run, job, loading, kind, gib, step_ms, options.steps, proxy)
-        found.append({"kind": kind, "cache": share, "step_ms": step_ms, **result})
+    for case in cases:
+        result = aside(run, local if case.place == "local" else job.index, job.fresh(), options, case, proxy)
+        found.append({**case._asdict(), **result})
     return found, sum(sizes) / 1e6, max(sizes) / 1e6
 
 
@@ -99,9 +127,9 @@ def main(options: Cold) -> None:
         return
     title = f"A set of {size:.0f} MB in shards of {shard:.1f} MB, {options.latency_ms:g} ms a GET; "
     title += f"{options.workers} loader processes, batches of {options.batch}, {options.steps} steps from an empty cache"
-    columns = ["draw", "cache / set", "step, ms", "first batch, s", "MB by then", "wait, % of time", "GETs a batch", "MB a batch"]
+    columns = ["draw", "run", "cache / set", "step, ms", "first batch, s", "MB by then", "wait, %", "GETs a batch", "MB a batch"]
     rows = [
-        [r["kind"], f"{r['cache']:g}", f"{r['step_ms']:g}", f"{r['first_s']:.2f}", f"{r['first_mb']:.1f}",
+        [r["kind"], r["place"], f"{r['cache']:g}", f"{r['step_ms']:g}", f"{r['first_s']:.2f}", f"{r['first_mb']:.1f}",
          f"{100 * r['wait_share']:.1f}", f"{r['gets_a_batch']:.1f}", f"{r['mb_a_batch']:.2f}"]
         for r in found
     ]  # fmt: skip

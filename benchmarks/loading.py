@@ -11,7 +11,8 @@ Two limits: "decode, stack" does what every loader must, on images that are in m
 writes the same memory again and again and hands nothing over.
 
 ``--s3`` reads from a real server on loopback, whose work takes from the same cores; ``--latency-ms`` puts a proxy before it.
-Caches are empty when a measurement begins; "no cache" has none and gets every block that it draws.
+Caches are empty when a measurement begins; "cached" waits until ours is full; "no cache" has none and gets every block that it
+draws.
 """
 
 import importlib.util
@@ -55,6 +56,7 @@ Batches = Callable[[], Iterable[Any]]
 FORK = multiprocessing.get_context("fork")
 LIMIT, BARE, PEER = "limit: decode, stack", "limit: decode only", "webdataset in order"
 LOCAL = ", local"  # what the same draw from S3 is compared with
+QUIET = 50
 SHARDS = Options(shard_size=8 * 2**20)
 KINDS: tuple[Kind, ...] = ("uniform", "proportional", "pairs")
 
@@ -70,7 +72,7 @@ class Loading:
     workers: int = 2
     """Loader processes."""
     batch: int = 256
-    instances: int = 4
+    instances: int = 1
     """Samples of each identity drawn (proportional, pairs)."""
     s3: bool = False
     """Read from an S3 server on loopback."""
@@ -116,6 +118,20 @@ def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gi
     return start
 
 
+def cached(start: Batches) -> Batches:
+    """The same from when its cache holds what it draws: after as many batches as ``QUIET`` in a row without a GET."""
+
+    def later() -> Iterator[Any]:
+        batches, gets, quiet = iter(start()), set[int](), 0
+        while quiet < QUIET:
+            count = next(batches)["storage"]["gets"]  # of its process so far
+            quiet = quiet + 1 if count in gets else 0
+            gets.add(count)
+        yield from batches
+
+    return later
+
+
 class Decoding(IterableDataset[Any]):
     """Nothing but decoding, of images that are in memory: into batches, or (``bare``) into nothing."""
 
@@ -158,6 +174,7 @@ def contenders(job: Job, options: Loading) -> tuple[dict[str, Batches], list[str
     for kind in KINDS:
         found[f"hardshard {kind}"] = hardshard(job, options, kind, plain)
         if options.s3:
+            found[f"hardshard {kind}, cached"] = cached(found[f"hardshard {kind}"])
             found[f"hardshard {kind}, no cache"] = hardshard(job, options, kind, plain, gib=0)
             found[f"hardshard {kind}{LOCAL}"] = hardshard(
                 replace(job, index=read_index(f"{job.folder}/local")), options, kind, plain

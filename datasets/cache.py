@@ -14,7 +14,7 @@ import shutil
 import struct
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class CacheConfig:
     """Where it stands; empty: $HARDSHARD_CACHE, else the temporary folder. Best on a local NVMe disk; nodes must not share it."""
     gib: float = 16.0
     """The most that it takes on disk, in GiB; 0 turns it off."""
+    fill: bool = True
+    """Bring all training samples there while training goes on, 4 MiB a GET, if there is room: not only those that are drawn."""
 
     def __post_init__(self) -> None:
         if self.gib < 0:
@@ -139,6 +141,10 @@ class NodeCache:
                 if error.errno not in FULL:
                     raise
         return None
+
+    def has_room_for(self, shards: Sequence[int]) -> bool:
+        """Whether the cache is to be filled with these, and is as large as all of them."""
+        return self.config.fill and sum(self.index.shards[shard].size for shard in shards) <= self.config.gib * 2**30
 
     def account(self, fetched: int) -> None:
         """Note blocks fetched; now and then look at the whole folder, and evict the copies opened or written longest ago."""

@@ -7,7 +7,7 @@ Frames are uint8 [.., H, W, 3], of skeletons float32 [.., J, D].
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -223,10 +223,17 @@ class ClipStream(Stream):
                 ahead.append(self._plan(step, reader))
                 if len(ahead) >= self.loader.ahead:
                     yield self._prepare(ahead.popleft(), reader)
+                    reader.store.fill(self._shards)
             while ahead:
                 yield self._prepare(ahead.popleft(), reader)
         finally:
             reader.close()
+
+    @cached_property
+    def _shards(self) -> list[int]:
+        first = self.clips.first[self.chosen]
+        last = first + (self.clips.frames[self.chosen] - 1) // STRIP
+        return self.clips.index.shards_of(self.clips.index.samples["block"][np.concatenate([first, last])])
 
     def _plan(self, step: int, reader: Reader) -> _Plan:
         u = generator(self.seed, "views", step).random((4, self.batch))[:, self.share.of(self.batch)]

@@ -151,6 +151,11 @@ class Index:
         first, last = np.searchsorted(self.blocks["shard"], [shard, shard + 1])
         return int(first), int(last)
 
+    def shards_of(self, blocks: npt.NDArray[np.integer]) -> list[int]:
+        """The shards that hold these blocks, each once, in order."""
+        shards: list[int] = np.flatnonzero(np.bincount(self.blocks["shard"][blocks])).tolist()
+        return shards
+
     def where(self, sample: int) -> str:
         """A sample's place in words, for messages."""
         shard = self.shards[self.blocks["shard"][self.samples["block"][sample]]]

@@ -138,12 +138,17 @@ class BatchStream(Stream):
                 # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
                 while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
                     yield self._prepare(ahead.popleft(), store)
+                    store.fill(self._shards)  # nor before the first batch is out
                 # The first batch must not wait for the megabytes around its samples, which the next ones bring.
                 ahead.append(self._plan(step, store, streaming=step > steps[0]))
             while ahead:
                 yield self._prepare(ahead.popleft(), store)
         finally:
             store.close()
+
+    @cached_property
+    def _shards(self) -> list[int]:
+        return self.split.index.shards_of(self.split.blocks)
 
     def _ready(self, step: int) -> bool:
         return self.versions is None or self.versions.ready(step)

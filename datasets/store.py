@@ -90,6 +90,9 @@ class FolderStore:
             raise InputError(f"the shard cannot be opened ({error.strerror})", str(path), remedy) from error
         return file
 
+    def fill(self, shards: Sequence[int]) -> None:
+        """Nothing is to be brought here."""
+
     def close(self) -> None:
         """Close the shards."""
         for file in self._files.values():
@@ -98,7 +101,10 @@ class FolderStore:
 
 
 class BucketStore:
-    """Samples of a set in a bucket. One GET a block that is not cached, ``IN_FLIGHT`` of them at once, none for one that is."""
+    """Samples of a set in a bucket. One GET a block that is not cached, ``IN_FLIGHT`` of them at once, none for one that is.
+
+    ``fill`` brings shards to the cache meanwhile, with the few large GETs of a reader in order.
+    """
 
     def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
         self.index, self.etags = index, etags
@@ -108,6 +114,7 @@ class BucketStore:
         self._pool = ThreadPoolExecutor(IN_FLIGHT, "get")
         self._lock, self._over = threading.Lock(), threading.Event()
         self._under_way: dict[int, Fetch] = {}
+        self._filling: Future[None] | None = None
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
         """Ask for samples: missing blocks are fetched at once in the background; calling the answer gives the bytes, in order.
@@ -130,16 +137,17 @@ class BucketStore:
         copy = self._cache.shard(shard) if self._cache else None
         if copy is not None and copy.has(block):
             return copy
-        group = self._span(shard, block) if streaming and copy is not None and not copy.full else [block]
+        whole = streaming and copy is not None and not copy.full
+        group = next(span for span in self._spans(shard) if block <= span[-1]) if whole else [block]
         fetch = self._pool.submit(self._fetch, group, copy)
         self._under_way.update(dict.fromkeys(group, fetch))
         return fetch
 
-    def _span(self, shard: int, block: int) -> list[int]:
+    def _spans(self, shard: int) -> list[list[int]]:
         """The blocks that begin in the same SPAN of the shard: fixed groups, so that processes agree on them."""
         first, last = self.index.blocks_of_shard(shard)
-        spans = self.index.blocks["offset"][first:last] // SPAN
-        return [int(b) for b in first + np.flatnonzero(spans == spans[block - first])]
+        ends = np.flatnonzero(np.diff(self.index.blocks["offset"][first:last] // SPAN)) + 1
+        return [span.tolist() for span in np.split(np.arange(first, last), ends)]
 
     def _collect(self, places: list[Place], sources: dict[int, CachedShard | Fetch]) -> list[Sample]:
         ended = {source for source in sources.values() if not isinstance(source, CachedShard)}
@@ -154,10 +162,16 @@ class BucketStore:
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
-        """The blocks of a group, those that are not cached by now: another process may have fetched some."""
+        """The blocks of a group, by GETs or from the copy: another process may have brought some by now."""
         if copy is None:
             return self._get(group)
-        table = self.index.blocks
+        table, found = self.index.blocks, self._bring(group, copy)
+        for block in set(group) - found.keys():
+            found[block] = copy.read(int(table["offset"][block]), int(table["size"][block]))
+        return found
+
+    def _bring(self, group: list[int], copy: CachedShard) -> Found:
+        """GET the blocks of a group that are not in the copy, and keep them there."""
         with copy.claim(group[0], len(group)):
             missing = [block for block in group if not copy.has(block)]
             found: Found = {}
@@ -165,10 +179,27 @@ class BucketStore:
                 found |= self._get(run)
             for block, data in found.items():
                 if isinstance(data, bytes):
-                    copy.write(block, int(table["offset"][block]), data)
-        for block in set(group) - found.keys():
-            found[block] = copy.read(int(table["offset"][block]), int(table["size"][block]))
+                    copy.write(block, int(self.index.blocks["offset"][block]), data)
         return found
+
+    def fill(self, shards: Sequence[int]) -> None:
+        """Bring shards to the cache in the background, once, if the cache is as large as they are together."""
+        if self._filling is None and self._cache and self._cache.has_room_for(shards):
+            self._filling = self._pool.submit(self._fill, shards)
+
+    def _fill(self, shards: Sequence[int]) -> None:
+        assert self._cache
+        cache = NodeCache(self._cache.config, self.index, self.etags)  # the other is the drawing thread's
+        try:
+            for shard in np.random.default_rng().permutation(shards).tolist():  # apart from the other processes of the node
+                for span in self._spans(shard):
+                    copy = cache.shard(shard)
+                    if copy is None or copy.full or self._over.is_set():
+                        return
+                    if not all(map(copy.has, span)):
+                        cache.account(len(self._bring(span, copy)))
+        except (InputError, StorageError) as error:  # a draw that needs the block tells of it, and ends the run
+            log.warning("the node cache is filled no further: %s", error)
 
     def _get(self, group: list[int]) -> Found:
         """One GET for neighbouring blocks; those with a wrong checksum are fetched again, one by one."""

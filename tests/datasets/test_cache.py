@@ -92,6 +92,19 @@ def read_all(
     store.close()
 
 
+def fill_all(index: Index, etags: dict[str, str], config: CacheConfig, right: list[bytes], together: Barrier) -> None:
+    """What a process of its own does: fill the cache beside others, then read every sample."""
+    store = BucketStore(index, etags, config)
+    together.wait(60)
+    store.fill(range(len(index.shards)))
+    assert store._filling is not None
+    store._filling.result()
+    together.wait(60)
+    assert store.request(np.arange(len(index)))() == right
+    assert store.counts["hits"] == len(index.blocks["first"])
+    store.close()
+
+
 def fetch_forever(index: Index, etags: dict[str, str], config: CacheConfig) -> None:
     """What a process does until it is killed: wait for a block from a proxy that stalls."""
     store_module.TIMEOUTS = {"read_timeout": "600s", "timeout": "600s"}
@@ -142,6 +155,75 @@ def test_training_begins_with_the_blocks_of_its_first_batch(
     assert counts == {"gets": len(blocks), "bytes": index.blocks["size"][blocks].sum()}
     assert s3_proxy.counts["bytes"] - counts["bytes"] > index.blocks["size"][new].sum() > 0
     batches.close()
+
+
+def test_processes_fill_the_cache_together(
+    index: Index, right: list[bytes], config: CacheConfig, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_proxy.match, s3_proxy.latency_ms = ".tar", 2
+    together = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=fill_all, args=(index, shard_etags(index), config, right, together)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    ended_well(processes)
+    assert s3_proxy.counts == {"gets": len(index.shards), "bytes": index.blocks["size"].sum()}  # shards smaller than a span
+
+
+def test_training_fills_the_cache_with_its_own_shards(index: Index, config: CacheConfig, s3_proxy: FaultProxy) -> None:
+    """Once its first batch is out; draws of few identities else leave the rest in the bucket."""
+    s3_proxy.match = ".tar"
+    split = split_of(index, "train")
+    loader, sampler = LoaderConfig(workers=0, ahead=1, size=(32, 16)), SamplerConfig(kind="pk", batch=2, instances=1)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 100)
+    batches = iter(stream)
+    next(batches)
+    assert s3_proxy.counts["bytes"] <= 2 * OPTIONS.max_block
+    next(batches)
+    of_split = index.blocks["size"][split.blocks].sum()
+    assert soon(lambda: s3_proxy.counts["bytes"] >= of_split)
+    batches.close()
+    folder = next(config.root.iterdir())
+    assert len(list(folder.iterdir())) == len(index.shards_of(split.blocks))
+
+
+@pytest.mark.parametrize("why", ["too small", "off", "no cache"])
+def test_a_cache_is_not_filled(index: Index, config: CacheConfig, opened: Open, s3_proxy: FaultProxy, why: str) -> None:
+    s3_proxy.match = ".tar"
+    size = sum(shard.size for shard in index.shards)
+    changes = {"too small": {"gib": (size - 1) / 2**30}, "off": {"fill": False}, "no cache": {"gib": 0}}
+    store = opened(index, replace(config, **changes[why]))
+    store.fill(range(len(index.shards)))
+    assert store._filling is None
+    assert not s3_proxy.counts
+    if why == "too small":
+        store.fill(range(1, len(index.shards)))
+        assert store._filling is not None
+
+
+def test_a_cache_that_cannot_be_filled_ends_nothing(
+    index: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(store_module, "TRIES", 1)
+    s3_proxy.match, s3_proxy.faults = ".tar", Faults(slow_down=1)
+    store = opened(index)
+    store.fill(range(len(index.shards)))
+    assert store._filling is not None
+    store._filling.result(60)
+    assert "the node cache is filled no further: s3://" in caplog.text
+    s3_proxy.faults = Faults()
+    assert store.request(np.arange(len(index)))() == right
+
+
+def test_a_store_that_closes_fills_no_further(index: Index, opened: Open, s3_proxy: FaultProxy) -> None:
+    s3_proxy.match, s3_proxy.latency_ms = ".tar", 50
+    before = set(threading.enumerate())
+    store = opened(index)
+    store.fill(range(len(index.shards)))
+    assert soon(lambda: s3_proxy.counts["gets"] == 1)
+    store.close()
+    assert set(threading.enumerate()) == before
+    assert s3_proxy.counts["gets"] == 1 < len(index.shards)
 
 
 def test_a_killed_process_leaves_no_lock(
