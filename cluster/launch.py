@@ -25,6 +25,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.exceptions import AuthenticationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -180,7 +181,7 @@ def launch(
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
     torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
     told_too = {**settings, "progress": progress}
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config=told_too,
         scaling_config=_scaling(config, gpu),
@@ -203,6 +204,13 @@ def launch(
         ended.set()
         shower.join()
         ray.kill(progress)
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray Data, which no run uses: a process less that wakes up a hundred times a second, and workers that do not import it."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, DatasetsCallback)]
 
 
 def _scaling(config: ClusterConfig, gpu: bool) -> ScalingConfig:
