@@ -107,7 +107,7 @@ def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gi
     )
     table = VersionTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table.put(Version(1, cosine, np.roll(np.arange(len(cosine)), 1)))
+    table.put(Version(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
     loader = LoaderConfig(workers=job.workers, size=options.size)
 
     def start() -> Iterable[Any]:

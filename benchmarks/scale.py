@@ -105,7 +105,7 @@ def draw_times(split: Split, kind: Kind, options: Scale) -> dict[str, float]:
     config = SamplerConfig(kind=kind, batch=options.batch, uniform_share=0.5)
     count = len(split.identities)
     cosine = generator(0, "vector").random(count, dtype=np.float32)
-    version = Version(1, cosine, np.roll(np.arange(count), 1))
+    version = Version(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))
     sampler = Sampler(config, split, 0)
     first, _ = timed(lambda: sampler.draw(0, version))
     renewed, _ = timed(lambda: sampler.draw(1, version._replace(number=2)))

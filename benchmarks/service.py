@@ -82,7 +82,7 @@ class Reader:
 def made_up(number: int, identities: int) -> Version:
     """A version like one of a training with that many identities."""
     rng = generator(0, "version", number)
-    return Version(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities))
+    return Version(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities, np.int32))
 
 
 def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
@@ -108,7 +108,7 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
         ray.kill(actor)
     return {
         "identities": identities,
-        "mb": identities * 12 / 1e6,
+        "mb": identities * 8 / 1e6,
         "publish_ms": 1e3 * statistics.median(calls[1:]),
         "delay_ms": 1e3 * statistics.median(delays[1:]),
         "worst_delay_ms": 1e3 * max(delays[1:]),

@@ -1,14 +1,15 @@
 """The difficulty vector's service: a named actor holds its versions, every Train worker follows it into shared memory.
 
-    rank 0: Publisher -> actor (object store; a snapshot in the run's folder) -> each rank: Follower -> loader workers' memory
+    rank 0: Publisher -> actor (object store; copies in the run's folder) -> each rank: Follower -> loader workers' memory
 
 The actor lives with the driver and outlives the training processes: when those restart from a checkpoint they hand it the
 versions of that checkpoint (`begin`), and it forgets newer ones, which belong to steps that are about to be made again.
-When the actor itself restarts it reads its snapshot. N identities; a version is (number, cosine float32 [N], nearest int64 [N]).
+When the actor itself restarts it reads what it stored.
+
+N identities; a version is (number, cosine float32 [N], nearest int32 [N]).
 """
 
 import asyncio
-import io
 import logging
 import threading
 import time
@@ -25,7 +26,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from cluster.errors import ClusterError
 from cluster.progress import NAMESPACE
 
-SNAPSHOT = "difficulty.npz"
+STORED = "difficulty"  # the folder of stored versions, in the run's
 POLL = 5.0  # seconds that one call waits for a version before it asks again: a lost call is noticed
 AWAY = (ValueError, RayActorError, ObjectLostError, GetTimeoutError)  # ValueError: there is no actor of that name
 
@@ -41,28 +42,28 @@ class VersionLike(Protocol):
     @property
     def cosine(self) -> npt.NDArray[np.float32]: ...
     @property
-    def nearest(self) -> npt.NDArray[np.int64]: ...
+    def nearest(self) -> npt.NDArray[np.int32]: ...
 
 
 class _Kept(NamedTuple):
     number: int
     data: Any  # a reference to (cosine, nearest) in the object store, owned by the actor
-    arrays: tuple[Any, Any]  # the same, for the snapshot
+    arrays: tuple[Any, Any]  # the same, to be stored
 
 
 class DifficultyService:
-    """The actor's code. ``keep`` versions are held, and stand in its snapshot in ``folder`` (a pyarrow URI), too."""
+    """The actor's code. ``keep`` versions are held, and stored in ``folder`` (a pyarrow URI), too."""
 
     def __init__(self, folder: str, keep: int) -> None:
         self._kept: deque[_Kept] = deque(maxlen=keep)
-        self._folder = folder
+        self._store = _Store(folder)
         self._epoch = 0
         self._news, self._saving = asyncio.Condition(), asyncio.Lock()
         try:
-            for number, cosine, nearest in _read_snapshot(folder):
-                self._keep(number, cosine, nearest)
+            for version in self._store.read():
+                self._keep(*version)
         except (OSError, ValueError, EOFError) as error:  # an actor that fails here would never be started again
-            log.warning("the snapshot in %s cannot be read, versions will come anew: %s", folder, error)
+            log.warning("the versions in %s cannot be read, they will come anew: %s", folder, error)
 
     def _keep(self, number: int, cosine: Any, nearest: Any) -> None:
         self._kept.append(_Kept(number, ray.put((cosine, nearest)), (cosine, nearest)))
@@ -104,41 +105,59 @@ class DifficultyService:
         return next((kept for kept in self._kept if kept.number > number), None)
 
     async def _save(self) -> None:
-        """Put the snapshot in place, beside the event loop: a slow storage keeps nobody from a version."""
+        """Store what is held, beside the event loop: a slow storage keeps nobody from a version."""
         try:
             async with self._saving:
-                await asyncio.to_thread(_write_snapshot, self._folder, list(self._kept))
+                await asyncio.to_thread(self._store.keep, list(self._kept))
         except OSError as error:  # the next version brings the next try
-            log.warning("the snapshot in %s cannot be written: %s", self._folder, error)
+            log.warning("the difficulty vector cannot be stored in %s: %s", self._store.folder, error)
 
 
-def _write_snapshot(folder: str, versions: Sequence[_Kept]) -> None:
-    arrays = {}
-    for kept in versions:
-        arrays[f"cosine-{kept.number}"], arrays[f"nearest-{kept.number}"] = kept.arrays
-    sink = io.BytesIO()
-    np.savez(sink, **arrays)
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-    with filesystem.open_output_stream(f"{path}/{SNAPSHOT}.new") as out:
-        out.write(sink.getvalue())
-    filesystem.move(f"{path}/{SNAPSHOT}.new", f"{path}/{SNAPSHOT}")
+class _Store:
+    """The versions in a run's folder: a file each, written once, by its number; cosine and nearest in numpy's npy format."""
 
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+        self._path = f"{path}/{STORED}"
+        self._written: dict[int, Any] = {}  # what stands in the file of each number
 
-def _read_snapshot(folder: str) -> list[tuple[int, Any, Any]]:
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-    path = f"{path}/{SNAPSHOT}"
-    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
-        return []
-    with filesystem.open_input_file(path) as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
-        numbers = sorted(int(name.removeprefix("cosine-")) for name in arrays if name.startswith("cosine-"))
-        return [(number, arrays[f"cosine-{number}"], arrays[f"nearest-{number}"]) for number in numbers]
+    def keep(self, versions: Sequence[_Kept]) -> None:
+        """Leave these versions there, and no other."""
+        self._filesystem.create_dir(self._path)
+        current = {f"{kept.number}.npy": kept for kept in versions}
+        for file in self._files():
+            if file.base_name not in current:
+                self._filesystem.delete_file(file.path)
+        for name, kept in current.items():
+            if self._written.get(kept.number) is not kept.data:  # an incarnation may make a version of that number anew
+                with self._filesystem.open_output_stream(f"{self._path}/{name}.new") as out:
+                    for array in kept.arrays:
+                        np.save(out, array, allow_pickle=False)
+                self._filesystem.move(f"{self._path}/{name}.new", f"{self._path}/{name}")
+        self._written = {kept.number: kept.data for kept in versions}
+
+    def read(self) -> list[tuple[int, Any, Any]]:
+        """The versions that are there, in order."""
+        found = []
+        for file in self._files():
+            if file.extension == "npy":
+                with self._filesystem.open_input_file(file.path) as stored:
+                    arrays = [np.load(stored, allow_pickle=False) for _ in range(2)]
+                found.append((int(file.base_name.removesuffix(".npy")), *arrays))
+        return sorted(found, key=lambda version: version[0])
+
+    def _files(self) -> list[pyarrow.fs.FileInfo]:
+        """What lies in the folder, half-written files of a killed actor among it."""
+        selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True)
+        return [file for file in self._filesystem.get_file_info(selector) if file.is_file]
 
 
 def start_service(name: str, folder: str, keep: int) -> Any:
     """Start a run's actor; it lives until the driver that holds what this returns ends, whatever becomes of the workers.
 
     ``name``: of this launch alone, in the namespace ``hardshard``, so that two runs of one name on a cluster don't meet;
-    ``folder``: the run's, as a pyarrow URI, for the snapshot; ``keep``: versions held.
+    ``folder``: the run's, as a pyarrow URI, to store versions in; ``keep``: versions held.
     """
     options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1, "max_concurrency": 1000}
     return ray.remote(DifficultyService).options(**options).remote(folder, keep)

@@ -207,7 +207,7 @@ def launch(
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray Data, which no run uses: a process less that wakes up a hundred times a second, and workers that do not import it."""
+    """Without Ray Data, which no run uses: one process less, which wakes a hundred times a second, and fewer imports."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, DatasetsCallback)]

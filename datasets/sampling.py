@@ -28,11 +28,11 @@ WINDOW = 4  # shards that a uniform epoch mixes: samples of a window lie in rand
 
 
 class Version(NamedTuple):
-    """One version of the difficulty vector: ``cosine`` float32 [N], ``nearest`` int [N]. Number 0 is "none yet"."""
+    """One version of the difficulty vector: ``cosine`` float32 [N], ``nearest`` int32 [N]. Number 0 is "none yet"."""
 
     number: int
     cosine: npt.NDArray[np.float32]
-    nearest: npt.NDArray[np.int64]
+    nearest: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)

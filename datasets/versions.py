@@ -27,7 +27,7 @@ class VersionTable:
         self._numbers = _shared(slots, np.int64)
         self._done = _shared(1, np.int64)
         self._cosine = _shared(slots * identities, np.float32).reshape(slots, identities)
-        self._nearest = _shared(slots * identities, np.int64).reshape(slots, identities)
+        self._nearest = _shared(slots * identities, np.int32).reshape(slots, identities)
 
     def note(self, done: int) -> None:
         """Tell the readers how many steps are done: a version is overdue only once the step that it is made at is."""

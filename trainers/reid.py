@@ -221,7 +221,7 @@ def measure_difficulty(number: int, task: ReidTask, worker: Worker, journal: Jou
     """The next version of the difficulty vector, computed by all ranks together."""
     began = time.perf_counter()
     cosine, nearest = task.difficulty(worker.group)
-    version = Version(number, cosine.cpu().numpy(), nearest.cpu().numpy())
+    version = Version(number, cosine.cpu().numpy(), nearest.int().cpu().numpy())
     quantiles = np.quantile(version.cosine, np.linspace(0, 1, QUANTILES)).tolist()
     took = time.perf_counter() - began
     journal.notes.setdefault("difficulty", []).append({"step": journal.step, "seconds": took, "quantiles": quantiles})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.difficulty import NAMESPACE, Follower, Publisher, start_service
+from cluster.difficulty import NAMESPACE, STORED, Follower, Publisher, start_service
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.sampling import SamplerConfig, Version
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 def version(number: int, seed: int = 0) -> Version:
     rng = np.random.default_rng([seed, number])
-    return Version(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N))
+    return Version(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N, np.int32))
 
 
 @pytest.fixture
@@ -43,6 +43,11 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
 
 def kill(name: str, *, for_good: bool) -> None:
     ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=for_good)
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """What an actor left there."""
+    return {file.name: file.read_bytes() for file in (folder / STORED).iterdir()}
 
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:
@@ -66,17 +71,35 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     np.testing.assert_array_equal(newest.nearest, version(3).nearest)
 
 
-def test_an_actor_that_dies_comes_back_with_its_versions(name: str) -> None:
+def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Path) -> None:
     said, seen = list[str](), dict[int, Version]()
     publisher = Publisher(name, 3, [], said.append, 30)
-    publisher.publish(version(1))
-    publisher.publish(version(2))
+    for number in (1, 2, 3, 4):
+        publisher.publish(version(number))
     publisher.close()
+    (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as of an actor killed while it wrote
     kill(name, for_good=False)
     follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, said.append)
-    until(lambda: {1, 2} <= seen.keys())
+    until(lambda: len(seen) == 3)
     follower.close()
-    np.testing.assert_array_equal(seen[2].cosine, version(2).cosine)
+    for number in (2, 3, 4):
+        np.testing.assert_array_equal(seen[number].cosine, version(number).cosine)
+        np.testing.assert_array_equal(seen[number].nearest, version(number).nearest)
+
+
+def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:
+    publisher, seen = Publisher(name, 3, [], print, 30), dict[int, Version]()
+    publisher.publish(version(1))
+    publisher.close()
+    until((file := tmp_path / STORED / "1.npy").exists)
+    file.write_bytes(file.read_bytes()[:-1])
+    kill(name, for_good=False)
+    publisher = Publisher(name, 3, [version(1)], print, 60)  # the workers' checkpoint has it
+    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    until(lambda: 1 in seen)
+    for end in (follower, publisher):
+        end.close()
+    np.testing.assert_array_equal(seen[1].nearest, version(1).nearest)
 
 
 def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
@@ -92,7 +115,7 @@ def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
     publisher.close()
 
 
-def test_begin_forgets_versions_of_steps_that_are_made_again(name: str) -> None:
+def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path: Path) -> None:
     dead = Publisher(name, 3, [], print, 30)
     for number in (1, 2, 3):
         dead.publish(version(number))
@@ -105,8 +128,11 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str) -> None:
     until(lambda: dead._line.failure is not None)
     with pytest.raises(ClusterError, match="another incarnation"):
         dead.check()
+    first = stored(tmp_path)
     alive.publish(version(2, seed=1))
     until(lambda: 2 in seen)
+    until(lambda: stored(tmp_path).keys() == {"1.npy", "2.npy"})
+    assert first == {"1.npy": stored(tmp_path)["1.npy"]}
     np.testing.assert_array_equal(seen[2].cosine, version(2, seed=1).cosine)
     for end in (follower, alive, dead):
         end.close()

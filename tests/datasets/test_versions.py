@@ -61,7 +61,7 @@ def test_arrays_of_any_origin_are_copied() -> None:
     assert found is not None
     assert not np.shares_memory(found.cosine, cosine)
     assert found.cosine.dtype == np.float32
-    assert found.nearest.dtype == np.int64
+    assert found.nearest.dtype == np.int32
 
 
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 30), st.integers(0, 60), st.data())
