@@ -100,7 +100,7 @@ def _gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is None:
         return values
     whole = values.new_empty(dist.get_world_size(group) * len(values), *values.shape[1:])
-    dist.all_gather_into_tensor(whole, values.contiguous(), group=group)
+    dist.all_gather_single(whole, values.contiguous(), group=group)
     return whole
 
 
