@@ -68,7 +68,7 @@ RESUMED = 5000  # the step that a resumed run begins with
 
 def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProcess) -> dict[str, float]:
     """A training of pauses, from an empty cache: in a process of its own."""
-    cache_module.CHECK_EVERY = 16  # the set is small: keep the cache to its size more closely
+    cache_module.CHECK_EVERY = 1 << 20  # the set is small: keep the cache to its size more closely
     sampler = SamplerConfig(kind=case.kind, batch=options.batch)
     split, start = split_of(index, "train"), 0 if case.place == "new" else RESUMED
     gib = max(case.cache * 1.1 * sum(shard.size for shard in index.shards) / 2**30, 1e-6)  # flags and blocks of the disk

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -58,7 +59,7 @@ class DifficultyService:
         self._kept: deque[_Kept] = deque(maxlen=keep)
         self._store = _Store(folder)
         self._epoch = 0
-        self._news, self._saving = asyncio.Condition(), asyncio.Lock()
+        self._news, self._saving, self._saves = asyncio.Condition(), asyncio.Lock(), set[asyncio.Task[None]]()
         try:
             for version in self._store.read():
                 self._keep(*version)
@@ -105,7 +106,13 @@ class DifficultyService:
         return next((kept for kept in self._kept if kept.number > number), None)
 
     async def _save(self) -> None:
-        """Store what is held, beside the event loop: a slow storage keeps nobody from a version."""
+        """Store what is held; a storage that is slow is waited for a few seconds, and goes on by itself."""
+        save = asyncio.create_task(self._stored())
+        self._saves.add(save)
+        save.add_done_callback(self._saves.discard)
+        await asyncio.wait({save}, timeout=POLL)
+
+    async def _stored(self) -> None:
         try:
             async with self._saving:
                 await asyncio.to_thread(self._store.keep, list(self._kept))
@@ -118,23 +125,28 @@ class _Store:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-        self._path = f"{path}/{STORED}"
         self._written: dict[int, Any] = {}  # what stands in the file of each number
+
+    @cached_property
+    def _place(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """Where it is; asking may go to S3, and fail."""
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.folder)
+        return filesystem, f"{path}/{STORED}"
 
     def keep(self, versions: Sequence[_Kept]) -> None:
         """Leave these versions there, and no other."""
-        self._filesystem.create_dir(self._path)
+        filesystem, path = self._place
+        filesystem.create_dir(path)
         current = {f"{kept.number}.npy": kept for kept in versions}
         for file in self._files():
             if file.base_name not in current:
-                self._filesystem.delete_file(file.path)
+                filesystem.delete_file(file.path)
         for name, kept in current.items():
             if self._written.get(kept.number) is not kept.data:  # an incarnation may make a version of that number anew
-                with self._filesystem.open_output_stream(f"{self._path}/{name}.new") as out:
+                with filesystem.open_output_stream(f"{path}/{name}.new") as out:
                     for array in kept.arrays:
                         np.save(out, array, allow_pickle=False)
-                self._filesystem.move(f"{self._path}/{name}.new", f"{self._path}/{name}")
+                filesystem.move(f"{path}/{name}.new", f"{path}/{name}")
         self._written = {kept.number: kept.data for kept in versions}
 
     def read(self) -> list[tuple[int, Any, Any]]:
@@ -142,15 +154,15 @@ class _Store:
         found = []
         for file in self._files():
             if file.extension == "npy":
-                with self._filesystem.open_input_file(file.path) as stored:
+                with self._place[0].open_input_file(file.path) as stored:
                     arrays = [np.load(stored, allow_pickle=False) for _ in range(2)]
                 found.append((int(file.base_name.removesuffix(".npy")), *arrays))
         return sorted(found, key=lambda version: version[0])
 
     def _files(self) -> list[pyarrow.fs.FileInfo]:
         """What lies in the folder, half-written files of a killed actor among it."""
-        selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True)
-        return [file for file in self._filesystem.get_file_info(selector) if file.is_file]
+        filesystem, path = self._place
+        return [file for file in filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)) if file.is_file]
 
 
 def start_service(name: str, folder: str, keep: int) -> Any:

@@ -44,13 +44,14 @@ class ClusterConfig:
     """What a run takes of the cluster."""
 
     workers: int = 2
-    """Training processes; each takes a GPU if the cluster has them."""
+    """Training processes; each takes a GPU if the cluster has any, or can grow to have."""
     fewest: int = 0
-    """Workers to go on with while nodes are lost; new ones are taken in again. 0: all of them, waited for."""
+    """Workers to go on with while nodes are lost; new ones are taken in again, so that any number from these to all must divide a
+    step's samples. 0: all of them, waited for."""
     cpus: int = 1
     """CPU cores reserved for each, its loader processes included."""
     gpu: bool | None = None
-    """Train on GPUs; None: if the cluster has any."""
+    """Train on GPUs; None: if the cluster has any, or can grow to have."""
     max_failures: int = 20
     """Deaths of workers after which the run goes on from its last checkpoint; the next one ends it."""
     keep_checkpoints: int = 2
@@ -68,6 +69,18 @@ class ClusterConfig:
     def sizes(self) -> range:
         """The numbers of workers that the run may have."""
         return range(self.fewest or self.workers, self.workers + 1)
+
+    def check_shares(self, samples: int, where: str) -> None:
+        """Check that any of these numbers of workers can share the samples of a step, which are set by ``where``.
+
+        Raises:
+            ClusterError: one of them cannot.
+        """
+        for workers in self.sizes:
+            if samples < 1 or samples % workers:
+                what = f"{samples} samples cannot be shared evenly by {workers} workers"
+                more = f": of each of {self.fewest} to {self.workers}, or raise --cluster.fewest" if self.fewest else ""
+                raise ClusterError(what, where, f"choose a multiple of the number of workers{more}")
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
@@ -175,7 +188,7 @@ def launch(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # whoever watches finds it by that name
     progress = Progress.options(scheduling_strategy=here, **told).remote(name, runs)  # type: ignore[attr-defined]
-    gpu = config.gpu if config.gpu is not None else "GPU" in ray.cluster_resources()
+    gpu = _on_gpus(config)
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
@@ -204,6 +217,11 @@ def launch(
         ended.set()
         shower.join()
         ray.kill(progress)
+
+
+def _on_gpus(config: ClusterConfig) -> bool:
+    """Whether workers take a GPU each: as is said, or if the cluster has any, or would have when it scales up from none."""
+    return config.gpu if config.gpu is not None else most_resources().get("GPU", 0) > 0
 
 
 class _Trainer(TorchTrainer):

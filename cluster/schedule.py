@@ -196,7 +196,7 @@ class Add(Stored):
     overlap: Literal["forbid", "allow", "replace"] = "forbid"
     """While the last start still runs: leave a time out, start beside it, or stop it first."""
     missed: Literal["last", "all", "skip"] = "last"
-    """Of the times that passed while no scheduler ran: make up for the last one, for all, for none."""
+    """Of the times that passed while no scheduler ran: make up for the last one, for all (with overlap allow), for none."""
     retries: int = 0
     """Starts after a failed one, of the same time."""
     working_dir: str = ""

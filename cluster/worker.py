@@ -1,7 +1,12 @@
 """A worker's end of a run: which one it is, what it tells, and its checkpoints."""
 
+import fcntl
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,6 +18,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.metrics import Figures
+
+SCRATCH = "hardshard-checkpoint-"  # how temporary folders' names begin
+LEFT_OVER_S = 60.0  # seconds after which one that nobody holds is taken for a dead worker's
 
 
 class Worker(NamedTuple):
@@ -41,7 +49,7 @@ class Worker(NamedTuple):
 
 
 def this_worker(settings: dict[str, Any]) -> Worker:
-    """The worker that this process is, under Ray Train. ``settings``: what it was started with by `cluster.launch.run`."""
+    """The worker that this process is, under Ray Train. ``settings``: what it was started with by `cluster.launch.launch`."""
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     return Worker(rank, world, device, settings["progress"], Figures(context.get_experiment_name(), rank))
@@ -64,9 +72,11 @@ def save_checkpoint(
     if not writers:
         ray.train.report(told, checkpoint=None)
         return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+    if shared:  # else files of a save that another number of workers did not end would stand among those of this one
+        name = f"{name}-of-{worker.world}"
+    with _scratch() as folder:
         for writer in writers:
-            writer(Path(folder))
+            writer(folder)
         ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
@@ -78,7 +88,7 @@ def restore_checkpoint(read: Callable[[Path], Any], wanted: Callable[[list[str]]
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+    with _scratch() as folder:
         # Into a folder of our own: as_directory() shares one among a node's ranks, and one that comes later downloads over the
         # file that another is reading (seen with Ray 2.60 and S3).
         if wanted is None:
@@ -88,4 +98,32 @@ def restore_checkpoint(read: Callable[[Path], Any], wanted: Callable[[list[str]]
             for name in wanted([file.base_name for file in found if file.type == pyarrow.fs.FileType.File]):
                 source, target = f"{checkpoint.path}/{name}", f"{folder}/{name}"
                 pyarrow.fs.copy_files(source, target, source_filesystem=checkpoint.filesystem)
-        return read(Path(folder))
+        return read(folder)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder. Those of workers that were killed while they had one, whom nobody else tidies up after, are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > LEFT_OVER_S and _alone(old):
+                shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(held, fcntl.LOCK_EX)  # lifted by the kernel when the process dies
+        try:
+            yield Path(folder)
+        finally:
+            os.close(held)
+
+
+def _alone(folder: Path) -> bool:
+    """Whether no process holds the folder."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
+    return True

@@ -63,7 +63,8 @@ class _Boxes:
 def voc(source: Source, held_out: HeldOut) -> Listing:
     """Pascal VOC: ``Annotations/*.xml`` beside images of the same stems, anywhere below; images without an XML are not annotated.
 
-    ``ImageSets/Main``: what its test list names is held out, else what its val list names; without lists a share is.
+    ``ImageSets/Main``: what its test list names is held out, else what its val list names beside others; else a share is, of what
+    is listed, or of all.
     """
     images = list(images_in(source, list(source.sizes)))
     by_stem = {PurePosixPath(name).stem: name for name in images}
@@ -97,11 +98,12 @@ def _voc_splits(source: Source, by_stem: Mapping[str, str], held_out: HeldOut) -
                 if stem not in by_stem:
                     remedy = "is the download whole?"
                     raise InputError(f"a list names the image {stem}, which is not there", f"{name} in {source.where}", remedy)
-    if not lists:
-        return {name: split_by_name(name, held_out) for name in by_stem.values()}
-    test = lists.get("test") or (lists.get("val") if "train" in lists else None) or []
-    train = {stem for stems in lists.values() for stem in stems} - set(test)
-    return {name: "test" if stem in set(test) else "train" for stem, name in by_stem.items() if stem in train or stem in test}
+    named = {stem for stems in lists.values() for stem in stems}
+    listed = {stem: name for stem, name in by_stem.items() if stem in named or not lists}
+    test = set(lists.get("test") or (lists.get("val") if len(lists) > 1 else None) or [])
+    if not test:
+        return {name: split_by_name(name, held_out) for name in listed.values()}
+    return {name: "test" if stem in test else "train" for stem, name in listed.items()}
 
 
 def coco(source: Source, held_out: HeldOut) -> Listing:

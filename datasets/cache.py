@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import struct
 import tempfile
@@ -21,7 +22,9 @@ from pathlib import Path
 from datasets.errors import InputError
 from datasets.index import Index
 
-CHECK_EVERY = 256  # blocks a process fetches between two looks at the cache's size: 64 MiB at the most
+CHECK_EVERY = 16 << 20  # bytes that a process fetches between two looks at the cache's size
+LEAST = 1 << 16  # bytes that a request counts for, though all it wanted was here: copies that others evict must be let go
+SPARE = 0.1  # share of the disk that stays free of what is brought in the background
 OPEN = 128  # copies that a process keeps open; a set may have more shards than a process may open files
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,7 +38,7 @@ class CacheConfig:
     gib: float = 16.0
     """The most that it takes on disk, in GiB; 0 turns it off."""
     fill: bool = True
-    """Bring all training samples there while training goes on, 4 MiB a GET, if there is room: not only those that are drawn."""
+    """Bring all training samples there while training goes on, 4 MiB a GET, not only those drawn; if the set fits by itself."""
 
     def __post_init__(self) -> None:
         if self.gib < 0:
@@ -63,6 +66,11 @@ class CachedShard:
     def has(self, block: int) -> bool:
         """Whether a block's bytes are here."""
         return os.pread(self._file, 1, self._flags + block) == b"\1"
+
+    def tight(self) -> bool:
+        """Whether the disk is all but full."""
+        disk = os.fstatvfs(self._file)
+        return disk.f_bavail < SPARE * disk.f_blocks
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at an offset of the shard; they must lie in a block that is here."""
@@ -116,20 +124,21 @@ class NodeCache:
                 if old != self.folder:
                     shutil.rmtree(old, ignore_errors=True)
         self._open: dict[int, CachedShard] = {}  # in the order of use
-        self._unchecked = 0
+        self._unchecked = secrets.randbelow(CHECK_EVERY)  # the processes of a node look at different times
 
     def shard(self, number: int) -> CachedShard | None:
-        """The copy of a shard; None where the disk has no room to begin one."""
+        """The copy of a shard, kept open; None where the disk has no room to begin one."""
         copy = self._open.pop(number, None)
         if copy is None or copy.gone():
-            copy = self._begin(number)
+            copy = self.copy(number)
         if copy is not None:
             self._open[number] = copy
             if len(self._open) > OPEN:
                 del self._open[next(iter(self._open))]
         return copy
 
-    def _begin(self, number: int) -> CachedShard | None:
+    def copy(self, number: int) -> CachedShard | None:
+        """As `shard`, for who holds it himself."""
         shard, (first, last) = self.index.shards[number], self.index.blocks_of_shard(number)
         identity = hashlib.sha256(repr((self.index.url, shard, self.etags.get(shard.name))).encode())
         identity.update(self.index.blocks["offset"][first:last].tobytes())  # two indexes may cut a shard into other blocks
@@ -146,11 +155,14 @@ class NodeCache:
         """Whether the cache is to be filled with these, and is as large as all of them."""
         return self.config.fill and sum(self.index.shards[shard].size for shard in shards) <= self.config.gib * 2**30
 
-    def account(self, fetched: int) -> None:
-        """Note blocks fetched; now and then look at the whole folder, and evict the copies opened or written longest ago."""
-        self._unchecked += fetched
+    def account(self, fetched: int) -> bool:
+        """Note bytes fetched; now and then look at the whole folder, and evict the copies opened or written longest ago.
+
+        Whether any were evicted.
+        """
+        self._unchecked += max(fetched, LEAST)
         if self._unchecked < CHECK_EVERY:
-            return
+            return False
         self._unchecked = 0
         files = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
@@ -159,12 +171,14 @@ class NodeCache:
                     stat = entry.stat()
                     files.append((stat.st_mtime_ns, stat.st_blocks * 512, Path(entry)))
         excess = sum(size for _, size, _ in files) - int(self.config.gib * 2**30)
+        evicts = excess > 0
         for _, size, path in sorted(files):
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
             excess -= size
         self._open = {number: copy for number, copy in self._open.items() if not copy.gone()}
+        return evicts
 
     def _make(self) -> None:
         self.config.root.mkdir(parents=True, exist_ok=True)

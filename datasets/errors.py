@@ -19,7 +19,7 @@ class InputError(Exception):
 
 
 class UnreachableError(InputError):
-    """A storage that does not answer: the address may be wrong, or it is away for a while, so that a run tries again."""
+    """Storage or service that does not answer: the address may be wrong, or it is away for a while, so that a run tries again."""
 
     transient = True
 

@@ -158,7 +158,7 @@ class BucketStore:
         finally:  # a failed fetch is not to be had again by whoever asks next
             self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
         if self._cache:
-            self._cache.account(sum(len(fetch.result()) for fetch in ended))
+            self._cache.account(sum(_bytes(fetch.result()) for fetch in ended))
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
@@ -189,16 +189,16 @@ class BucketStore:
 
     def _fill(self, shards: Sequence[int]) -> None:
         assert self._cache
-        cache = NodeCache(self._cache.config, self.index, self.etags)  # the other is the drawing thread's
         try:
+            cache = NodeCache(self._cache.config, self.index, self.etags)  # the other is the drawing thread's
             for shard in np.random.default_rng().permutation(shards).tolist():  # apart from the other processes of the node
+                copy = cache.copy(shard)
                 for span in self._spans(shard):
-                    copy = cache.shard(shard)
-                    if copy is None or copy.full or self._over.is_set():
+                    if copy is None or copy.full or copy.tight() or copy.gone() or self._over.is_set():
                         return
-                    if not all(map(copy.has, span)):
-                        cache.account(len(self._bring(span, copy)))
-        except (InputError, StorageError) as error:  # a draw that needs the block tells of it, and ends the run
+                    if not all(map(copy.has, span)) and cache.account(_bytes(self._bring(span, copy))):
+                        return  # with what else is there it is too much: what was evicted would be brought again
+        except Exception as error:  # a draw that needs the block meets it, too, and ends the run
             log.warning("the node cache is filled no further: %s", error)
 
     def _get(self, group: list[int]) -> Found:
@@ -313,6 +313,10 @@ def _runs(blocks: list[int]) -> list[list[int]]:
     if len(starts) > RUNS:
         return [list(range(blocks[0], blocks[-1] + 1))]
     return [blocks[start:end] for start, end in pairwise([*starts, len(blocks)])]
+
+
+def _bytes(found: Found) -> int:
+    return sum(len(data) for data in found.values() if isinstance(data, bytes))
 
 
 def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:

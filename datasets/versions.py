@@ -11,7 +11,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from datasets.errors import InputError
+from datasets.errors import UnreachableError
 from datasets.sampling import SamplerConfig, Version
 
 
@@ -67,7 +67,7 @@ class VersionTable:
         """The version that a step draws by; waits for it in pinned mode. None: the step draws evenly.
 
         Raises:
-            InputError: it did not come within the sampler's patience.
+            UnreachableError: it did not come within the sampler's patience. The run then begins again from its checkpoint.
         """
         number = self.config.version_at(step)
         if number == 0:
@@ -82,7 +82,7 @@ class VersionTable:
                 overdue = time.monotonic() + self.config.patience
             if overdue is not None and time.monotonic() > overdue:
                 what = f"version {number} of the difficulty vector, for step {step}, did not come in {self.config.patience:g} s"
-                raise InputError(what, "sampler", "is the difficulty actor alive? Resume the run, or use --sampler.mode freshest")
+                raise UnreachableError(what, "sampler", "is the difficulty actor alive? Else use --sampler.mode freshest")
             time.sleep(0.002)
         return version
 

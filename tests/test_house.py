@@ -46,6 +46,8 @@ def test_rooms_keep_to_themselves(room: str, package: str) -> None:
 
 def test_nothing_imports_a_job() -> None:
     files = [path for room in ("cluster", "datasets", "trainers") for path in (ROOT / room).rglob("*.py")]
+    assert files
+    assert JOBS
     assert not {str(path): name for path in files for name in imported(path) for job in JOBS if inside(name, job)}
 
 
@@ -55,6 +57,7 @@ def test_jobs_and_shared_files_bear_no_standard_modules_name() -> None:
 
 def test_every_package_says_that_it_is_one() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert folders
     assert not {str(folder) for folder in folders if not (folder / "__init__.py").exists()}
 
 

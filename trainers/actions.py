@@ -72,9 +72,7 @@ class Train(JobConfig):
         super().__post_init__()
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
-        if self.batch < 1 or self.batch % self.cluster.workers:
-            what = f"a batch of {self.batch} clips cannot be shared evenly by {self.cluster.workers} workers"
-            raise InputError(what, "--batch", "choose a multiple of the number of workers")
+        self.cluster.check_shares(self.batch, "--batch")
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""

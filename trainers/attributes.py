@@ -111,9 +111,9 @@ class Train(JobConfig):
         super().__post_init__()
         if self.loader.size is None:
             raise InputError("loader.size is not set", "loader", "sets of several sizes are mixed: give a height and a width")
-        if self.batch < 1 or self.mix.unit % self.cluster.workers:
-            what = f"parts of {self.mix.unit} samples cannot be shared evenly by {self.cluster.workers} workers"
-            raise InputError(what, "mix.unit", "choose a multiple of the number of workers, and a batch of at least 1")
+        self.cluster.check_shares(self.mix.unit, "mix.unit")
+        if self.batch < 1:
+            raise InputError(f"a batch of {self.batch}", "--batch", "give at least 1")
 
     @property
     def stages(self) -> tuple[Stage, ...]:

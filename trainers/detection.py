@@ -95,9 +95,9 @@ class Train(JobConfig):
             raise InputError("loader.size is set", "loader", "give --side: every set keeps its own shape")
         if self.augment.turn:
             raise InputError("augment.turn is set", "augment", "boxes cannot be turned: leave it at 0")
-        if self.batch < 1 or self.batch % self.cluster.workers or self.begin < 0:
-            what = f"a batch of {self.batch} for {self.cluster.workers} workers, target from step {self.begin}"
-            raise InputError(what, "--batch", "choose a multiple of the number of workers, and a step of at least 0")
+        self.cluster.check_shares(self.batch, "--batch")
+        if self.begin < 0:
+            raise InputError(f"the target is used from step {self.begin}", "--begin", "give a step of at least 0")
         if self.align.clusters > self.model.regions:
             raise InputError(f"{self.align.clusters} clusters of {self.model.regions} regions", "align", "lower --align.clusters")
         self.adversaries_optim()

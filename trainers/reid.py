@@ -76,10 +76,7 @@ class Train(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for workers in self.cluster.sizes:
-            if self.sampler.batch % workers:
-                what = f"the global batch of {self.sampler.batch} cannot be shared evenly by {workers} workers"
-                raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        self.cluster.check_shares(self.sampler.batch, "sampler.batch")
         if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
             what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
             raise InputError(what, "head.triplet", "give --sampler.instances 4")

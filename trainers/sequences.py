@@ -89,9 +89,9 @@ class Train(JobConfig):
         super().__post_init__()
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
-        if self.batch < 1 or self.batch % self.cluster.workers or self.beam < 1:
-            what = f"a batch of {self.batch} videos cannot be shared evenly by {self.cluster.workers} workers, or no beam"
-            raise InputError(what, "--batch", "choose a multiple of the number of workers, and a beam of at least 1")
+        self.cluster.check_shares(self.batch, "--batch")
+        if self.beam < 1:
+            raise InputError(f"a beam of {self.beam}", "--beam", "give at least 1")
         if not 0 <= self.flat_start < 1:
             raise InputError(f"a share of {self.flat_start} of the steps", "--flat-start", "give 0 or more, and less than 1")
 

@@ -87,6 +87,9 @@ def test_ray_up_starts_every_kind_of_node_in_the_private_network(home: Path, acc
     assert nodes["gpu_spot"]["InstanceLifecycle"] == "spot"
     assert nodes["head"]["InstanceType"].startswith("m7i")
     groups = {group["GroupId"] for node in nodes.values() for group in node["SecurityGroups"]}
+    subnets = {node["SubnetId"] for node in nodes.values()}
+    assert subnets == set(account["available_node_types"]["head"]["node_config"]["SubnetIds"])
+    assert ready["provider"]["use_internal_ips"]
     assert groups == set(account["available_node_types"]["head"]["node_config"]["SecurityGroupIds"])  # Ray made none of its own
     profiles = {name: node["IamInstanceProfile"]["Arn"].rpartition("/")[2] for name, node in nodes.items()}
     assert profiles == {"head": "hardshard-head", "gpu": "hardshard-node", "gpu_spot": "hardshard-node"}
@@ -100,6 +103,7 @@ def test_its_versions_and_commands_hold() -> None:
     assert sum(kind.get("max_workers", 0) for kind in loaded["available_node_types"].values()) == loaded["max_workers"]
     commands = [command for name, value in loaded.items() if name.endswith("commands") for command in value]
     commands += [c for kind in loaded["available_node_types"].values() for c in kind.get("initialization_commands", [])]
+    assert commands
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
     assert "AKIA" not in (text := (ROOT / "ray_cluster.yaml").read_text())

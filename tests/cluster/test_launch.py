@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ray._raylet import GcsClient
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from cluster import launch as launch_module
 from cluster.errors import ClusterError
 from cluster.launch import ClusterConfig, connect, launch, storage_uri
 from cluster.progress import NAMESPACE, PREFIX, Progress
@@ -174,6 +175,24 @@ def test_fewest_is_one_of_the_workers(fewest: int) -> None:
         ClusterConfig(workers=2, fewest=fewest)
     assert list(ClusterConfig(workers=4, fewest=2).sizes) == [2, 3, 4]
     assert list(ClusterConfig(workers=4).sizes) == [4]
+
+
+def test_a_step_is_shared_evenly_by_any_number_of_workers() -> None:
+    ClusterConfig(workers=4).check_shares(64, "--batch")
+    ClusterConfig(workers=4, fewest=2).check_shares(12, "--batch")
+    with pytest.raises(ClusterError, match=r"64 samples cannot be shared evenly by 3 workers: --batch; .* of each of 2 to 4"):
+        ClusterConfig(workers=4, fewest=2).check_shares(64, "--batch")
+    with pytest.raises(ClusterError, match="0 samples"):
+        ClusterConfig(workers=1).check_shares(0, "--batch")
+
+
+def test_workers_take_gpus_that_the_cluster_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that scales up from none has no GPU when a run begins."""
+    assert not launch_module._on_gpus(ClusterConfig())
+    grows = {"CPU": 64, "GPU": 8}
+    monkeypatch.setattr(launch_module.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
+    assert launch_module._on_gpus(ClusterConfig())
+    assert not launch_module._on_gpus(ClusterConfig(gpu=False))
 
 
 def test_storage_uri(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,13 +163,14 @@ def test_a_run_over_two_nodes_outlives_a_node_and_its_driver(nodes: Nodes, data:
     driver = train(nodes, data, tmp_path, "torn", 120)
     until(checkpoint(tmp_path, "torn", 20))
     nodes.kill(3)
+    assert driver.poll() is None
     nodes.start(4, 1)
     until(checkpoint(tmp_path, "torn", 60))
     driver_tree = psutil.Process(driver.pid).children(recursive=True)
     for process in [*driver_tree, psutil.Process(driver.pid)]:
         if process.is_running():
             process.kill()
-    driver.wait()
+    assert driver.wait() == -signal.SIGKILL  # it had not ended by itself
     assert train(nodes, data, tmp_path, "torn", 120, "--resume").wait(420) == 0  # Ray frees a dead driver's CPUs late
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
 
@@ -180,6 +182,7 @@ def test_a_node_that_is_cut_off_is_replaced(nodes: Nodes, data: str, tmp_path: P
     driver = train(nodes, data, tmp_path, "torn", 60)
     until(checkpoint(tmp_path, "torn", 20))
     nodes.cut(3, off=True)
+    assert driver.poll() is None
     nodes.start(4, 1)
     assert driver.wait(300) == 0
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
@@ -200,7 +203,8 @@ def test_an_elastic_run_goes_on_with_fewer_and_takes_a_new_node_in(nodes: Nodes,
     alone = max(int(path.name[5:]) for path in (tmp_path / "elastic").glob("step-*"))
     until(checkpoint(tmp_path, "elastic", alone + 40))
     nodes.start(4, 1)
-    until(lambda: nodes.trains(2) and nodes.trains(4))
+    until(lambda: driver.poll() is not None or (nodes.trains(2) and nodes.trains(4)))
+    assert driver.poll() is None, "the run was over before Ray took the new node in"
     assert driver.wait(400) == 0
     history = Run(str(tmp_path), "elastic").read_json("history.json")
     assert [entry["step"] for entry in history["records"]] == list(range(10, STEPS + 1, 10))

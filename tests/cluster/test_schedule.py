@@ -31,7 +31,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
-        self.life, self.submitted = 1, list[str]()
+        self.life, self.submitted, self.refused = 1, list[str](), list[str]()
         self.lock = threading.Lock()
 
     def session(self) -> str:
@@ -40,6 +40,7 @@ class Memory:
     def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
         with self.lock:
             if job in self.jobs:
+                self.refused.append(job)
                 raise RuntimeError("the id is in use")
             self.jobs[job] = "RUNNING"
             self.submitted.append(job)
@@ -201,15 +202,19 @@ def test_many_schedulers_start_each_time_once(kind: str, tmp_path: Path, request
     for name in ("a", "b", "c"):
         add(open_ledger(url), name, "*/10 * * * *", overlap="allow")
 
+    together = threading.Barrier(6)  # at every turn: their clocks differ by seconds, and a claim is taken over after a minute
+
     def work(seed: int) -> None:
         scheduler = Scheduler(open_ledger(url), cluster)
         for minutes in range(10, 60, 10):
+            together.wait(60)
             scheduler.turn(BEGIN + timedelta(minutes=minutes, seconds=seed))
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
     wanted = {f"{name}-20260310T12{minutes}00Z-1" for name, minutes in itertools.product("abc", range(10, 60, 10))}
     assert sorted(cluster.submitted) == sorted(wanted)
+    assert not cluster.refused  # the ledger let one try, not the cluster
 
 
 def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:

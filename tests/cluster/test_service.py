@@ -42,12 +42,18 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def kill(name: str, *, for_good: bool) -> None:
-    ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=for_good)
+    """Kill the actor, and see it dead: whoever answers next is its successor."""
+    actor = ray.get_actor(name, namespace=NAMESPACE)
+    ray.get(actor.after.remote(0, 0.0))
+    waiting = actor.after.remote(2**31, 60.0)
+    ray.kill(actor, no_restart=for_good)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(waiting, timeout=30)
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """What an actor left there."""
-    return {file.name: file.read_bytes() for file in (folder / STORED).iterdir()}
+    """The versions that an actor left there."""
+    return {file.name: file.read_bytes() for file in (folder / STORED).glob("*.npy")}
 
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:

@@ -82,8 +82,15 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match="a list names the image 77, which is not there"):
         listing("voc", tmp_path / "c", files | {"ImageSets/Main/test.txt": b"77\n"})
-    by_hash = splits(listing("voc", tmp_path / "d", voc_files(40), share=0.5))
+    without_train = {name: text for name, text in files.items() if not name.endswith("Main/train.txt")}
+    assert splits(listing("voc", tmp_path / "d", without_train)) == dict.fromkeys(("000", "001"), "train") | dict.fromkeys(
+        ("002", "003"), "test"
+    )
+    by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), share=0.5))
     assert 8 < list(by_hash.values()).count("test") < 32
+    first = "".join(f"{number:03}\n" for number in range(30)).encode()
+    of_these = splits(listing("voc", tmp_path / "f", voc_files(40) | {"ImageSets/Main/trainval.txt": first}, share=0.5))
+    assert of_these == {stem: split for stem, split in by_hash.items() if int(stem) < 30}
 
 
 def test_coco_says_the_split_by_its_files(tmp_path: Path) -> None:
@@ -204,7 +211,9 @@ def test_a_degraded_set_says_so_and_is_the_same_again(tmp_path: Path) -> None:
     bright = [np.mean([decode(data).mean() for data in boxes_by_image(index)]) for index in (one, plain)]
     assert bright[0] > bright[1] + 50
     assert (one.boxes.corners == plain.boxes.corners).all()  # type: ignore[union-attr]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.tar")}
     assert pack("voc", source, str(tmp_path / "one"), options).url == one.url  # found to be done
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.tar")} != {}
 
 
 def test_the_blood_cells(tmp_path: Path) -> None:

@@ -216,13 +216,13 @@ def test_a_cache_that_cannot_be_filled_ends_nothing(
 
 
 def test_a_store_that_closes_fills_no_further(index: Index, opened: Open, s3_proxy: FaultProxy) -> None:
-    s3_proxy.match, s3_proxy.latency_ms = ".tar", 50
+    s3_proxy.match, s3_proxy.latency_ms = ".tar", 2000  # time enough to close while the first GET is under way
     before = set(threading.enumerate())
     store = opened(index)
     store.fill(range(len(index.shards)))
     assert soon(lambda: s3_proxy.counts["gets"] == 1)
     store.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     assert s3_proxy.counts["gets"] == 1 < len(index.shards)
 
 

@@ -15,6 +15,7 @@ from shardset import packed, pictures_in
 from datasets.errors import InputError
 from datasets.export import export
 from datasets.index import Index, read_index, write_index
+from datasets.inspect import faults
 from datasets.objects import open_objects
 
 READERS = Path(__file__).parent / "export_readers.py"
@@ -69,6 +70,7 @@ def test_energon_finds_every_sample(index: Index) -> None:
 
 def test_the_set_is_as_whole_as_before(index: Index) -> None:
     assert read_index(index.url).checksum == index.checksum
+    assert not list(faults(index, read=True))
 
 
 def test_a_bucket_gets_what_a_folder_gets(index: Index, s3_url: str) -> None:

@@ -72,6 +72,7 @@ def test_video_csv() -> None:
     clips = listed("video_csv", csv_of("file,labels,start,end,split", "a/one.mp4,x;y,0.5,2,train", "two.mp4,y,,,test"))
     assert clips == [Clip("train", "a/one.mp4", ("x", "y"), 0.5, 2.0), Clip("test", "b/two.mp4", ("y",))]
     hashed = listed("video_csv", csv_of("file,label", *["a/one.mp4,x", "two.mp4,y"]))
+    assert [clip.file for clip in hashed] == ["a/one.mp4", "b/two.mp4"]
     assert {clip.split for clip in hashed} <= {"train", "test"}
     chosen = listed(
         "video_csv", csv_of("file,label,who", "a/one.mp4,x,ann", "two.mp4,y,bob"), Choice(HeldOut(), test="who=bob,eve")

@@ -148,19 +148,22 @@ def test_a_forked_process_sees_what_comes_later() -> None:
 
 def test_a_waiting_process_ends_with_the_one_that_it_waits_for() -> None:
     table = VersionTable(N, replace(PINNED, patience=60))
-    out, told = os.pipe()
+    (out, told), (begun, begin) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # the Train worker: forks a loader worker, then dies
         if os.fork() == 0:
             try:
+                os.write(begin, b"!")
                 table.at(6)
             except SystemExit:
                 os.write(told, b"ended")
             finally:
                 os._exit(0)
-        time.sleep(0.1)
+        os.read(begun, 1)
+        time.sleep(0.2)  # the other has taken down by now whose child it is
         os._exit(0)
     os.close(told)
     os.waitpid(child, 0)
     assert os.read(out, 10) == b"ended"  # or b"" from a process that got its version, which nobody put
-    os.close(out)
+    for end in (out, begun, begin):
+        os.close(end)

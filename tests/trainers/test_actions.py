@@ -13,6 +13,7 @@ import torch
 from clipdata import npz_folder, stairs, video_bytes
 from test_reid import kill_worker_after
 
+from cluster.errors import ClusterError
 from datasets.clips import ClipConfig
 from datasets.errors import InputError
 from datasets.loader import LoaderConfig
@@ -147,7 +148,7 @@ def test_bad_input_is_refused_before_anything_starts(sets: dict[str, str], tmp_p
         with pytest.raises(InputError, match=told):
             replace(base, **wrong).run()
     for wrong in ({"batch": 0}, {"batch": 7}, {"loader": LoaderConfig(size=(32, 32))}):
-        with pytest.raises(InputError):
+        with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
     for compare, told in ((Compare(base), "need --flow"), (Compare(base, seeds=(0,)), "two seeds")):
         with pytest.raises(InputError, match=told):

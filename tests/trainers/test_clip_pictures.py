@@ -43,7 +43,7 @@ def test_nothing_to_show_is_said() -> None:
         confusion_picture(np.zeros((3, 3), np.int64), NAMES[:3]),
         films_picture([]),
     ):
-        assert picture.startswith(b"\x89PNG")
+        assert imread(io.BytesIO(picture))[..., :3].std() > 0.001  # something is on it
 
 
 @pytest.mark.parametrize("count", [0, 1, FILM, 95])

@@ -34,5 +34,5 @@ def test_odd_things_are_drawn(dark: bool) -> None:
     edge = Seen(
         np.zeros((4, 300, 3), np.uint8), "x" * 300, [(0, 0, 1e-4, 1e-4, "a"), (0.99, 0.99, 1, 1, "b")], [(0, 0, 9), (1, 1, 0)]
     )
-    assert pixels(seen_sheet([edge, Seen(np.zeros((50, 9, 3), np.uint8), "", [])], dark=dark)).shape[2] == 3
-    assert seen_sheet([]).startswith(b"\x89PNG")
+    for sheet in ([edge, Seen(np.zeros((50, 9, 3), np.uint8), "", [])], []):
+        assert pixels(seen_sheet(sheet, dark=dark)).std() > 1  # something is on it

@@ -18,7 +18,7 @@ from datasets.cache import CacheConfig
 from datasets.errors import InputError
 from datasets.index import Index, read_index, split_of
 from datasets.loader import Share, SplitStream, behind_workers
-from datasets.pack import pack
+from datasets.pack import Options, pack
 from trainers.engine.gallery import can_retrieve, embed, embed_files, evaluate_retrieval, rank_files, rank_split
 
 SIZE = (8, 4)
@@ -185,8 +185,10 @@ def test_nothing_to_be_read(market: Index, tmp_path: Path) -> None:
         evaluate_retrieval(Pixels(), corrupted(market, tmp_path, "query", slice(None)), SIZE, CACHE, {}, CPU)
 
 
-def test_can_retrieve(market: Index) -> None:
+def test_can_retrieve(market: Index, images: list[Path], tmp_path: Path) -> None:
     assert can_retrieve(market)
+    pack("folders", tmp_path / "images", str(tmp_path / "all"), Options(held_out=0))
+    assert not can_retrieve(read_index(str(tmp_path / "all")))
 
 
 # ---- files

@@ -18,7 +18,7 @@ import ray
 from testdata import archive
 
 from cluster.launch import ClusterConfig
-from cluster.progress import NAMESPACE
+from cluster.progress import NAMESPACE, running
 from datasets.errors import InputError
 from datasets.index import read_index
 from datasets.loader import LoaderConfig
@@ -50,7 +50,8 @@ def metrics_of(train: Train) -> dict[str, Any]:
 
 
 def kill_worker_after(train: Train, checkpoint: str) -> Future[int]:
-    """Kill -9 one of the run's training processes as soon as a checkpoint stands in its folder; gives its process number."""
+    """Kill -9 one of the run's training processes as soon as a checkpoint stands in its folder; gives its process number when
+    Ray Train has noticed."""
 
     def watch() -> int:
         objects = open_objects(f"{train.runs}/{train.name}")
@@ -61,6 +62,10 @@ def kill_worker_after(train: Train, checkpoint: str) -> Future[int]:
         workers = [process for process in ours if "RayTrainWorker" in title(process)]
         training = [worker for worker in workers if worker.parent() not in workers]  # the others are their loaders
         training[-1].kill()
+        noticed = time.monotonic() + 60
+        while not any(state["run"] == train.name and state["failures"] for state in running()):
+            assert time.monotonic() < noticed, "the run did not lose a worker"
+            time.sleep(0.2)
         return training[-1].pid
 
     return ThreadPoolExecutor(1).submit(watch)
@@ -148,12 +153,14 @@ def test_a_run_leaves_everything_in_its_folder(trained: Train) -> None:
     assert "Most confusable identities" in report
 
 
-def test_resume_goes_on_from_the_end(trained: Train) -> None:
-    longer = replace(trained, resume=True, optim=replace(trained.optim, steps=30))
-    longer.run()
-    history = json.loads((Path(trained.runs) / trained.name / "history.json").read_text())
-    assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20, 25, 30]
-    assert [entry["step"] for entry in history["evaluations"]] == [0, 20, 30]
+def test_resume_goes_on_from_the_end(shards: str, tmp_path: Path) -> None:
+    train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=1))
+    train = replace(train, optim=OptimConfig(steps=10, warmup=5))
+    train.run()
+    replace(train, resume=True, optim=replace(train.optim, steps=20)).run()
+    history = json.loads((tmp_path / train.name / "history.json").read_text())
+    assert [entry["step"] for entry in history["records"]] == [5, 10, 15, 20]
+    assert [entry["step"] for entry in history["evaluations"]] == [0, 10, 20]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_reid import kill_worker_after
 from testdata import archive
 
+from cluster.errors import ClusterError
 from datasets.clips import ClipConfig, open_clips, seen_picture
 from datasets.errors import InputError
 from datasets.loader import LoaderConfig
@@ -148,6 +149,7 @@ def test_compare_goes_on_where_it_was(cluster: None, words: str, tmp_path: Path,
     figures = json.loads((tmp_path / "all" / "comparison.json").read_text())["figures"]
     assert {arm: len(runs) for arm, runs in figures.items()} == {"ctc-both-ways": 2, "frames": 2, "even": 2}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")}
+    assert len(before) == 6
     compare.run()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")} == before
     with pytest.raises(InputError, match="looks both ways"):
@@ -215,7 +217,7 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
         {"flat_start": -0.1},
         {"loader": LoaderConfig(size=(32, 32))},
     ):
-        with pytest.raises(InputError):
+        with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
     with pytest.raises(InputError, match="two seeds"):
         Compare(base, seeds=(0,)).run()

@@ -48,7 +48,7 @@ def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> fl
         draft = Path(folder) / path.name
         with warnings.catch_warnings():
             # Non-maximum suppression keeps a number of boxes that only the image tells: torch.export refuses torchvision's code
-            # for it (torch 2.15), so the older exporter does it, which warns of its age and of the constants that it makes.
+            # for it (torch 2.14), so the older exporter does it, which warns of its age and of the constants that it makes.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, (_image(size, 0),), str(draft), input_names=["images"], output_names=["boxes", "scores", "labels"],

@@ -23,7 +23,7 @@ class Recogniser:
 
     def __init__(self, model: SequenceModel, device: torch.device, threshold: float = 0.0) -> None:
         if not model.causal:
-            remedy = "train one with --model.causal True, or predict whole videos by --videos"
+            remedy = "train one with --model.causal, or predict whole videos by --videos"
             raise InputError("a model that looks both ways cannot recognise online", "", remedy)
         self.model, self.device = model.eval(), device
         self._decoder = Greedy(threshold)
