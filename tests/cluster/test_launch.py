@@ -1,5 +1,6 @@
 """Launching: what workers raise reaches the driver as it is, faults are tried again, impossible wishes are refused at once."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from cluster import launch as launch_module
 from cluster.errors import ClusterError
 from cluster.launch import ClusterConfig, connect, launch, storage_uri
 from cluster.progress import NAMESPACE, PREFIX, Progress
-from cluster.worker import restore_checkpoint, save_checkpoint, this_worker
+from cluster.worker import SCRATCH, _scratch, restore_checkpoint, save_checkpoint, this_worker
 from datasets.errors import InputError
 
 TWO = ClusterConfig(workers=2, max_failures=1)
@@ -162,6 +163,22 @@ def test_an_old_ray_on_the_cluster_is_one_line() -> None:
         control.internal_kv_put(b"CLUSTER_METADATA", told, True, **place)
     assert "the cluster runs another Ray or Python" in error
     assert "2.9.0" in error
+
+
+def test_what_a_killed_worker_left_in_the_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("left", "held", "new"):
+        (folder := tmp_path / f"{SCRATCH}{name}").mkdir()
+        (folder / "state.pt").write_bytes(b"1")
+        if name != "new":
+            os.utime(folder, (0, 0))
+    holder = os.open(tmp_path / f"{SCRATCH}held", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with _scratch() as folder:
+        assert {path.name for path in tmp_path.iterdir()} == {f"{SCRATCH}held", f"{SCRATCH}new", folder.name}
+    os.close(holder)
+    with _scratch():
+        assert {path.name for path in tmp_path.iterdir()} & {f"{SCRATCH}held", f"{SCRATCH}new"} == {f"{SCRATCH}new"}
 
 
 def test_errors_pickle() -> None:

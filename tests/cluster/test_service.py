@@ -1,5 +1,7 @@
 """The difficulty actor: versions reach their followers, survive its death, and never come from another incarnation."""
 
+import asyncio
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.difficulty import NAMESPACE, STORED, Follower, Publisher, start_service
+from cluster import difficulty as difficulty_module
+from cluster.difficulty import NAMESPACE, STORED, DifficultyService, Follower, Publisher, start_service
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.sampling import SamplerConfig, Version
@@ -91,6 +94,24 @@ def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Pa
     for number in (2, 3, 4):
         np.testing.assert_array_equal(seen[number].cosine, version(number).cosine)
         np.testing.assert_array_equal(seen[number].nearest, version(number).nearest)
+
+
+def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(difficulty_module, "POLL", 0.1)
+    service, answers = DifficultyService(str(tmp_path), 3), threading.Event()
+    monkeypatch.setattr(service._store, "keep", lambda versions: answers.wait(60))
+
+    async def publish_twice() -> None:
+        for number in (1, 2):
+            new = version(number)
+            assert await service.publish(1, number, new.cosine, new.nearest)
+            found = await service.after(number - 1, 1.0)
+            assert found is not None
+            assert found[0] == number
+        assert not answers.is_set()
+        answers.set()
+
+    asyncio.run(publish_twice())
 
 
 def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:

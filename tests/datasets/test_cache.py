@@ -200,6 +200,33 @@ def test_a_cache_is_not_filled(index: Index, config: CacheConfig, opened: Open, 
         assert store._filling is not None
 
 
+def test_a_disk_that_is_all_but_full_is_not_filled(
+    index: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "SPARE", 1.0)
+    s3_proxy.match = ".tar"
+    store = opened(index)
+    store.fill(range(len(index.shards)))
+    assert store._filling is not None
+    store._filling.result(60)
+    assert not s3_proxy.counts
+    assert store.request(np.arange(len(index)))() == right
+
+
+def test_a_cache_that_others_fill_too_is_filled_until_something_must_go(
+    index: Index, config: CacheConfig, opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "CHECK_EVERY", 1)
+    s3_proxy.match = ".tar"
+    size = sum(shard.size for shard in index.shards)
+    store = opened(index, replace(config, gib=(size + (64 << 10)) / 2**30))
+    (next(config.root.iterdir()) / "another").write_bytes(bytes(size + (60 << 10)))
+    store.fill(range(len(index.shards)))
+    assert store._filling is not None
+    store._filling.result(60)
+    assert s3_proxy.counts["gets"] < len(index.shards)
+
+
 def test_a_cache_that_cannot_be_filled_ends_nothing(
     index: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
