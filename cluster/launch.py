@@ -11,8 +11,8 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import boto3
 import ray
+from ray._private import ray_constants, services
 from ray._private.state import state as ray_state
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import AuthenticationError
@@ -131,9 +132,11 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
     try:
         if not address:
             with suppress(ConnectionError):  # no cluster on this machine
-                ray.init("auto", **QUIET)
+                _join_this_machine()
                 return
-        ray.init("local", num_cpus=cpus, include_dashboard=dashboard, **QUIET)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        with _loopback():
+            ray.init("local", num_cpus=cpus, include_dashboard=dashboard, **QUIET)
     except REFUSALS as error:
         raise _refusal(error, "this machine") from error
 
@@ -151,9 +154,45 @@ def join(address: str) -> None:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address, **QUIET)
+        if address == "auto":
+            _join_this_machine()
+        elif address.startswith("ray://"):
+            ray.init(address, **QUIET)
+        else:
+            _init_at(address)
     except REFUSALS as error:
         raise _refusal(error, address) from error
+
+
+def _join_this_machine() -> None:
+    """Join the Ray on this machine, be it one of `ray start` or a run's own. Raises ConnectionError: there is none."""
+    _init_at(services.get_ray_address_from_environment("auto", None))
+
+
+def _init_at(address: str) -> None:
+    """Join by host:port. Ray puts this machine's other address in the place of 127.0.0.1, where a run's own does not listen."""
+    host, _, port = address.rpartition(":")
+    own = host in ("127.0.0.1", "localhost") and not _listens(services.get_node_ip_address(), int(port))
+    with _loopback() if own else nullcontext():
+        ray.init(address, **QUIET)
+
+
+def _listens(host: str, port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection((host, port), timeout=5).close()
+        return True
+    return False
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Within, Ray takes 127.0.0.1 for this machine's address, as on Windows and macOS: a Ray that is started listens there alone,
+    and not to the network, whence anyone could have it run whatever he likes; and one that was is found."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _refusal(error: Exception, where: str) -> ClusterError:

@@ -150,6 +150,43 @@ def test_no_cluster_at_the_address_is_one_line() -> None:
     assert "no Ray cluster answers" in refusal("127.0.0.1:1")
 
 
+OWN = """
+import functools, json, sys, psutil, ray
+from cluster.launch import ClusterConfig, connect, join
+if sys.argv[1] == "join":
+    join("auto")
+    print(ray.get_runtime_context().gcs_address)
+else:
+    connect(ClusterConfig(workers=1))
+    me = psutil.Process()
+    processes = [me, *me.children(recursive=True)]
+    listening = {c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"}
+    print(json.dumps([ray.get_runtime_context().gcs_address, sorted(listening)]), flush=True)
+    input()
+"""
+
+
+def test_a_ray_of_our_own_listens_on_this_machine_alone_and_is_found() -> None:
+    """`services` looks for the servers of Ray on this machine: of this test's cluster, too, so that the other is named."""
+    command = [sys.executable, "-c", OWN]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    with subprocess.Popen([*command, "start"], env=environment, stdin=-1, stdout=-1, text=True) as owner:  # pipes
+        assert owner.stdin
+        assert owner.stdout
+        address, listening = json.loads(owner.stdout.readline())
+        assert address.startswith("127.0.0.1:")
+        assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"} != set()
+        named = OWN.replace(
+            "    join(", f"    ray._private.services.find_gcs_addresses = functools.cache(lambda: [{address!r}])\n    join("
+        )
+        environment.pop("RAY_ADDRESS")
+        joined = subprocess.run(
+            [sys.executable, "-c", named, "join"], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert joined.stdout.strip() == address, joined.stderr
+        owner.stdin.write("\n")
+
+
 def test_an_old_ray_on_the_cluster_is_one_line() -> None:
     address = ray.get_runtime_context().gcs_address
     control = GcsClient(address=address)
