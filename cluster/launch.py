@@ -187,7 +187,7 @@ def _listens(host: str, port: int) -> bool:
 @contextmanager
 def _loopback() -> Iterator[None]:
     """Within, Ray takes 127.0.0.1 for this machine's address, as on Windows and macOS: a Ray that is started listens there alone,
-    and not to the network, whence anyone could have it run whatever he likes; and one that was is found."""
+    and not to the network, whence anyone could have it run whatever he likes; and one that listens so is joined."""
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
