@@ -91,9 +91,10 @@ def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
 
 def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
     """The tiles (a, b), a <= b < side, of one rank, block of ``across`` x ``across`` after block: a run of them all, so that
-    shares differ by one tile at most and a rank sees few blocks."""
+    shares differ by one tile at most and a rank sees few blocks; each block shares one side with the block before it."""
     starts = range(0, side, across)
-    blocks = ((range(i, min(i + across, side)), range(j, min(j + across, side))) for i in starts for j in starts if i <= j)
+    ends = ((starts[i], starts[j]) for j in range(len(starts)) for i in (*reversed(range(j)), j))
+    blocks = ((range(i, min(i + across, side)), range(j, min(j + across, side))) for i, j in ends)
     tiles = ((a, b) for left, right in blocks for a in left for b in right if a <= b)
     return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
 
