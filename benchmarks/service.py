@@ -46,6 +46,8 @@ class Service:
     readers: int = 2
     versions: int = 6
     """Published one after the other; the first is left out, as it starts connections."""
+    interval: int = SAMPLER.interval
+    """Steps between two versions."""
     windows: int = 20
     """Pairs of windows of a training, with and without a version on its way; 0 leaves the training out."""
     json: bool = False
@@ -118,7 +120,7 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
 
 def pace(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Steps a second of a training with the service's traffic against without."""
-    name, interval, lag = f"pace-{identities}", SAMPLER.interval, SAMPLER.lag
+    name, interval, lag = f"pace-{identities}", options.interval, SAMPLER.lag
     service = start_service(name, folder, SAMPLER.versions_alive)
     publisher = Publisher(name, SAMPLER.versions_alive, [], print, PATIENCE)
     reader = Reader(name, identities)

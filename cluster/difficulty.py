@@ -216,7 +216,7 @@ class _Line:
             except AWAY as error:
                 if isinstance(error, RayTaskError):  # it is there, and at fault
                     raise
-                if self._away_since is None:
+                if self._away_since is None and not self.ended.is_set():
                     self._away_since = time.monotonic()
                     self.say(f"the difficulty actor {self.name} is away ({type(error).__name__})")
                 self.ended.wait(1.0)
