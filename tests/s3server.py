@@ -37,8 +37,9 @@ class S3Server:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = folder
-        self.ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
-        self.grpc_ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
+        ports = free_ports(2 * len(SERVICES))  # at once, so that no two are the same
+        self.ports = dict(zip(SERVICES, ports[::2], strict=True))
+        self.grpc_ports = dict(zip(SERVICES, ports[1::2], strict=True))
         self.ports["s3"] = port or self.ports["s3"]
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -10,7 +10,7 @@ python trainers/actions.py compare --data RGB --flow FLOW --seeds 0 1       all 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from trainers.engine.clip_pictures import confusion_picture, film_of, films_pict
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_onnx, export_program
+from trainers.engine.export import export_model
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
@@ -352,12 +352,9 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 clips [B, 3, L, H, W] and gives logits [B, C]."""
-        exports: dict[str, Callable[..., float]] = {".onnx": partial(export_onnx, output="logits"), ".pt2": export_program}
-        if self.to.suffix not in exports:
-            raise InputError("not a format to export to", str(self.to), f"end it with {' or '.join(exports)}")
         trained = open_trained(self.runs, self.name)
         clip = trained.config.clip
-        difference = exports[self.to.suffix](trained.model.cpu(), (clip.frames, *clip.size), self.to)
+        difference = export_model(trained.model.cpu(), (clip.frames, *clip.size), self.to, "logits")
         shape = f"{clip.frames} frames of {clip.size[0]}x{clip.size[1]}, {trained.stream}"
         print(f"exported {self.to}: clips of {shape}, greatest difference {difference:.1e}")
         print(f"classes: {', '.join(trained.class_names)}")

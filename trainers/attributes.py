@@ -9,7 +9,7 @@ python trainers/attributes.py export --name faces --to faces.onnx
 python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, in one table
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_onnx, export_program
+from trainers.engine.export import export_model
 from trainers.engine.face_report import held_out_faces, print_comparison, print_figures, tell_faces, write_report
 from trainers.engine.faces import (
     FaceSet,
@@ -393,11 +393,8 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
-        exports: dict[str, Callable[..., float]] = {".onnx": partial(export_onnx, output="labels"), ".pt2": export_program}
-        if self.to.suffix not in exports:
-            raise InputError("not a format to export to", str(self.to), f"end it with {' or '.join(exports)}")
         trained = open_trained(self.runs, self.name)
-        difference = exports[self.to.suffix](trained.model.cpu(), trained.size, self.to)
+        difference = export_model(trained.model.cpu(), trained.size, self.to, "labels")
         print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
         print(f"columns: {', '.join(trained.model.columns)}")
         if untrained := [column for column in trained.model.columns if column not in trained.columns]:

@@ -13,7 +13,7 @@ python trainers/sequences.py compare --data ... --seeds 0 1          CTC against
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_onnx, export_program
+from trainers.engine.export import export_model
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
@@ -425,15 +425,13 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB videos [B, 3, T, H, W] and gives log-probabilities [B, T, C + 1], 0 the blank."""
-        exports: dict[str, Callable[..., float]] = {".onnx": partial(export_onnx, output="log_probs"), ".pt2": export_program}
-        if self.to.suffix not in exports or self.frames < 1:
-            what = f"not a format to export to, or no length: {self.frames}"
-            raise InputError(what, str(self.to), f"end it with {' or '.join(exports)}, and give --frames of at least 1")
+        if self.frames < 1:
+            raise InputError(f"no video is {self.frames} frames long", "--frames", "give at least 1")
         trained = open_trained(self.runs, self.name)
         if trained.stream == "skeletons":
             raise InputError("the model is one of skeletons", trained.run.url, "export one of pictures")
         size = trained.config.clip.size
-        difference = exports[self.to.suffix](FromClips(trained.model.cpu()), (self.frames, *size), self.to)
+        difference = export_model(FromClips(trained.model.cpu()), (self.frames, *size), self.to, "log_probs")
         print(f"exported {self.to}: {self.frames} frames of {size[0]}x{size[1]}, greatest difference {difference:.1e}")
         print(f"outputs: blank, {', '.join(trained.class_names)}")
 

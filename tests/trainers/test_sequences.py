@@ -134,9 +134,10 @@ def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = FromClips(open_trained(trained.runs, trained.name).model)(torch.from_numpy(videos))
     np.testing.assert_allclose(told, expected, rtol=1e-3, atol=1e-4)
-    for wrong in ({"to": tmp_path / "m.h5"}, {"to": tmp_path / "m.onnx", "frames": 0}):
-        with pytest.raises(InputError, match="not a format"):
-            Export(trained.name, runs=trained.runs, **wrong).run()
+    with pytest.raises(InputError, match="not a format"):
+        Export(trained.name, tmp_path / "m.h5", trained.runs).run()
+    with pytest.raises(InputError, match="give at least 1"):
+        Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=0).run()
 
 
 @pytest.mark.slow

@@ -23,6 +23,15 @@ TOLERANCE = 1e-4
 _Run = Callable[[Tensor], Tensor]
 
 
+def export_model(model: nn.Module, size: tuple[int, ...], path: Path, output: str = "features") -> float:
+    """`export_onnx` or `export_program`, as the file's name ends; raises InputError for another ending."""
+    if path.suffix == ".onnx":
+        return export_onnx(model, size, path, output)
+    if path.suffix == ".pt2":
+        return export_program(model, size, path)
+    raise InputError("not a format to export to", str(path), "end it with .onnx or .pt2")
+
+
 def export_onnx(embedder: nn.Module, size: tuple[int, ...], path: Path, output: str = "features") -> float:
     """Write an ONNX file (input "images", output named by ``output``) for ``size``: height, width; of clips frames before them.
 
