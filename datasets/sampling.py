@@ -1,6 +1,6 @@
 """Which samples come next: the draw of a global batch, a pure function of (seed, step, version of the difficulty vector).
 
-    uniform        a shuffled epoch, shard by shard, so that it streams: every sample once before any comes twice
+    uniform        a shuffled epoch that streams, a gibibyte of shards mixed at a time: every sample once before any comes twice
     pk             P identities x K samples, drawn evenly
     hardest        strategy A: samples of the h hardest identities, plus random ones
     proportional   strategy B: identities by p_i = c_i / sum(c), K samples of each
@@ -24,7 +24,8 @@ from datasets.index import Int64s, Split
 
 Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs"]
 BY_DIFFICULTY = ("hardest", "proportional", "pairs")
-WINDOW = 4  # shards that a uniform epoch mixes: samples of a window lie in random order, windows follow each other
+MIXED = 1 << 30  # bytes of shards that a uniform epoch mixes at a time
+LEAST, MOST = 4, 128  # shards that it mixes at least, and at most: a reader has them open
 
 
 class Version(NamedTuple):
@@ -189,8 +190,9 @@ class Sampler:
 class UniformEpochs:
     """An endless stream of shuffled epochs of a split, as a pure function of the place in the stream.
 
-    Shards come in a new random order each epoch; the samples of ``WINDOW`` shards at a time are mixed. So a reader has few
-    shards open, and a window's order is all that is ever held.
+    Shards come in a new random order each epoch, on a ring. Each is dealt out at random over as many turns as shards are mixed,
+    its own and those after it; a turn's samples lie in random order. So with each turn one shard comes and one is done with:
+    a reader streams, has few shards open, and a set of ``MIXED`` bytes or less is mixed as a whole.
     """
 
     def __init__(self, split: Split, seed: int) -> None:
@@ -200,8 +202,11 @@ class UniformEpochs:
         self.shards, starts = np.unique(shard_of[by_shard], return_index=True)
         self.blocks = np.split(by_shard, starts[1:])
         self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
+        mean = sum(split.index.shards[shard].size for shard in self.shards) / len(self.shards)
+        self.mixed = min(len(self.shards), MOST, max(LEAST, round(MIXED / mean)))
         self._order = lru_cache(maxsize=2)(self._make_order)
-        self._window = lru_cache(maxsize=3)(self._make_window)
+        self._turn = lru_cache(maxsize=3)(self._make_turn)
+        self._dealt = lru_cache(maxsize=self.mixed + 1)(self._deal)
 
     def batch(self, place: int, count: int) -> Int64s:
         """``count`` positions from ``place`` on; a batch may straddle two epochs, and no sample is left out."""
@@ -209,24 +214,34 @@ class UniformEpochs:
         while count > 0:
             epoch, within = divmod(place, len(self.split))
             _, ends = self._order(epoch)
-            window = int(np.searchsorted(ends, within, side="right"))
-            order = self._window(epoch, window)
-            start = within - (int(ends[window - 1]) if window else 0)
+            turn = int(np.searchsorted(ends, within, side="right"))
+            order = self._turn(epoch, turn)
+            start = within - (int(ends[turn - 1]) if turn else 0)
             parts.append(order[start : start + count])
             place, count = place + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _make_order(self, epoch: int) -> tuple[Int64s, Int64s]:
-        """The shards of an epoch, and where in it each window of them ends."""
+        """The shards of an epoch, and where in it each turn ends."""
         order = generator(self.seed, "shards", epoch).permutation(len(self.shards))
-        return order, np.cumsum(np.add.reduceat(self.sizes[order], range(0, len(order), WINDOW)))
+        sizes, turns = self.sizes[order], np.zeros(len(order), np.int64)
+        for part in range(self.mixed):
+            turns += np.roll(sizes * (part + 1) // self.mixed - sizes * part // self.mixed, part)
+        return order, np.cumsum(turns)
 
-    def _make_window(self, epoch: int, window: int) -> Int64s:
-        shards = self._order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-        blocks = np.concatenate([self.blocks[shard] for shard in shards])
+    def _make_turn(self, epoch: int, turn: int) -> Int64s:
+        """Part 0 of the shard whose turn it is, part 1 of the one before it on the ring, and so on."""
+        order, parts = self._order(epoch)[0], list[Int64s]()
+        for part in range(self.mixed):
+            dealt = self._dealt(epoch, int(order[turn - part]))
+            parts.append(dealt[len(dealt) * part // self.mixed : len(dealt) * (part + 1) // self.mixed])
+        return generator(self.seed, "turn", epoch, turn).permutation(np.concatenate(parts))
+
+    def _deal(self, epoch: int, shard: int) -> Int64s:
+        """The positions of a shard's samples in random order."""
+        blocks = self.blocks[shard]
         first = self.split.starts[blocks]
-        positions = runs(first, self.split.starts[blocks + 1] - first)
-        return generator(self.seed, "window", epoch, window).permutation(positions)
+        return generator(self.seed, "deal", epoch, shard).permutation(runs(first, self.split.starts[blocks + 1] - first))
 
 
 def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ def split_with(blocks: Sequence[tuple[int, int, int]], name: str = "train") -> S
         rows.append((shard, identity, 0, len(samples), count, len(samples), count, 0))
         samples += [(len(rows) - 1, len(samples) + i, 1, 0) for i in range(count)]
     identities = 1 + max(identity for _, identity, _ in blocks)
-    shards = tuple(Shard(f"{name}-{i:06d}.tar", 0, name) for i in range(1 + max(shard for shard, _, _ in blocks)))
+    shards = tuple(Shard(f"{name}-{i:06d}.tar", 1 << 20, name) for i in range(1 + max(shard for shard, _, _ in blocks)))
     tables = columns(samples, SAMPLE_COLUMNS), columns(rows, BLOCK_COLUMNS)
     return split_of(Index("memory", shards, (name,), ("c1",), tuple(f"{i:04d}" for i in range(identities)), *tables, {}), name)
 

@@ -12,7 +12,6 @@ from splits import chi_square, identities_of, split_with
 from datasets.errors import InputError
 from datasets.index import Split
 from datasets.sampling import (
-    WINDOW,
     Kind,
     Sampler,
     SamplerConfig,
@@ -149,15 +148,27 @@ def test_uniform_batches_straddle_epochs() -> None:
     assert not np.array_equal(joined[:10], joined[10:20])
 
 
-def test_uniform_has_few_shards_open() -> None:
-    split = identities_of(*[4] * 60, each_shard=3)
+def test_uniform_has_few_shards_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = identities_of(*[40] * 60, each_shard=3)  # 20 shards of 120 samples
+    monkeypatch.setattr("datasets.sampling.MIXED", 5 * split.index.shards[0].size)
     order = UniformEpochs(split, 0).batch(0, len(split))
     shard = split.index.blocks["shard"][split.index.samples["block"][split.samples(order)]]
-    window = WINDOW * 12
-    for start in range(0, len(split), window):
-        assert len(set(shard[start : start + window])) == WINDOW
+    turns = np.stack([np.bincount(turn, minlength=20) for turn in shard.reshape(20, 120)])
+    np.testing.assert_array_equal(np.sort(turns)[:, -6:], [[0, 24, 24, 24, 24, 24]] * 20)  # five shards, as much of each
+    came = [set(np.flatnonzero(turn)) for turn in turns]
+    assert all(len(came[turn] & came[turn - 1]) == 4 for turn in range(20))  # one comes and one goes, also around the ring
     mixed = [len(set(shard[start : start + 12])) for start in range(0, len(split), 12)]
-    assert np.mean(mixed) > 3  # within a window the shards are mixed
+    assert min(mixed) >= 3  # and within a turn they are in random order
+
+
+def test_uniform_mixes_a_small_set_as_a_whole() -> None:
+    split = identities_of(*[40] * 60, each_shard=3)
+    order = UniformEpochs(split, 0).batch(0, len(split))
+    labels = split.labels_of(order)
+    apart = np.abs(np.argsort(order)[1:] - np.argsort(order)[:-1])  # how far neighbours of the set lie apart in the epoch
+    assert abs(np.mean(apart) / len(split) - 1 / 3) < 0.02  # that of two independent places
+    seen = [len(set(labels[start : start + 60])) for start in range(0, len(split), 60)]
+    assert np.mean(seen) > 60 * (1 - (1 - 1 / 60) ** 60)  # identities a batch: more than of independent draws
 
 
 def test_uniform_epoch_is_a_fair_shuffle() -> None:
