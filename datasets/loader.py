@@ -150,6 +150,11 @@ class BatchStream(Stream):
     def _shards(self) -> list[int]:
         return self.split.index.shards_of(self.split.blocks)
 
+    @cached_property
+    def _holds_mixed(self) -> bool:
+        """Whether the cache keeps the neighbours of an even draw until they are drawn themselves."""
+        return self.cache.gib * 2**30 >= self.sampler.mixed_bytes
+
     def _ready(self, step: int) -> bool:
         return self.versions is None or self.versions.ready(step)
 
@@ -160,7 +165,7 @@ class BatchStream(Stream):
         positions = drawn[self.share.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
-        in_order = version is None and self.sampler.config.kind != "pk"
+        in_order = version is None and self.sampler.config.kind != "pk" and self._holds_mixed
         asked = store.request(samples, streaming=streaming and in_order)
         draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
         return _Plan(step, version.number if version else 0, draw, positions, samples, changes, asked)

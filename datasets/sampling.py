@@ -182,6 +182,11 @@ class Sampler:
         positions: Int64s = (first[:, None] + distinct(rng, count, each)).ravel()
         return positions
 
+    @property
+    def mixed_bytes(self) -> int:
+        """Bytes of the shards that even draws come from at a time."""
+        return self._epochs.mixed_bytes
+
     @cached_property
     def _epochs(self) -> "UniformEpochs":
         return UniformEpochs(self.split, self.seed)
@@ -204,6 +209,7 @@ class UniformEpochs:
         self.sizes = np.array([int(np.sum(split.starts[b + 1] - split.starts[b])) for b in self.blocks], np.int64)
         mean = sum(split.index.shards[shard].size for shard in self.shards) / len(self.shards)
         self.mixed = min(len(self.shards), MOST, max(LEAST, round(MIXED / mean)))
+        self.mixed_bytes = int(self.mixed * mean)
         self._order = lru_cache(maxsize=2)(self._make_order)
         self._turn = lru_cache(maxsize=3)(self._make_turn)
         self._dealt = lru_cache(maxsize=self.mixed + 1)(self._deal)

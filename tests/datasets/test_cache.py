@@ -188,6 +188,25 @@ def test_training_fills_the_cache_with_its_own_shards(index: Index, config: Cach
     assert len(list(folder.iterdir())) == len(index.shards_of(split.blocks))
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_even_draws_bring_their_neighbours_where_the_cache_keeps_them(
+    index: Index, config: CacheConfig, s3_proxy: FaultProxy, *, keeps: bool
+) -> None:
+    s3_proxy.match = ".tar"
+    split = split_of(index, "train")
+    mixed = sum(index.shards[shard].size for shard in index.shards_of(split.blocks))
+    config = replace(config, fill=False, gib=(mixed if keeps else mixed - 1) / 2**30)
+    loader, sampler = LoaderConfig(workers=0, ahead=1, size=(32, 16)), SamplerConfig(kind="uniform", batch=2)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 20)
+    batches = iter(stream)
+    next(batches)
+    first = len(s3_proxy.ranges)
+    assert len(list(batches)) == 19
+    sizes = [int(end) - int(start) + 1 for start, end in (got.removeprefix("bytes=").split("-") for _, got in s3_proxy.ranges)]
+    assert max(sizes[:first]) <= OPTIONS.max_block
+    assert (max(sizes[first:]) > OPTIONS.max_block) == keeps
+
+
 @pytest.mark.parametrize("why", ["too small", "off", "no cache"])
 def test_a_cache_is_not_filled(index: Index, config: CacheConfig, opened: Open, s3_proxy: FaultProxy, why: str) -> None:
     s3_proxy.match = ".tar"
