@@ -25,7 +25,7 @@ from scipy.stats import binom
 from datasets.errors import InputError, run_main
 from datasets.index import split_of
 from datasets.loader import BatchStream, Share, behind_workers
-from datasets.sampling import Version
+from datasets.sampling import SamplerConfig, Version
 from datasets.versions import VersionTable
 from trainers.engine.config import to_json
 from trainers.engine.console import summary_table
@@ -39,15 +39,16 @@ from trainers.reid import Train, open_data
 Figures = list[dict[str, float]]  # step, mAP, rank1 of each evaluation, in order
 
 PLAIN = {"instances": 4, "uniform_share": 0.5, "temperature": 1.0, "floor": 0.0, "begin": 0}
-ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides PLAIN
+DEFAULT = {"instances": 1, "uniform_share": SamplerConfig.uniform_share, "temperature": SamplerConfig.temperature}
+ARMS: dict[str, dict[str, Any]] = {  # settings of the sampler, besides those of the source's formulas, PLAIN
     "uniform": {"kind": "uniform"},
     "pk": {"kind": "pk"},
     "hardest": {"kind": "hardest", "uniform_share": 0.75},
     "proportional": {"kind": "proportional"},
     "pairs": {"kind": "pairs"},
-    "proportional-single": {"kind": "proportional", "instances": 1},
-    "pairs-single": {"kind": "pairs", "instances": 1},
-    "even-single": {"kind": "proportional", "instances": 1, "floor": 1.0},  # the same draws with no regard to difficulty
+    "proportional-default": {"kind": "proportional", **DEFAULT},
+    "pairs-default": {"kind": "pairs", **DEFAULT},
+    "even": {"kind": "proportional", **DEFAULT, "floor": 1.0},  # the same draws with no regard to difficulty
 }
 
 

@@ -33,8 +33,11 @@ def version(cosine: np.ndarray, number: int = 1) -> Version:
     return Version(number, np.asarray(cosine, np.float32), np.roll(np.arange(len(cosine), dtype=np.int64), -1))
 
 
+PLAIN = SamplerConfig(temperature=1)  # the source's formula
+
+
 def config(kind: Kind, **options: object) -> SamplerConfig:
-    return replace(SamplerConfig(batch=16, instances=2, uniform_share=0.5, lag=0, interval=1), kind=kind, **options)
+    return replace(SamplerConfig(batch=16, instances=2, uniform_share=0.5, temperature=1, lag=0, interval=1), kind=kind, **options)
 
 
 def hard_part(sampler: Sampler, step: int, of: Version) -> np.ndarray:
@@ -48,15 +51,15 @@ def hard_part(sampler: Sampler, step: int, of: Version) -> np.ndarray:
 
 def test_probabilities_golden() -> None:
     """ALGORITHMS.md §1: c = (.98, .96, .9, .5, .46), sum 3.80."""
-    p = probabilities(GOLDEN, SamplerConfig())
+    p = probabilities(GOLDEN, PLAIN)
     np.testing.assert_allclose(p, np.array([0.98, 0.96, 0.9, 0.5, 0.46]) / 3.80, rtol=1e-6)
     assert p.round(3).tolist() == [0.258, 0.253, 0.237, 0.132, 0.121]
 
 
 def test_probabilities_floor_and_temperature() -> None:
     cosine = np.array([0.8, 0.2, -0.5], np.float32)
-    np.testing.assert_allclose(probabilities(cosine, SamplerConfig()), [0.8, 0.2, 0], rtol=1e-6)
-    np.testing.assert_allclose(probabilities(cosine, SamplerConfig(floor=0.2)), np.array([0.8, 0.2, 0.2]) / 1.2, rtol=1e-6)
+    np.testing.assert_allclose(probabilities(cosine, PLAIN), [0.8, 0.2, 0], rtol=1e-6)
+    np.testing.assert_allclose(probabilities(cosine, replace(PLAIN, floor=0.2)), np.array([0.8, 0.2, 0.2]) / 1.2, rtol=1e-6)
     np.testing.assert_allclose(probabilities(cosine, SamplerConfig(temperature=0.5)), np.array([16, 1, 0]) / 17, rtol=1e-6)
     np.testing.assert_allclose(probabilities(cosine, SamplerConfig(temperature=1e-3)), [1, 0, 0])
     np.testing.assert_allclose(probabilities(cosine, SamplerConfig(floor=1)), [1 / 3] * 3)
@@ -461,7 +464,7 @@ def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, told: str)
     ("options", "told"),
     [
         ({"kind": "pk", "batch": 10, "instances": 4}, "4 at a time"),
-        ({"kind": "proportional", "batch": 20, "instances": 4}, "10 of 20 samples"),
+        ({"kind": "proportional", "batch": 20, "instances": 4}, "5 of 20 samples"),
         ({"kind": "pairs", "batch": 24, "instances": 4}, "8 at a time"),
         ({"batch": 0}, "sampler.batch"),
         ({"instances": 0}, "sampler.instances"),

@@ -77,7 +77,7 @@ def test_strategy_a_gives_the_hardest_their_share(planted: tuple[Split, Version]
 
 def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Version]) -> None:
     split, version = planted
-    config = SamplerConfig(kind="proportional", batch=32, uniform_share=0.0, instances=4)
+    config = SamplerConfig(kind="proportional", batch=32, uniform_share=0.0, instances=4, temperature=1)
     labels = drawn(split, version, config)[:, ::4].ravel()
     expected = probabilities(version.cosine, config)
     np.testing.assert_allclose(expected, np.maximum(version.cosine, 0) / np.maximum(version.cosine, 0).sum(), rtol=1e-6)
