@@ -37,7 +37,7 @@ PLAIN = SamplerConfig(temperature=1)  # the source's formula
 
 
 def config(kind: Kind, **options: object) -> SamplerConfig:
-    return replace(SamplerConfig(batch=16, instances=2, uniform_share=0.5, temperature=1, lag=0, interval=1), kind=kind, **options)
+    return replace(PLAIN, **{"kind": kind, "batch": 16, "instances": 2, "uniform_share": 0.5, "lag": 0, "interval": 1} | options)
 
 
 def hard_part(sampler: Sampler, step: int, of: Version) -> np.ndarray:
