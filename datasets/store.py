@@ -36,7 +36,8 @@ SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' ne
 RUNS = 4  # GETs of a span of which some is cached
 OPEN = 256  # shards of a folder that a process keeps open
 FEW = 8  # blocks that are read at once for a report
-IN_FLIGHT = 32  # GETs at once: samples/s = in flight x samples a GET / latency
+IN_FLIGHT = 32  # GETs of blocks at once: samples/s = in flight x samples a GET / latency
+SPANS_IN_FLIGHT = 8  # GETs of spans at once; each takes twice its size of memory until it is in the cache
 REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
 TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
 TRIES, PAUSE = 13, 10.0  # of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
@@ -48,7 +49,7 @@ COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the by
 Sample = bytes | ValueError  # the bytes, or why they cannot be had
 Pending = Callable[[], list[Sample]]
 Found = dict[int, Sample]  # blocks by number
-Fetch = Future[Found]
+Fetch = Future[dict[int, Sample | CachedShard]]  # and where those are that the cache keeps
 Place = tuple[int, int, int, int]  # a sample's block, offset in the shard, offset in the block, size
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,11 @@ class BucketStore:
         self.counts = dict.fromkeys(COUNTS, 0)
         self._remote = _connect(index.url)
         self._cache = NodeCache(cache, index, etags) if cache.gib else None
-        self._pool = ThreadPoolExecutor(IN_FLIGHT, "get")
+        self._pool, self._span_pool = ThreadPoolExecutor(IN_FLIGHT, "get"), ThreadPoolExecutor(SPANS_IN_FLIGHT, "span")
         self._lock, self._over = threading.Lock(), threading.Event()
         self._under_way: dict[int, Fetch] = {}
         self._filling: Future[None] | None = None
+        self._accounted = 0
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
         """Ask for samples: missing blocks are fetched at once in the background; calling the answer gives the bytes, in order.
@@ -137,9 +139,11 @@ class BucketStore:
         copy = self._cache.shard(shard) if self._cache else None
         if copy is not None and copy.has(block):
             return copy
-        whole = streaming and copy is not None and not copy.full
-        group = next(span for span in self._spans(shard) if block <= span[-1]) if whole else [block]
-        fetch = self._pool.submit(self._fetch, group, copy)
+        if streaming and copy is not None and not copy.full:
+            group = next(span for span in self._spans(shard) if block <= span[-1])
+            fetch = self._span_pool.submit(self._fetch, group, copy)
+        else:
+            group, fetch = [block], self._pool.submit(self._fetch, [block], copy)
         self._under_way.update(dict.fromkeys(group, fetch))
         return fetch
 
@@ -158,17 +162,16 @@ class BucketStore:
         finally:  # a failed fetch is not to be had again by whoever asks next
             self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
         if self._cache:
-            self._cache.account(sum(_bytes(fetch.result()) for fetch in ended))
+            fetched = self.counts["bytes"]
+            self._cache.account(fetched - self._accounted)
+            self._accounted = fetched
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
-    def _fetch(self, group: list[int], copy: CachedShard | None) -> Found:
-        """The blocks of a group, by GETs or from the copy: another process may have brought some by now."""
+    def _fetch(self, group: list[int], copy: CachedShard | None) -> dict[int, Sample | CachedShard]:
+        """Bring the blocks of a group; memory holds only those that the copy does not."""
         if copy is None:
-            return self._get(group)
-        table, found = self.index.blocks, self._bring(group, copy)
-        for block in set(group) - found.keys():
-            found[block] = copy.read(int(table["offset"][block]), int(table["size"][block]))
-        return found
+            return {**self._get(group)}
+        return {**self._bring(group, copy), **{block: copy for block in group if copy.has(block)}}
 
     def _bring(self, group: list[int], copy: CachedShard) -> Found:
         """GET the blocks of a group that are not in the copy, and keep them there."""
@@ -267,7 +270,8 @@ class BucketStore:
     def close(self) -> None:
         """End the threads; who waits for another try waits no longer."""
         self._over.set()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._span_pool):
+            pool.shutdown(cancel_futures=True)
 
 
 def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> FolderStore | BucketStore:

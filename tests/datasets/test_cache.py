@@ -207,6 +207,15 @@ def test_even_draws_bring_their_neighbours_where_the_cache_keeps_them(
     assert (max(sizes[first:]) > OPTIONS.max_block) == keeps
 
 
+def test_memory_holds_no_block_that_the_cache_keeps(index: Index, right: list[bytes], opened: Open) -> None:
+    store = opened(index)
+    pending = store.request(np.arange(len(index)), streaming=True)
+    fetched = [source for fetch in set(store._under_way.values()) for source in fetch.result().values()]
+    assert {type(source) for source in fetched} == {CachedShard}
+    assert len(fetched) == len(index.blocks["first"])
+    assert pending() == right
+
+
 @pytest.mark.parametrize("why", ["too small", "off", "no cache"])
 def test_a_cache_is_not_filled(index: Index, config: CacheConfig, opened: Open, s3_proxy: FaultProxy, why: str) -> None:
     s3_proxy.match = ".tar"
