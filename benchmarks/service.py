@@ -26,7 +26,7 @@ import tyro
 from benchmarks.claim_reid import median_interval, train_here
 from cluster.difficulty import Follower, Publisher, start_service
 from cluster.launch import ClusterConfig, connect
-from datasets.errors import run_main
+from datasets.errors import InputError, run_main
 from datasets.loader import LoaderConfig
 from datasets.sampling import SamplerConfig, Version, generator
 from datasets.versions import VersionTable
@@ -51,6 +51,10 @@ class Service:
     windows: int = 20
     """Pairs of windows of a training, with and without a version on its way; 0 leaves the training out."""
     json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interval <= SAMPLER.lag:  # else it would be waited for in the window without it
+            raise InputError(f"versions {self.interval} steps apart", "--interval", f"give more than the lag of {SAMPLER.lag}")
 
 
 class Reader:

@@ -196,8 +196,9 @@ class UniformEpochs:
     """An endless stream of shuffled epochs of a split, as a pure function of the place in the stream.
 
     Shards come in a new random order each epoch, on a ring. Each is dealt out at random over as many turns as shards are mixed,
-    its own and those after it; a turn's samples lie in random order. So with each turn one shard comes and one is done with:
-    a reader streams, has few shards open, and a set of ``MIXED`` bytes or less is mixed as a whole.
+    its own and those after it; a turn's samples lie in random order. So with each turn one shard comes and one is done with
+    (those at the ring's seam come at both ends of the epoch): a reader streams, and has few shards open. A set of ``MIXED`` bytes or
+    less, in ``MOST`` shards or fewer, is mixed as a whole.
     """
 
     def __init__(self, split: Split, seed: int) -> None:

@@ -116,7 +116,7 @@ class BucketStore:
         self._lock, self._over = threading.Lock(), threading.Event()
         self._under_way: dict[int, Fetch] = {}
         self._filling: Future[None] | None = None
-        self._accounted = 0
+        self._fetched = 0  # bytes for draws that the cache has not been told of
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
         """Ask for samples: missing blocks are fetched at once in the background; calling the answer gives the bytes, in order.
@@ -162,16 +162,19 @@ class BucketStore:
         finally:  # a failed fetch is not to be had again by whoever asks next
             self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
         if self._cache:
-            fetched = self.counts["bytes"]
-            self._cache.account(fetched - self._accounted)
-            self._accounted = fetched
+            with self._lock:
+                fetched, self._fetched = self._fetched, 0
+            self._cache.account(fetched)
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> dict[int, Sample | CachedShard]:
         """Bring the blocks of a group; memory holds only those that the copy does not."""
         if copy is None:
             return {**self._get(group)}
-        return {**self._bring(group, copy), **{block: copy for block in group if copy.has(block)}}
+        found = self._bring(group, copy)
+        with self._lock:
+            self._fetched += _bytes(found)
+        return {**found, **{block: copy for block in group if copy.has(block)}}
 
     def _bring(self, group: list[int], copy: CachedShard) -> Found:
         """GET the blocks of a group that are not in the copy, and keep them there."""
@@ -270,8 +273,9 @@ class BucketStore:
     def close(self) -> None:
         """End the threads; who waits for another try waits no longer."""
         self._over.set()
-        for pool in (self._pool, self._span_pool):
-            pool.shutdown(cancel_futures=True)
+        for wait in (False, True):  # what waits for a thread in either is cancelled before any is waited for
+            for pool in (self._pool, self._span_pool):
+                pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> FolderStore | BucketStore:

@@ -37,7 +37,7 @@ from trainers.engine.clip_pictures import confusion_picture, film_of, films_pict
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_model
+from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
@@ -352,9 +352,9 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 clips [B, 3, L, H, W] and gives logits [B, C]."""
-        trained = open_trained(self.runs, self.name)
+        export, trained = exporter(self.to, "logits"), open_trained(self.runs, self.name)
         clip = trained.config.clip
-        difference = export_model(trained.model.cpu(), (clip.frames, *clip.size), self.to, "logits")
+        difference = export(trained.model.cpu(), (clip.frames, *clip.size))
         shape = f"{clip.frames} frames of {clip.size[0]}x{clip.size[1]}, {trained.stream}"
         print(f"exported {self.to}: clips of {shape}, greatest difference {difference:.1e}")
         print(f"classes: {', '.join(trained.class_names)}")

@@ -30,7 +30,7 @@ from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_model
+from trainers.engine.export import exporter
 from trainers.engine.face_report import held_out_faces, print_comparison, print_figures, tell_faces, write_report
 from trainers.engine.faces import (
     FaceSet,
@@ -393,8 +393,8 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
-        trained = open_trained(self.runs, self.name)
-        difference = export_model(trained.model.cpu(), trained.size, self.to, "labels")
+        export, trained = exporter(self.to, "labels"), open_trained(self.runs, self.name)
+        difference = export(trained.model.cpu(), trained.size)
         print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
         print(f"columns: {', '.join(trained.model.columns)}")
         if untrained := [column for column in trained.model.columns if column not in trained.columns]:

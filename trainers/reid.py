@@ -39,7 +39,7 @@ from datasets.versions import VersionTable
 from trainers.engine.cli import run_job
 from trainers.engine.config import from_json, to_json
 from trainers.engine.console import summary_table
-from trainers.engine.export import export_model
+from trainers.engine.export import exporter
 from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
@@ -403,8 +403,8 @@ class Export:
 
     def run(self) -> None:
         """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives features [B, D]."""
-        trained = open_trained(self.runs, self.name)
-        difference = export_model(trained.embedder.cpu(), trained.size, self.to)
+        export, trained = exporter(self.to), open_trained(self.runs, self.name)
+        difference = export(trained.embedder.cpu(), trained.size)
         print(f"exported {self.to}: images of {trained.size[0]}x{trained.size[1]}, greatest difference {difference:.1e}")
 
 

@@ -43,7 +43,7 @@ from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import export_model
+from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
@@ -427,11 +427,11 @@ class Export:
         """Write the file; it takes uint8 RGB videos [B, 3, T, H, W] and gives log-probabilities [B, T, C + 1], 0 the blank."""
         if self.frames < 1:
             raise InputError(f"no video is {self.frames} frames long", "--frames", "give at least 1")
-        trained = open_trained(self.runs, self.name)
+        export, trained = exporter(self.to, "log_probs"), open_trained(self.runs, self.name)
         if trained.stream == "skeletons":
             raise InputError("the model is one of skeletons", trained.run.url, "export one of pictures")
         size = trained.config.clip.size
-        difference = export_model(FromClips(trained.model.cpu()), (self.frames, *size), self.to, "log_probs")
+        difference = export(FromClips(trained.model.cpu()), (self.frames, *size))
         print(f"exported {self.to}: {self.frames} frames of {size[0]}x{size[1]}, greatest difference {difference:.1e}")
         print(f"outputs: blank, {', '.join(trained.class_names)}")
 

@@ -133,14 +133,19 @@ shapes = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.integers(1,
 )
 
 
-@given(shapes, st.integers(1, 20), st.integers(0, 3))
-def test_uniform_gives_every_sample_once_an_epoch(blocks: list[tuple[int, int, int]], batch: int, seed: int) -> None:
+@given(shapes, st.integers(1, 20), st.integers(0, 3), st.integers(1, 12), st.integers(1, 12))
+def test_uniform_gives_every_sample_once_an_epoch(
+    blocks: list[tuple[int, int, int]], batch: int, seed: int, least: int, mixed: int
+) -> None:
     split = split_with(blocks)
-    epochs = UniformEpochs(split, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.sampling.LEAST", least)
+        patch.setattr("datasets.sampling.MIXED", mixed << 20)  # shards of 1 MiB
+        epochs = UniformEpochs(split, seed)
+    assert epochs.mixed == min(len(epochs.shards), max(least, mixed))
     stream = np.concatenate([epochs.batch(step * batch, batch) for step in range(2 * len(split) // batch + 1)])
-    first, second = stream[: len(split)], stream[len(split) : 2 * len(split)]
-    assert sorted(first) == list(range(len(split)))
-    assert sorted(second) == sorted(set(second))
+    assert sorted(stream[: len(split)]) == list(range(len(split)))
+    assert sorted(epochs.batch(len(split), len(split))) == list(range(len(split)))
 
 
 def test_uniform_batches_straddle_epochs() -> None:

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainers.engine.difficulty
 from datasets.errors import InputError
-from trainers.engine.coarse import SCALES, Numbers, step_for
+from trainers.engine.coarse import SCALES, Numbers, Pairs, Search, step_for
 from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
-from trainers.engine.tiles import Difficulty, strips
+from trainers.engine.tiles import Block, Difficulty, strips
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -95,6 +95,21 @@ def test_by_coarser_numbers_of_many_rows(numbers: Numbers, heavy: bool) -> None:
     torch.testing.assert_close(found.cosine, expected.cosine, atol=1e-6, rtol=0)
     assert (found.nearest == expected.nearest).float().mean() > 0.999  # else within rounding, as `check` knows
     check(found, rows)
+
+
+@pytest.mark.parametrize("numbers", COARSE)
+def test_coarser_numbers_leave_few_pairs_open(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which their results alone would not tell."""
+    rows, counts, settle = torch.randn(3000, 256, generator=torch.Generator().manual_seed(0)), list[int](), Search._settle
+
+    def counted(search: Search, left: Block, right: Block, found: list[Pairs]) -> None:
+        counts.append(sum(len(some.left) for some in found))
+        settle(search, left, right, found)
+
+    monkeypatch.setattr(Search, "_settle", counted)
+    monkeypatch.setattr("trainers.engine.coarse.take_strip", None)  # is not needed
+    difficulty(rows, numbers=numbers)
+    assert len(rows) <= sum(counts) < {"int8": 25, "bfloat16": 6}[numbers] * len(rows)
 
 
 def test_the_residuals_bound_the_error_and_the_step_is_the_best_of_its_kind() -> None:

@@ -90,7 +90,7 @@ def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Version]) -> None
 
 def test_strategy_c_brings_the_nearest_with_each(planted: tuple[Split, Version]) -> None:
     split, version = planted
-    config = SamplerConfig(kind="pairs", batch=32, uniform_share=0.0, instances=2)
+    config = SamplerConfig(kind="pairs", batch=32, uniform_share=0.0, instances=2, temperature=1)
     pairs = drawn(split, version, config)[:, ::2].reshape(-1, 2)
     assert np.array_equal(pairs[:, 1], version.nearest[pairs[:, 0]])
     expected = probabilities(version.cosine, config)

@@ -151,8 +151,8 @@ class Search:
         if len(first) > most:
             return None
         some, owner = members(first, second), first if side else second
-        least = ((floor[owner] - error[first, second]) / unit).floor_().to(some.dtype)  # compared as they are, not as cosines
-        place, within = _true(some >= least[:, None])
+        least = (floor[owner] - error[first, second]) / unit  # products are compared as they are, not as cosines
+        place, within = _true(some >= (least if some.is_floating_point() else least.floor_().int())[:, None])
         return first[place], second[place], within, some[place, within] * unit
 
     def _settle(self, left: Block, right: Block, found: Sequence[Pairs]) -> None:

@@ -23,12 +23,12 @@ TOLERANCE = 1e-4
 _Run = Callable[[Tensor], Tensor]
 
 
-def export_model(model: nn.Module, size: tuple[int, ...], path: Path, output: str = "features") -> float:
-    """`export_onnx` or `export_program`, as the file's name ends; raises InputError for another ending."""
+def exporter(path: Path, output: str = "features") -> Callable[[nn.Module, tuple[int, ...]], float]:
+    """`export_onnx` or `export_program` to ``path``, as its name ends; raises InputError for another ending."""
     if path.suffix == ".onnx":
-        return export_onnx(model, size, path, output)
+        return partial(export_onnx, path=path, output=output)
     if path.suffix == ".pt2":
-        return export_program(model, size, path)
+        return partial(export_program, path=path)
     raise InputError("not a format to export to", str(path), "end it with .onnx or .pt2")
 
 
