@@ -197,8 +197,8 @@ class UniformEpochs:
 
     Shards come in a new random order each epoch, on a ring. Each is dealt out at random over as many turns as shards are mixed,
     its own and those after it; a turn's samples lie in random order. So with each turn one shard comes and one is done with
-    (those at the ring's seam come at both ends of the epoch): a reader streams, and has few shards open. A set of ``MIXED`` bytes or
-    less, in ``MOST`` shards or fewer, is mixed as a whole.
+    (those at the ring's seam come at both ends of the epoch): a reader streams, and has few shards open. A set of ``MIXED`` bytes
+    or less, in ``MOST`` shards or fewer, is mixed as a whole.
     """
 
     def __init__(self, split: Split, seed: int) -> None:
