@@ -22,6 +22,7 @@ import tyro
 
 from benchmarks.loading import KINDS, Loading, aside, job_of
 from datasets import cache as cache_module
+from datasets import sampling as sampling_module
 from datasets.augment import AugmentConfig
 from datasets.cache import CacheConfig
 from datasets.errors import run_main
@@ -69,6 +70,8 @@ RESUMED = 5000  # the step that a resumed run begins with
 def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProcess) -> dict[str, float]:
     """A training of pauses, from an empty cache: in a process of its own."""
     cache_module.CHECK_EVERY = 1 << 20  # the set is small: keep the cache to its size more closely
+    if case.cache < 1:  # and mix as small a share of it as of one that a cache of the default size does not hold
+        sampling_module.MIXED = sum(shard.size for shard in index.shards) // 16
     sampler = SamplerConfig(kind=case.kind, batch=options.batch)
     split, start = split_of(index, "train"), 0 if case.place == "new" else RESUMED
     gib = max(case.cache * 1.1 * sum(shard.size for shard in index.shards) / 2**30, 1e-6)  # flags and blocks of the disk

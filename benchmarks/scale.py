@@ -102,7 +102,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def draw_times(split: Split, kind: Kind, options: Scale) -> dict[str, float]:
     """Milliseconds of a draw, in the middle and at worst, and of the first one by a new version."""
-    config = SamplerConfig(kind=kind, batch=options.batch, uniform_share=0.5)
+    config = SamplerConfig(kind=kind, batch=options.batch)
     count = len(split.identities)
     cosine = generator(0, "vector").random(count, dtype=np.float32)
     version = Version(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))

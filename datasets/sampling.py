@@ -3,7 +3,7 @@
     uniform        a shuffled epoch that streams, a gibibyte of shards mixed at a time: every sample once before any comes twice
     pk             P identities x K samples, drawn evenly
     hardest        strategy A: samples of the h hardest identities, plus random ones
-    proportional   strategy B: identities by p_i = c_i / sum(c), or by a sharper power of c_i; K samples of each
+    proportional   strategy B: identities by p_i = c_i / sum(c), K samples of each
     pairs          strategy C: an identity by p_i and, with it, its nearest one: the batch holds the contrast
 
 A, B and C fill ``uniform_share`` of the batch from the uniform epoch and draw all of it there until the first version is in
@@ -46,11 +46,11 @@ class SamplerConfig:
     """Samples of a global batch, over all workers."""
     instances: int | None = None
     """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
-    uniform_share: float = 0.75
+    uniform_share: float = 0.875
     """Share of a batch drawn evenly from all samples (hardest, proportional, pairs); smaller ones learn less (README)."""
     hardest: int = 2
     """Identities that share the hard part of a batch (hardest). The maximum of c is always shared by two."""
-    temperature: float = 0.25
+    temperature: float = 1.0
     """p_i ~ max(c_i, floor) ** (1 / temperature): 1 is the plain formula, smaller is sharper (proportional, pairs)."""
     floor: float = 0.0
     """Difficulty below which an identity is not drawn more rarely; c can be negative (proportional, pairs)."""

@@ -469,7 +469,7 @@ def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, told: str)
     ("options", "told"),
     [
         ({"kind": "pk", "batch": 10, "instances": 4}, "4 at a time"),
-        ({"kind": "proportional", "batch": 20, "instances": 4}, "5 of 20 samples"),
+        ({"kind": "proportional", "batch": 20, "instances": 4}, "2 of 20 samples"),
         ({"kind": "pairs", "batch": 24, "instances": 4}, "8 at a time"),
         ({"batch": 0}, "sampler.batch"),
         ({"instances": 0}, "sampler.instances"),

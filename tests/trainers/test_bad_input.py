@@ -84,8 +84,8 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
 
     assert "the batch of 128 is larger than the data (80 samples)" in told(lambda: train(whole, batch=128), capsys)
     assert "pk draws 16 different identities and there are 10" in told(lambda: train(whole, kind="pk", batch=64), capsys)
-    line = told(lambda: train(whole, batch=60, instances=4), capsys)
-    assert "15 of 60 samples are drawn by 'proportional', 4 at a time" in line
+    line = told(lambda: train(whole, batch=62, instances=4, uniform_share=0.5), capsys)
+    assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
     assert "cannot be shared evenly by 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
     pack("folders", images(tmp_path / "few", 5, 1), str(tmp_path / "singles"), Options(held_out=0))
     line = told(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
