@@ -25,7 +25,7 @@ from datasets.versions import VersionTable
 
 SIZE = (16, 12)
 STEPS = 13
-SAMPLER = SamplerConfig(kind="pairs", batch=16, instances=2, interval=3, lag=2, patience=30)
+SAMPLER = SamplerConfig(kind="pairs", batch=16, instances=2, uniform_share=0.5, interval=3, lag=2, patience=30)
 PLAIN = AugmentConfig(flip=False, shift=0, erase=0)
 ALONE = Share(0, 1)
 
