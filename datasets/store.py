@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
@@ -49,7 +49,8 @@ COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the by
 Sample = bytes | ValueError  # the bytes, or why they cannot be had
 Pending = Callable[[], list[Sample]]
 Found = dict[int, Sample]  # blocks by number
-Fetch = Future[dict[int, Sample | CachedShard]]  # and where those are that the cache keeps
+Kept = Mapping[int, Sample | CachedShard]  # the same, or the copy of the shard where the cache keeps a block
+Fetch = Future[Kept]
 Place = tuple[int, int, int, int]  # a sample's block, offset in the shard, offset in the block, size
 log = logging.getLogger(__name__)
 
@@ -167,10 +168,10 @@ class BucketStore:
             self._cache.account(fetched)
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
-    def _fetch(self, group: list[int], copy: CachedShard | None) -> dict[int, Sample | CachedShard]:
+    def _fetch(self, group: list[int], copy: CachedShard | None) -> Kept:
         """Bring the blocks of a group; memory holds only those that the copy does not."""
         if copy is None:
-            return {**self._get(group)}
+            return self._get(group)
         found = self._bring(group, copy)
         with self._lock:
             self._fetched += _bytes(found)
