@@ -1,0 +1,51 @@
+"""Finds the files of a source that a list names, however the list writes their paths."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from datasets.errors import InputError
+from datasets.splits import split_of_path
+
+
+class Places:
+    """The files that lists may name.
+
+    A name stands for the one file whose path ends in it. ``./images/0.jpg`` and ``images\\0.jpg`` are ``images/0.jpg``.
+    """
+
+    def __init__(self, names: Iterable[str], what: str = "image") -> None:
+        self.what = what
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self._by_name[PurePosixPath(name).name].append(name)
+
+    def find(self, file: str, where: str, beside: str = "", split: str = "") -> str:
+        """The path of a file that is named at ``where``.
+
+        Of several with that name it is the one below ``beside``, the list's own folder, else the one in a folder of ``split``.
+
+        Raises:
+            InputError: there is none, or more than one that it could be.
+        """
+        parts = [part for part in file.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+        wanted = "/".join(parts)
+        found = [name for name in self._by_name.get(parts[-1] if parts else "", []) if f"/{name}".endswith(f"/{wanted}")]
+        if len(found) > 1:
+            found = [name for name in found if name == str(PurePosixPath(beside) / wanted)] or _narrowed(found, beside, split)
+        if len(found) > 1:
+            what = f"{len(found)} {self.what}s are called '{file}': {found[0]} and {found[1]}"
+            raise InputError(what, where, "name it by as much of its path as tells them apart")
+        if not found:
+            similar = next((name for name in self._by_name.get(parts[-1] if parts else "", [])), "")
+            remedy = f"there is {similar}: correct the path" if similar else "is the download whole?"
+            raise InputError(f"the {self.what} '{file}' is not there", where, remedy)
+        return found[0]
+
+
+def _narrowed(found: list[str], beside: str, split: str) -> list[str]:
+    if beside:
+        found = [name for name in found if name.startswith(f"{beside}/")] or found
+    if split and len(found) > 1:
+        found = [name for name in found if split_of_path(f"{PurePosixPath(name).parent}/_") == split] or found
+    return found
