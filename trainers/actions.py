@@ -31,11 +31,12 @@ from datasets.errors import InputError
 from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
+from datasets.splits import evaluation_split
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
+from trainers.engine.clips import Floats, checksum_of, evaluate_actions, evaluation_clips
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
@@ -185,10 +186,10 @@ def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
 def evaluate(job: Job) -> None:
     """Note the figures of the test clips, where there are any; all ranks evaluate their share."""
     config, worker, clips = job.config, job.worker, job.clips
-    if TEST not in clips.index.splits:
+    if evaluation_split(clips.index.splits) is None:
         return
     share_buffers(job.task, worker.group)
-    chosen = clips.clips_of(TEST)
+    chosen = evaluation_clips(clips)
     logits, bad = evaluate_actions(
         job.task.model, clips, chosen, config.clip, config.cache, worker.device, Share(worker.rank, worker.world), worker.group,
         config.loader.workers,
@@ -258,7 +259,7 @@ def logits_of(trained: Trained, data: str, workers: int) -> tuple[Floats, ClipSe
     if clips.class_names != trained.class_names or clips.stream != trained.stream:
         what = f"the set has {len(clips.class_names)} classes of {clips.stream}, and the run others"
         raise InputError(what, clips.index.url, "evaluate on a set of the same classes and stream")
-    chosen = clips.clips_of(TEST)
+    chosen = evaluation_clips(clips)
     config = trained.config
     logits, bad = evaluate_actions(trained.model, clips, chosen, config.clip, config.cache, trained.device, workers=workers)
     for failure in bad:

@@ -16,9 +16,9 @@ from datasets.clips import Reader, open_clips
 from datasets.errors import InputError
 from datasets.index import read_index
 from datasets.inspect import faults
-from datasets.layouts import HeldOut
 from datasets.pack_videos import VideoOptions, pack_videos
 from datasets.source import Source
+from datasets.splits import HeldOut
 from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, Name
 
 CHOICE = Choice(HeldOut(0.5))
@@ -48,7 +48,7 @@ def test_ucf101() -> None:
     with pytest.raises(InputError, match=r"no trainlist02\.txt"):
         listed("ucf101", UCF, Choice(HeldOut(), fold=2))
     without = {name: data for name, data in UCF.items() if "Punch" not in name}
-    with pytest.raises(InputError, match=r"not there: 'Punch/v_Punch_g08_c01\.avi': line 2 of lists/trainlist01\.txt"):
+    with pytest.raises(InputError, match=r"'Punch/v_Punch_g08_c01\.avi' is not there: line 2 of lists/trainlist01\.txt"):
         listed("ucf101", without)
 
 
@@ -84,13 +84,13 @@ def test_video_csv() -> None:
     ("lines", "told"),
     [
         (("file,label", "one.mp4,x"), "2 files are called 'one.mp4'"),
-        (("file,label", "three.mp4,x"), "not there: 'three.mp4'"),
+        (("file,label", "three.mp4,x"), "'three.mp4' is not there"),
         (("file,label", "two.mp4,"), "an empty label"),
         (("file,labels", "two.mp4,x;;y"), "an empty label"),
         (("file,label,start,end", "two.mp4,x,3,2"), "begins at 3 s and ends at 2 s"),
         (("file,label,start", "two.mp4,x,soon"), "start is 'soon'"),
-        (("file,label,split", "two.mp4,x,dev"), "split 'dev'"),
-        (("name,label", "two.mp4,x"), "it has the columns label, name"),
+        (("file,label,split", "two.mp4,x,tset"), "split 'tset'"),
+        (("name,label", "two.mp4,x"), "no column file.*it has: name, label"),
     ],
 )  # fmt: skip
 def test_bad_lists_are_told_with_their_line(lines: tuple[str, ...], told: str) -> None:
