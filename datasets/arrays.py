@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from datasets.errors import InputError
-from datasets.texts import shown_name
+from datasets.errors import InputError, printable
 
 MAX_BYTES = 4 << 30  # of the arrays of one file, and of the frames of one clip
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -79,4 +78,4 @@ def texts_of(array: npt.NDArray[Any]) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "USiub":
         raise ValueError(f"an array {list(array.shape)} of {array.dtype}, not of text [n]")
     items = array.tolist()  # where one is no Unicode, a ValueError
-    return [shown_name(item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)) for item in items]
+    return [printable(item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)) for item in items]

@@ -25,9 +25,10 @@ import pyarrow as pa
 import tyro
 from rich.console import Console
 
+from datasets.account import FIRST, lines_of
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.destination import claim, forget
-from datasets.errors import InputError, run_main
+from datasets.errors import InputError, printable, run_main
 from datasets.flow import METHOD, flow_of
 from datasets.index import Index, write_index
 from datasets.layouts import Sample
@@ -37,12 +38,10 @@ from datasets.plan import index_of, plan_shards
 from datasets.source import Source, open_source
 from datasets.splits import HeldOut, counted
 from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
-from datasets.texts import shown_name
 from datasets.video import read_video, shrunk
 from datasets.video_layouts import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 
 VERSION = 2  # of the bytes that a listing leads to; part of a pack's fingerprint
-NAMED = 5  # of the files left out by a rule
 
 
 @dataclass(frozen=True)
@@ -137,15 +136,13 @@ def pack_videos(
         strips = Source(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
         shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
         written = write_shards(shards, strips, objects, fingerprint, 0, console)
-    left = _left_out(listing, opened)
-    left_out = {
-        rule: {"files": len(names), "first": [shown_name(name) for name in names[:NAMED]]} for rule, names in left.items()
-    }
+    left, seen = _left_out(listing, opened), len(opened.sizes) + sum(map(len, opened.left_out.values()))
+    left_out = {rule: {"files": len(names), "first": [printable(name) for name in names[:FIRST]]} for rule, names in left.items()}
     classes = sorted({action for clip, _, _ in cut.clips.values() for action in clip.actions})
     about = {
         "layout": layout, "source": source.resolve().name, "mirror": listing.mirror, **asdict(options), "classes": classes,
         "flow": METHOD if options.stream == "flow" else "", "unreadable": cut.broken, "too_short": cut.too_short,
-        "variable_rate": cut.variable, "splits_by": listing.by, "files": len(opened.sizes), "left_out": left_out,
+        "variable_rate": cut.variable, "splits_by": listing.by, "files": seen, "left_out": left_out,
         "fingerprint": fingerprint,
     }  # fmt: skip
     index, keys = index_of(objects.url, shards, written, about)
@@ -233,18 +230,20 @@ def _cut_all(listing: ClipListing, source: Source, options: VideoOptions, folder
     with progress(console, len(numbered), "reading", "clips") as advance:
         for name, clip in numbered.items():
             if clip.file != file:
-                file, data = clip.file, io.BytesIO()  # first the memory of the last one goes
-                data = io.BytesIO(source.read(file))
-            data.seek(0)
+                file, data = "", io.BytesIO()  # first the memory of the last one goes
             try:
-                frames, told, variable = frames_of(clip, listing.kind, data, f"{file} in {source.where}", options)
+                if not file:
+                    with _bounded():
+                        file, data = clip.file, io.BytesIO(source.read(clip.file))
+                data.seek(0)
+                frames, told, variable = frames_of(clip, listing.kind, data, source.place(file), options)
                 if len(frames) < options.min_frames:
-                    cut.too_short.append(f"{name} ({shown_name(file)}, {len(frames)} frames)")
+                    cut.too_short.append(f"{name} ({printable(clip.file)}, {len(frames)} frames)")
                 else:
                     _keep(cut, name, clip, frames, told, options.stream, folder)
                 cut.variable += variable
             except (ValueError, InputError) as error:
-                cut.broken[f"{name} ({shown_name(file)})"] = str(error.args[0])
+                cut.broken[f"{name} ({printable(clip.file)})"] = str(error.args[0])
                 _refuse(cut.broken, allowed, source)
             advance(1)
     if not any(sample.split == "train" for sample in cut.samples):
@@ -286,7 +285,7 @@ def _table(index: Index, cut: _Cut, classes: Sequence[str]) -> pa.Table:
     number = {name: place for place, name in enumerate(classes)}
     rows = [cut.clips[name] for name in index.identities]
     return pa.table({
-        "file": pa.array([shown_name(clip.file) for clip, _, _ in rows], pa.string()),
+        "file": pa.array([printable(clip.file) for clip, _, _ in rows], pa.string()),
         "frames": pa.array([count for _, count, _ in rows], pa.int32()),
         "actions": pa.array([[number[action] for action in clip.actions] for clip, _, _ in rows], pa.list_(pa.int16())),
         "frame_actions": pa.array([[number.get(name, -1) for name in told] for _, _, told in rows], pa.list_(pa.int16())),
@@ -298,7 +297,7 @@ def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
     named = {clip.file for clip in listing.clips}.union(listing.lists, *listing.left_out.values())
     rest = [name for name in source.sizes if name not in named]
     endings = tuple(VIDEOS) if listing.kind == "videos" else (".npz",)
-    left = dict(listing.left_out)
+    left = {rule: list(names) for rule, names in [*source.left_out.items(), *listing.left_out.items()]}
     left["named by no list"] = [name for name in rest if name.lower().endswith(endings)]
     left["neither clips nor lists"] = [name for name in rest if not name.lower().endswith(endings)]
     return {rule: names for rule, names in left.items() if names}
@@ -307,9 +306,7 @@ def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
 def _tell(index: Index, cut: _Cut, left: Mapping[str, list[str]], console: Console) -> None:
     lines = [f"left out {name}: {reason}" for name, reason in cut.broken.items()]
     lines += [f"left out as too short: {name}" for name in cut.too_short]
-    for rule, names in left.items():
-        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-        lines.append(f"left out {len(names):,} files, {rule}: {', '.join(map(shown_name, names[:NAMED]))}{more}")
+    lines += lines_of(left)
     total = sum(shard.size for shard in index.shards) / 2**20
     clips = [clip for clip, _, _ in cut.clips.values()]
     lines.append(
@@ -319,7 +316,7 @@ def _tell(index: Index, cut: _Cut, left: Mapping[str, list[str]], console: Conso
         f"at {index.url}"
     )
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

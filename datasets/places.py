@@ -8,10 +8,15 @@ from datasets.errors import InputError
 from datasets.splits import split_of_path
 
 
+def listed_path(text: str) -> str:
+    """A path as lists write it, with slashes alone and without ``.``."""
+    return "/".join(part for part in text.strip().replace("\\", "/").split("/") if part not in ("", "."))
+
+
 class Places:
     """The files that lists may name.
 
-    A name stands for the one file whose path ends in it. ``./images/0.jpg`` and ``images\\0.jpg`` are ``images/0.jpg``.
+    A name stands for the one file whose path ends in it.
     """
 
     def __init__(self, names: Iterable[str], what: str = "image") -> None:
@@ -28,17 +33,16 @@ class Places:
         Raises:
             InputError: there is none, or more than one that it could be.
         """
-        parts = [part for part in file.strip().replace("\\", "/").split("/") if part not in ("", ".")]
-        wanted = "/".join(parts)
-        found = [name for name in self._by_name.get(parts[-1] if parts else "", []) if f"/{name}".endswith(f"/{wanted}")]
+        wanted = listed_path(file)
+        alike = self._by_name.get(PurePosixPath(wanted).name, [])
+        found = [name for name in alike if f"/{name}".endswith(f"/{wanted}")]
         if len(found) > 1:
             found = [name for name in found if name == str(PurePosixPath(beside) / wanted)] or _narrowed(found, beside, split)
         if len(found) > 1:
             what = f"{len(found)} {self.what}s are called '{file}': {found[0]} and {found[1]}"
             raise InputError(what, where, "name it by as much of its path as tells them apart")
         if not found:
-            similar = next((name for name in self._by_name.get(parts[-1] if parts else "", [])), "")
-            remedy = f"there is {similar}: correct the path" if similar else "is the download whole?"
+            remedy = f"there is {alike[0]}: correct the path" if alike else "is the download whole?"
             raise InputError(f"the {self.what} '{file}' is not there", where, remedy)
         return found[0]
 

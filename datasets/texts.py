@@ -100,8 +100,3 @@ def number_of(value: Any, what: str, where: str) -> float:
 def cell(row: Mapping[str, str], names: Collection[str]) -> str:
     """The first of these columns that the row has, stripped; "" for none."""
     return next((row[name].strip() for name in names if name in row), "")
-
-
-def shown_name(name: str) -> str:
-    """A file's name as text that UTF-8 can hold: a byte of it that is no UTF-8 becomes ``\\udce9`` or such."""
-    return name.encode("utf-8", "backslashreplace").decode()

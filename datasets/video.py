@@ -14,8 +14,9 @@ import numpy.typing as npt
 from datasets.arrays import MAX_BYTES
 from datasets.augment import resize
 from datasets.camera import camera_frames, read_ahead
-from datasets.decode import IMAGES, Image, decode
+from datasets.decode import IMAGES, Image, decode, quiet_decoders
 from datasets.errors import InputError
+from datasets.source import is_litter
 
 UNEVEN = 0.5  # of the usual time between two frames: where one is off by more, the video's rate is variable
 LONGEST = 60.0  # seconds between two frames: more is taken for a damaged time, not for a still picture
@@ -61,7 +62,8 @@ def timed_frames(file: IO[bytes] | str, start: float = 0.0) -> Generator[tuple[f
     except av.error.ArgumentError as error:
         raise ValueError(f"damaged, or its frames have more than {MAX_PIXELS:,} pixels") from error
     except (av.error.FFmpegError, EOFError) as error:
-        raise ValueError(f"not a whole video ({getattr(error, 'strerror', None) or error})") from error
+        what = "cannot be opened" if isinstance(error, OSError) else "not a whole video"
+        raise ValueError(f"{what} ({getattr(error, 'strerror', None) or error})") from error
 
 
 def at_rate(timed: Iterable[tuple[float, Image]], rate: float, start: float = 0.0, end: float = np.inf) -> Iterator[Image]:
@@ -163,11 +165,13 @@ def _from_camera(number: int, rate: float) -> Iterator[Arrived]:
 
 
 def _from_folder(folder: Path) -> Iterator[Image]:
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not is_litter(path.name)):
         try:
-            yield decode(path.read_bytes())
-        except ValueError as error:
+            with quiet_decoders():
+                image = decode(path.read_bytes())
+        except (ValueError, OSError) as error:
             raise ValueError(f"{path.name}: {error}") from error
+        yield image
 
 
 def _size(image: Image) -> str:

@@ -20,8 +20,8 @@ from datasets.errors import InputError
 from datasets.layouts import clean
 from datasets.places import Places
 from datasets.source import Source
-from datasets.splits import HeldOut, checked_split, split_by_hash, split_of_path, splits_by_names
-from datasets.texts import csv_rows, text_of
+from datasets.splits import HeldOut, checked_split, split_by_hash, split_of_file, splits_by_names
+from datasets.texts import csv_rows
 
 VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"}
 SKELETONS = "pose float [sum of T, J, D], length int [n] and label [n] are expected"
@@ -134,7 +134,7 @@ def skeletons_npz(source: Source, choice: Choice) -> ClipListing:
         raise InputError("no npz file", source.where, "files with pose, length and label are expected")
     said, clips = _said(files), []
     for file in files:
-        where = f"{file} in {source.where}"
+        where = source.place(file)
         arrays = skeletons_of(source.read(file), where, ("length", "label"))
         try:
             labels = texts_of(arrays["label"])
@@ -193,7 +193,7 @@ def _once(clips: list[tuple[Clip, str]]) -> list[Clip]:
 def _said(names: Collection[str]) -> dict[str, str]:
     """The split that each path says below the folder around all of them; "" for none."""
     around = os.path.commonpath([PurePosixPath(name).parent for name in names]) if names else ""
-    return {name: split_of_path(str(PurePosixPath(name).relative_to(around))) for name in names}
+    return {name: split_of_file(str(PurePosixPath(name).relative_to(around))) for name in names}
 
 
 def _list(source: Source, name: str) -> str:
@@ -209,9 +209,9 @@ def _list(source: Source, name: str) -> str:
 
 def _lines(source: Source, path: str) -> Iterator[tuple[str, str]]:
     """The lines of a list that are not empty, and the place of each in words."""
-    for number, line in enumerate(text_of(source.read(path), f"{path} in {source.where}").splitlines(), 1):
+    for number, line in enumerate(source.text(path).splitlines(), 1):
         if line.strip():
-            yield line.strip(), f"line {number} of {path} in {source.where}"
+            yield line.strip(), f"line {number} of {source.place(path)}"
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def _by_csv(source: Source, choice: Choice, column: str, kind: Kind, suffixes: C
     places = Places((name for name in source.sizes if PurePosixPath(name).suffix.lower() in suffixes), "file")
     rows: list[_Row] = []
     for path, split in said.items():
-        where = f"{path} in {source.where}"
-        for place, cells in csv_rows(text_of(source.read(path), where), where, (column,)):
+        where = source.place(path)
+        for place, cells in csv_rows(source.text(path), where, (column,)):
             if "label" not in cells and "labels" not in cells:
                 raise InputError("no column label or labels", where, f"it has: {', '.join(cells)}")
             if not split and len(lists) > 1 and "split" not in cells:

@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets.camera import camera_frames
 from datasets.decode import IMAGES, Image
 from datasets.errors import InputError
+from datasets.source import is_litter
 from datasets.video import timed_frames
 from datasets.video_layouts import VIDEOS
 from trainers.engine.gallery import read_image
@@ -42,7 +43,7 @@ def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]
 
 
 def _files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> Iterator[Path]:
-    """Each file, and those with these endings in each folder and below, but hidden ones, which macOS leaves."""
+    """Each file, and those with these endings in each folder and below, but what desktops leave behind."""
     for path in paths:
         inside = (
             sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and _is_own(p, path)) if path.is_dir() else [path]
@@ -53,5 +54,4 @@ def _files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> Itera
 
 
 def _is_own(path: Path, folder: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    return path.is_file() and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return path.is_file() and not is_litter(path.relative_to(folder).as_posix())
