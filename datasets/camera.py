@@ -1,9 +1,9 @@
 """A camera's frames, each with the time at which it came."""
 
-import time
 from collections.abc import Generator
 from queue import SimpleQueue
 from threading import Event, Thread
+from time import monotonic as clock
 
 import cv2
 
@@ -19,7 +19,7 @@ def camera_frames(number: int) -> Generator[Timed]:
     camera = cv2.VideoCapture(number)
     try:
         while (read := camera.read())[0]:
-            yield time.monotonic(), cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)  # type: ignore[misc]
+            yield clock(), cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)  # type: ignore[misc]
     finally:
         camera.release()
 

@@ -1,5 +1,6 @@
 """Videos to frames at a constant rate, by PyAV: the pictures, at the times, that a player shows. T frames of H x W, RGB."""
 
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -59,11 +60,8 @@ def timed_frames(file: IO[bytes] | str, start: float = 0.0) -> Generator[tuple[f
                     yield from frames
                     return
         yield from _frames(file, 0.0)  # also where the format cannot be searched, or the search went too far
-    except av.error.ArgumentError as error:
-        raise ValueError(f"damaged, or its frames have more than {MAX_PIXELS:,} pixels") from error
     except (av.error.FFmpegError, EOFError) as error:
-        what = "cannot be opened" if isinstance(error, OSError) else "not a whole video"
-        raise ValueError(f"{what} ({getattr(error, 'strerror', None) or error})") from error
+        raise ValueError(_reason(error)) from error
 
 
 def at_rate(timed: Iterable[tuple[float, Image]], rate: float, start: float = 0.0, end: float = np.inf) -> Iterator[Image]:
@@ -178,6 +176,15 @@ def _size(image: Image) -> str:
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
+def _reason(error: Exception) -> str:
+    log = str(getattr(error, "log", ""))
+    if isinstance(error, av.error.ArgumentError) or "max pixel count" in log:
+        size = re.search(r"Picture size (\d+x\d+)", log)
+        return f"damaged, or with frames of more than {MAX_PIXELS:,} pixels" + (f" ({size[1]})" if size else "")
+    what = "cannot be opened" if isinstance(error, OSError) else "not a whole video"
+    return f"{what} ({getattr(error, 'strerror', None) or error})"
+
+
 def _first(frames: Iterator[tuple[float, Image]]) -> tuple[float, Image] | None:
     try:
         return next(frames, None)
@@ -199,6 +206,7 @@ class _Reader:
         self.container, self.stream = container, container.streams.best("video")
         if self.stream is None or self.stream.codec_context is None:
             raise ValueError("no pictures in it that can be decoded")
+        _check_size(self.stream.codec_context.height, self.stream.codec_context.width)
         self.stream.codec_context.options = LIMITS
         self.is_avi = container.format.name == "avi"
         self.step = 1 / float(self.stream.average_rate or 25)
@@ -251,11 +259,15 @@ class _Reader:
     def _shown(self, frame: av.VideoFrame) -> Image:
         ratio = self.stream.sample_aspect_ratio or 1  # of a pixel, as it is to be shown: width to height
         width, height = round(frame.width * max(ratio, 1)), round(frame.height / min(ratio, 1))
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"frames of {height}x{width} pixels; at most {MAX_PIXELS:,} pixels are read")
+        _check_size(height, width)
         image: Image = frame.reformat(width, height, "rgb24").to_ndarray()  # type: ignore[assignment]
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         return image if matrix is None else turned(image, np.frombuffer(bytes(matrix), np.int32)[:9].tolist())
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"with frames of more than {MAX_PIXELS:,} pixels ({width}x{height})")
 
 
 def turned(image: Image, matrix: Sequence[int]) -> Image:
