@@ -77,5 +77,8 @@ def texts_of(array: npt.NDArray[Any]) -> list[str]:
     """The items of an array [n] of text, of bytes or of numbers, as text; raises ValueError."""
     if array.ndim != 1 or array.dtype.kind not in "USiub":
         raise ValueError(f"an array {list(array.shape)} of {array.dtype}, not of text [n]")
-    items = array.tolist()  # where one is no Unicode, a ValueError
+    try:
+        items = array.tolist()
+    except (ValueError, SystemError) as error:
+        raise ValueError(f"an array of {array.dtype} that holds no Unicode") from error
     return [printable(item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)) for item in items]
