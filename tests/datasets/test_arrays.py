@@ -53,13 +53,14 @@ def test_arrays_come_as_numpy_reads_them(array: np.ndarray) -> None:
 @pytest.mark.parametrize("data", [
     b"", b"\x93NUMPY", npy(np.zeros(3))[:-1], npy(np.zeros(3)) + b"x", npy(np.array([{}], object), allow_pickle=True),
     headed("(1000000000000,)"), headed("(-1,)"), headed("(0, -1)"), headed("(0, 99999999999999999999999)"), headed("(True,)"),
-    headed("('a',)"), headed("(" + "1," * 70 + ")"), headed("(1,)", "'O'"), headed("(1,)", "'<U0'"), headed("(1,)", "[('a', '<f8'"),
+    headed("('a',)"), headed("(" + "1," * 70 + ")"), headed("(1,)", "'O'"), headed("(1,)", "'<U0'"),
+    headed("(1,)", "[('a', '<f8'"),
     headed("(1,)", "(" * 400 + ")" * 400), headed("(1,)", "'V" + "9" * 30 + "'"), b"\x93NUMPY\x09\x00" + bytes(9),
 ])  # fmt: skip
 def test_a_crafted_array_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"an array|an npy file"):
         array_of(data)
-    with pytest.raises(InputError, match="x.npz"):
+    with pytest.raises(InputError, match=r"x\.npz"):
         read(zipped({"a.npy": data}), "a")
 
 

@@ -83,7 +83,7 @@ def test_lists_with_spaces_back_slashes_and_equal_names() -> None:
     hmdb["s/sit_test_split1.txt"] = b"a 1.avi 2"
     assert [(c.split, c.file) for c in listed("hmdb51", hmdb)] == [("test", "h/sit/a 1.avi"), ("train", "h/wave/a 1.avi")]
     assert len(listed("hmdb51", hmdb | {"copy/sit_test_split1.txt": b"a 1.avi 2"})) == 2  # the same list twice counts once
-    with pytest.raises(InputError, match="two lists sit_test_split1.txt that differ"):
+    with pytest.raises(InputError, match=r"two lists sit_test_split1\.txt that differ"):
         listed("hmdb51", hmdb | {"copy/sit_test_split1.txt": b"a 1.avi 1"})
     both = hmdb | {"s/sit_test_split1.txt": b"a 1.avi 2\na 1.avi 1"}
     with pytest.raises(InputError, match=r"h/sit/a 1\.avi is named as train sit, and before as test sit: line 2 of s/sit"):

@@ -15,9 +15,10 @@ LISTS: dict[Name, tuple[str, ...]] = {
     "video_csv": ("l.csv",), "frames_npz": ("train.csv", "t/val.csv"), "skeletons_npz": ("p_train.npz",),
 }  # fmt: skip
 PIECES = st.sampled_from([
-    b"a/x.avi", b"x.avi", b"y z.mp4", b"f.npz", b".\\b\\y z.mp4", b" 1", b" 2", b" 0", b"\n", b"\r\n", b"\r", b",", b'"', b"file", b"path",
-    b"label", b"labels", b"start", b"end", b"split", b"train", b"valid", b"test", b"0", b"1.5", b"inf", b"-1", b"1e999", b";", b"..", b"/",
-    b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\xe9", b"\xed\xb2\x80", b"\xe2\x80\xa8", b"file,label\n", b"path,labels,split\n",
+    b"a/x.avi", b"x.avi", b"y z.mp4", b"f.npz", b".\\b\\y z.mp4", b" 1", b" 2", b" 0", b"\n", b"\r\n", b"\r", b",", b'"', b"file",
+    b"path", b"label", b"labels", b"start", b"end", b"split", b"train", b"valid", b"test", b"0", b"1.5", b"inf", b"-1", b"1e999",
+    b";", b"..", b"/", b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\xe9", b"\xed\xb2\x80", b"\xe2\x80\xa8",
+    b"file,label\n", b"path,labels,split\n",
 ])  # fmt: skip
 CONTENT = st.lists(st.one_of(PIECES, PIECES, PIECES, st.binary(max_size=4)), max_size=25).map(b"".join)
 
@@ -33,8 +34,7 @@ def test_any_list_is_read_or_refused(layout: Name, data: st.DataObject) -> None:
     try:
         listing = VIDEO_LAYOUTS[layout](source, choice)
     except InputError as error:
-        assert "\n" not in str(error)
-        str(error).encode()
+        str(error).encode()  # what a terminal takes
     else:
         for number, clip in enumerate(listing.clips):
             assert clip.file in files
