@@ -182,7 +182,7 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("a", 1, 2, 3, "x")])}, "ymax is 'x', not a number"),  # type: ignore[list-item]
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("", 1, 2, 3, 4)])}, "an object without a name"),
         ("voc", {"readme.txt": b"x"}, "no images"),
-        ("voc", {**voc_files(1), "JPEGImages/more/000.png": encoded(scene(5)[0])}, "two images of one name"),
+        ("voc", {**voc_files(1), "JPEGImages/000.bmp": encoded(scene(5)[0])}, "two images of one name"),
         ("coco", {**voc_files(1), "a.json": STRAY}, "is of an image or a category that the file does not list"),
         ("coco", voc_files(1), "no JSON of boxes"),
         ("coco", {**voc_files(1), "a.json": b"{}"}, "not COCO's JSON"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.augment import resize
 from datasets.cache import CacheConfig
-from datasets.decode import IMAGES, Image, decode
+from datasets.decode import IMAGES, MAX_BYTES, Image, decode, quiet_decoders
 from datasets.errors import InputError
 from datasets.index import JUNK, Index, Split, split_of
 from datasets.loader import Share, SplitStream, behind_workers
@@ -148,9 +148,12 @@ def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int
 
 
 def read_image(path: Path) -> Image:
-    """An image file, uint8 [H, W, 3]; raises InputError."""
+    """An image file as a viewer shows it, uint8 [H, W, 3]; raises InputError."""
     try:
-        return decode(path.read_bytes())
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+        with quiet_decoders():
+            return decode(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read an image ({reason})", str(path), "give a JPEG, PNG, BMP or WebP file") from error
