@@ -71,7 +71,6 @@ def test_palette() -> None:
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
 
 
-
 @pytest.mark.parametrize("data", [JPEG, PNG, BMP, WEBP], ids=["jpeg", "png", "bmp", "webp"])
 def test_memoryviews_and_single_pixels(data: bytes) -> None:
     np.testing.assert_array_equal(decode(memoryview(data)), decode(data))

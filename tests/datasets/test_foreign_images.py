@@ -408,25 +408,7 @@ TEXTS: dict[Layout, Files] = {
     "attributes_csv": {"l.csv": b"file,age,yaw,split\n0.jpg,3,,train\n1.jpg,nan,-9,test\n"},
     "cuhk03": {"manifest.csv": b"path,pid,cam,split\nJPEGImages/0.jpg,1,a,train\nJPEGImages/1.jpg,2,b,val\n"},
 }
-PIECES = [b"", b"\0", b"\n", b",", b"'", b"[", b"{", b"<", b">", b"null", b"-1", b"1e999", b"\xff", b"../", b"nan", b" "]
-    b"",
-    b"\0",
-    b"\n",
-    b",",
-    b'"',
-    b"[",
-    b"{",
-    b"<",
-    b">",
-    b"null",
-    b"-1",
-    b"1e999",
-    b"\xff",
-    b"\xe2\x80\xa8",
-    b"../",
-    b"nan",
-    b" ",
-]
+PIECES = [b"", b"\0", b"\n", b",", b"[", b"{", b"<", b">", b"null", b"-1", b"1e999", b"\xff", b"../", b"nan", b" ", b"\x22"]
 CHANGE = st.tuples(st.integers(0, 9), st.integers(0, 10**4), st.integers(0, 40), st.sampled_from(PIECES))
 
 
