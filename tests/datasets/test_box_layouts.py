@@ -87,6 +87,8 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
     assert splits(listing("voc", tmp_path / "d", without_train)) == dict.fromkeys(("000", "001"), "train") | dict.fromkeys(
         ("002", "003"), "val"
     )
+    without_val = {name: text for name, text in files.items() if not name.endswith("Main/val.txt")}
+    assert splits(listing("voc", tmp_path / "g", without_val)) == splits(listing("voc", tmp_path / "a", files))
     by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), share=0.5))
     assert 8 < list(by_hash.values()).count("test") < 32
     first = "".join(f"{number:03}\n" for number in range(30)).encode()
