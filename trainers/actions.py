@@ -27,7 +27,7 @@ from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_wor
 from datasets.cache import CacheConfig
 from datasets.clips import ClipConfig, ClipSet, ClipStream, cuts_of_views, open_clips
 from datasets.decode import Image
-from datasets.errors import InputError
+from datasets.errors import InputError, printable
 from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
@@ -332,10 +332,10 @@ class Predict:
                 p = trained.model(views.to(trained.device)).float().mean(dim=0).softmax(dim=0).cpu()
             best = p.topk(min(TOP, len(p)))
             told = {trained.class_names[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
-            lines.append(json.dumps({"video": str(path), "action": next(iter(told)), "probabilities": told}))
+            lines.append(json.dumps({"video": printable(str(path)), "action": next(iter(told)), "probabilities": told}))
             print(lines[-1])
             if len(films) < SHOWN:
-                films.append((film_of(list(frames)), f"{path.name}: {', '.join(f'{a} {v:.0%}' for a, v in told.items())}"))
+                films.append((film_of(list(frames)), f"{printable(path.name)}: {', '.join(f'{a} {v:.0%}' for a, v in told.items())}"))
         trained.run.objects.put("prediction.png", films_picture(films))
         trained.run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
 

@@ -30,7 +30,7 @@ from cluster.launch import ClusterConfig, connect, launch
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
 from datasets.cache import CacheConfig
 from datasets.clips import ClipConfig, ClipSet, ClipStream, Reader, View, open_clips, seen
-from datasets.errors import InputError
+from datasets.errors import InputError, printable
 from datasets.index import Int64s, check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
@@ -378,7 +378,7 @@ class Predict:
             log_probs = trained.log_probs(frames)
             times = trained.times(len(log_probs))
             told = [(trained.class_names[event.action], round(float(times[event.frame]), 3)) for event in greedy(log_probs)]
-            line = {"video": str(path), "actions": [a for a, _ in told], "times": [t for _, t in told]}
+            line = {"video": printable(str(path)), "actions": [a for a, _ in told], "times": [t for _, t in told]}
             if trained.config.beam_width:
                 best, _ = prefix_beam(log_probs, trained.config.beam_width)[0]
                 line["beam"] = [trained.class_names[action] for action in best]

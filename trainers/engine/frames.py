@@ -1,28 +1,39 @@
 """Images to tell something about: of files, of folders, of a camera or a video."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 from datasets.camera import camera_frames
-from datasets.decode import IMAGES, Image
-from datasets.errors import InputError
+from datasets.decode import Image
+from datasets.errors import InputError, printable
 from datasets.source import is_litter
 from datasets.video import timed_frames
 from datasets.video_layouts import VIDEOS
-from trainers.engine.gallery import read_image
+from trainers.engine.gallery import images_below, read_image
 
 
 def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
     """Each image with its name; a folder stands for the images in it and below, by name. Raises InputError."""
-    for path in _files(paths, IMAGES, "images"):
-        yield str(path), read_image(path)
+    for path in paths:
+        for each in images_below(path) if path.is_dir() else [path]:
+            yield printable(str(each)), read_image(each)
 
 
 def video_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Each file; a folder stands for the videos and npz files in it and below, by name. Raises InputError."""
-    return _files(paths, VIDEOS | {".npz"}, "videos")
+    """Each file; a folder stands for the videos and npz files in it and below, by name, but for what desktops leave behind.
+
+    Raises:
+        InputError: there is none in a folder.
+    """
+    for path in paths:
+        inside = sorted(each for each in path.rglob("*") if _is_video(each, path)) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(
+                "no videos in the folder", str(path), f"it takes npz files of frames, and {', '.join(sorted(VIDEOS))}"
+            )
+        yield from inside
 
 
 def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]]:
@@ -42,16 +53,6 @@ def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]
         raise InputError("no frame comes from the stream", source, remedy)
 
 
-def _files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> Iterator[Path]:
-    """Each file, and those with these endings in each folder and below, but what desktops leave behind."""
-    for path in paths:
-        inside = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and _is_own(p, path)) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise InputError(f"no {what} in the folder", str(path), f"it takes {', '.join(sorted(suffixes))}")
-        yield from inside
-
-
-def _is_own(path: Path, folder: Path) -> bool:
-    return path.is_file() and not is_litter(path.relative_to(folder).as_posix())
+def _is_video(path: Path, folder: Path) -> bool:
+    own = path.suffix.lower() in VIDEOS | {".npz"} and not is_litter(path.relative_to(folder).as_posix())
+    return own and path.is_file()
