@@ -335,7 +335,8 @@ class Predict:
             lines.append(json.dumps({"video": printable(str(path)), "action": next(iter(told)), "probabilities": told}))
             print(lines[-1])
             if len(films) < SHOWN:
-                films.append((film_of(list(frames)), f"{printable(path.name)}: {', '.join(f'{a} {v:.0%}' for a, v in told.items())}"))
+                title = ", ".join(f"{action} {share:.0%}" for action, share in told.items())
+                films.append((film_of(list(frames)), f"{printable(path.name)}: {title}"))
         trained.run.objects.put("prediction.png", films_picture(films))
         trained.run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
 
