@@ -1,5 +1,6 @@
 """Batches: the same whatever ranks and loader workers prepare them; bad samples replaced and named; nothing waits forever."""
 
+import io
 import shutil
 import tarfile
 import threading
@@ -11,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
+from PIL import ImageOps
 
 from datasets.augment import AugmentConfig, resize
 from datasets.cache import CacheConfig
@@ -316,3 +319,23 @@ def test_split_stream_leaves_out_what_cannot_be_read(broken: Index) -> None:
     assert [len(chunk["bad"]) for chunk in chunks] == [2, 1]
     assert chunks[0]["images"].shape == (0, 3, *SIZE)
     assert all(broken.url in name for chunk in chunks for name in chunk["bad"])
+
+
+def test_turned_pictures_are_upright_in_batches(tmp_path: Path) -> None:
+    """In training, where an image is decoded to its place if it can be, and in evaluation."""
+    for number, orientation in enumerate((1, 2, 3, 6, 8, 5)):
+        exif = Pillow.Exif()
+        exif[0x0112] = orientation
+        pixels = generator(0, "image", number).integers(0, 256, SIZE if orientation < 5 else SIZE[::-1], dtype=np.uint8)
+        (tmp_path / "in" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Pillow.fromarray(pixels).save(tmp_path / "in" / str(number % 2) / f"{number}.jpg", exif=exif)
+    index = pack("folders", tmp_path / "in", str(tmp_path / "set"), Options(held_out=0))
+    split = split_of(index, "train")
+    sampler = SamplerConfig(kind="uniform", batch=6)
+    streams = [stream_of(index, sampler, None, ALONE, 0, 2, augment=PLAIN), SplitStream(split, SIZE, CacheConfig(), {}, ALONE, 6)]
+    for batch in (batch for stream in streams for batch in behind_workers(stream, 0)):
+        stored = read_samples(index, split.samples(batch["positions"].numpy()))
+        for image, data in zip(batch["images"], stored, strict=True):
+            assert isinstance(data, bytes)
+            expected = np.asarray(ImageOps.exif_transpose(Pillow.open(io.BytesIO(data))).convert("RGB"))
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
