@@ -1,6 +1,9 @@
-"""The bytes of samples to arrays."""
+"""The bytes of samples to arrays: pixels as a viewer shows them, so turned as EXIF says."""
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -8,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from datasets.image_header import PNG, bare_png, jpeg_orientation, read_header, upright
+
 Image = npt.NDArray[np.uint8]
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # endings of files that `decode` takes
+MAX_BYTES = 512 << 20  # of a file that is decoded
 # Where images begin, in bytes after a multiple of 32: to rows at such multiples libjpeg-turbo writes past the cache, and a small
 # JPEG takes 15% longer to decode.
 OFFSET = 16
@@ -19,30 +25,29 @@ cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an image; of a JPEG from its header. Raises ValueError as `decode`."""
-    if data[:2] == b"\xff\xd8":
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        return height, width
-    height, width, _ = decode(data).shape
-    return height, width
+    """Height and width of an image as shown, from its header. Raises ValueError as `decode`."""
+    return read_header(data).shown
 
 
 def decode(data: bytes | memoryview) -> Image:
     """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is spread over the channels, alpha is dropped.
 
     Raises:
-        ValueError: the bytes are not a whole image.
+        ValueError: the bytes are not a whole image, or it has more pixels than `datasets.image_header.MAX_PIXELS`.
     """
-    if bytes(data[:2]) == b"\xff\xd8":
-        image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: one that is cut off is an error
-        return image
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:  # no bytes at all, or a header that asks for more pixels than OpenCV allows
-        raise ValueError("not an image that can be decoded") from error
-    if pixels is None:
-        raise ValueError("not an image, or one that is cut off")
-    return pixels  # type: ignore[return-value]
+    header = read_header(data)
+    if data[:2] == b"\xff\xd8":
+        pixels: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: one that is cut off is an error
+    else:
+        plain = bare_png(data) if data[:8] == PNG else data
+        try:
+            read = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error as error:
+            raise ValueError("not an image that can be decoded") from error
+        if read is None:
+            raise ValueError("not an image, or one that is cut off")
+        pixels = read  # type: ignore[assignment]
+    return pixels if header.orientation == 1 else upright(pixels, header.orientation)
 
 
 class Decoder:
@@ -56,7 +61,7 @@ class Decoder:
 
     def decode(self, data: bytes | memoryview, out: Image | None = None) -> Image:
         """As `decode`, and as ``out`` itself if that is given and has the image's size: a JPEG is then decoded to its place."""
-        if data[:2] != b"\xff\xd8":
+        if data[:2] != b"\xff\xd8" or _orientation(data) != 1:
             return decode(data)
         try:
             image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=self._memory if out is None else out)
@@ -67,6 +72,13 @@ class Decoder:
             self._memory = _memory(image.nbytes)
             return image
         return out if out is not None and image.shape == out.shape else image
+
+
+def _orientation(data: bytes | memoryview) -> int:
+    try:
+        return jpeg_orientation(data)
+    except (IndexError, ValueError):  # which `decode` says better
+        return 0
 
 
 def _memory(size: int) -> npt.NDArray[np.uint8]:
@@ -85,3 +97,16 @@ def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
         return decode(data)
     array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     return array
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Within, nothing reaches stderr, where libpng writes by itself; for commands of one thread, which name a bad image."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

@@ -4,9 +4,11 @@ An image [H, W, 3] uint8 in, one of the same form out; boxes stay where they are
 says it in its index (``about["degrade"]``).
 """
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from zlib import crc32
@@ -16,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datasets.decode import IMAGES, Image, decode
+from datasets.decode import MAX_BYTES, Image, decode, quiet_decoders
 from datasets.source import Source
 
 Rng = np.random.Generator
@@ -62,26 +64,25 @@ DEGRADATIONS: dict[Degradation, Callable[[Image, Rng], Image]] = dict(
 
 def degrade(image: Image, kind: Degradation, seed: int, name: str) -> Image:
     """The image as it would look in that domain; the same for the same seed and name."""
-    return DEGRADATIONS[kind](image, np.random.default_rng((seed, crc32(name.encode()))))
+    return DEGRADATIONS[kind](image, np.random.default_rng((seed, crc32(os.fsencode(name)))))
 
 
 @contextmanager
-def degraded(source: Source, kind: Degradation, seed: int) -> Iterator[Source]:
-    """A source with all its images degraded, kept in a temporary folder; what cannot be decoded is left for packing to name."""
+def degraded(source: Source, images: Iterable[str], kind: Degradation, seed: int) -> Iterator[Source]:
+    """A source with these images degraded, kept in a temporary folder; what cannot be decoded is left for packing to name."""
     with tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         made: dict[str, Path] = {}
-        for number, name in enumerate(source.sizes):
+        for number, name in enumerate(images):
             suffix = PurePosixPath(name).suffix.lower()
-            if suffix not in IMAGES:
-                continue
             try:
-                image = decode(source.read(name))
+                with quiet_decoders():
+                    image = decode(source.read(name, MAX_BYTES))
             except ValueError:
                 continue
             made[name] = Path(folder) / str(number)
             made[name].write_bytes(_encoded(degrade(image, kind, seed, name), suffix))
         sizes = {name: made[name].stat().st_size if name in made else size for name, size in source.sizes.items()}
-        yield Source(source.where, sizes, lambda name: made[name].read_bytes() if name in made else source.read(name))
+        yield replace(source, sizes=sizes, _read=lambda name: made[name].read_bytes() if name in made else source.read(name))
 
 
 def _encoded(image: Image, suffix: str) -> bytes:

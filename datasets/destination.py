@@ -9,7 +9,7 @@ import shutil
 from datasets.errors import InputError
 from datasets.index import MANIFEST, PACKING, Index, check_shards, read_index
 from datasets.objects import UNFINISHED, Bucket, Folder
-from datasets.plan import SPLITS
+from datasets.splits import SPLITS
 
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
 

@@ -5,6 +5,15 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+def printable(text: str) -> str:
+    """A text that any terminal and any file takes: control characters and bytes that are no UTF-8 are written as escapes."""
+    try:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair of surrogates, as in a JSON
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(Exception):
     """The user's input is wrong: says what, where and what to do, on one line. Ends a command with exit code 2."""
 
@@ -14,7 +23,7 @@ class InputError(Exception):
         super().__init__(what, where, remedy)  # all three as args, so that it pickles whole across Ray
 
     def __str__(self) -> str:
-        what, where, remedy = (" ".join(str(part).split()) for part in self.args)
+        what, where, remedy = (printable(" ".join(str(part).split())) for part in self.args)
         return what + (f": {where}" if where else "") + (f"; {remedy}" if remedy else "")
 
 

@@ -6,8 +6,6 @@ Identity names become folder names in the shards, so they are cleaned (``clean``
 ``-1`` is junk, left out of evaluation, and ``0`` a distractor, who matches nobody; only `market1501` gives them.
 """
 
-import csv
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +20,10 @@ from datasets.boxes import Box
 from datasets.decode import IMAGES
 from datasets.errors import InputError
 from datasets.index import DISTRACTOR, JUNK
+from datasets.places import listed_path
 from datasets.source import Source
+from datasets.splits import HeldOut, checked_split, split_word
+from datasets.texts import csv_rows
 
 COMPANIONS = {".txt", ".md", ".csv", ".json", ".xml", ".mat", ".html", ".pdf"}  # text that data sets carry along
 T = TypeVar("T")
@@ -53,36 +54,30 @@ class Sample:
 class Listing:
     """A data set. ``size`` is the [h, w] to train at; ``mirror``: does a mirrored image show the same identity?
 
-    Of a set with boxes: the names of its ``classes``, and which boxes were ``dropped``, in words.
+    Of a set with boxes: the names of its ``classes``, and which boxes were ``dropped``, in words. For the summary: what says the
+    splits (``splits_by``), the rule by which an image of ``left_out`` is no sample, the rule for all others that are none
+    (``others``), and ``notes``.
     """
 
     samples: list[Sample]
     size: tuple[int, int]
     mirror: bool
+    splits_by: str
     classes: tuple[str, ...] | None = None
     dropped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Which identities are kept from training, where a data set does not say: a share of them, drawn by ``seed``."""
-
-    share: float = 0.25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise InputError("the held-out share of identities must be at least 0 and below 1", str(self.share))
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    others: str = "named by no list"
+    notes: tuple[str, ...] = ()
 
 
 def market1501(source: Source, _: HeldOut) -> Listing:
     """Market-1501: ``0002_c1s1_000451_03.jpg``. Also sets in its form, such as CUHK03-NP (``0001_c1_1.png``)."""
-    return Listing(_three_folders(source, r"(-1|\d+)_c(\d+)", "0002_c1s1_000451_03.jpg"), (256, 128), mirror=True)
+    return _three_folders(source, r"(-1|\d+)_c(\d+)", "0002_c1s1_000451_03.jpg")
 
 
 def dukemtmc(source: Source, _: HeldOut) -> Listing:
     """DukeMTMC-reID: Market-1501's folders with ``0001_c2_f0046182.jpg``."""
-    return Listing(_three_folders(source, r"(\d+)_c(\d+)_f\d+", "0001_c2_f0046182.jpg"), (256, 128), mirror=True)
+    return _three_folders(source, r"(\d+)_c(\d+)_f\d+", "0001_c2_f0046182.jpg")
 
 
 def msmt17(source: Source, _: HeldOut) -> Listing:
@@ -102,7 +97,7 @@ def msmt17(source: Source, _: HeldOut) -> Listing:
         list_name = f"{root}list_{part}.txt"
         if part == "val" and list_name not in source.sizes:
             continue
-        for number, line in enumerate(text_of(source, list_name).splitlines(), 1):
+        for number, line in enumerate(source.text(list_name).splitlines(), 1):
             if not line.strip():
                 continue
             parsed = re.fullmatch(r"(\S+/\d+_\d+_(\d+)_\S+)\s+(\d+)", line.strip())
@@ -112,7 +107,7 @@ def msmt17(source: Source, _: HeldOut) -> Listing:
             name, camera, pid = f"{root}{folder}/{parsed[1]}", parsed[2], parsed[3]
             _listed(source, name, list_name)
             samples.append(Sample(split, f"{'train' if split == 'train' else 'test'}-{pid}", f"c{camera}", name))
-    return Listing(samples, (256, 128), mirror=True)
+    return Listing(samples, (256, 128), mirror=True, splits_by="its lists")
 
 
 def cuhk03(source: Source, _: HeldOut) -> Listing:
@@ -123,76 +118,66 @@ def cuhk03(source: Source, _: HeldOut) -> Listing:
     the person's queries in the other camera need something to find.
     """
     manifest = root_above(source, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
-    rows = csv.DictReader(text_of(source, manifest).splitlines())
-    if missing := {"path", "pid", "cam", "split"} - set(rows.fieldnames or ()):
-        what = f"no column {', '.join(sorted(missing))}"
-        raise InputError(what, f"{manifest} in {source.where}", "path,pid,cam,split are expected")
-    train: list[Sample] = []
-    val: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for number, row in enumerate(rows, 2):
-        name = manifest.removesuffix("manifest.csv") + (row["path"] or "")
-        if row["split"] not in ("train", "val"):
-            where = f"line {number} of {manifest} in {source.where}"
-            raise InputError(f"split '{row['split']}'", where, "train or val is expected")
+    samples = []
+    for line, row in csv_rows(source.text(manifest), source.place(manifest), ("path", "pid", "cam", "split")):
+        name = manifest.removesuffix("manifest.csv") + listed_path(row["path"])
         _listed(source, name, manifest)
-        sample = Sample(row["split"], clean(row["pid"]), row["cam"], name)
-        if sample.split == "train":
-            train.append(sample)
-        else:
-            val[sample.identity, sample.camera].append(sample)
-    if both := sorted({s.identity for s in train} & {identity for identity, _ in val}):
-        what = f"person {both[0]} is in train and in val"
-        raise InputError(what, f"{manifest} in {source.where}", "give different people different names")
-    test = []
-    for of_camera in val.values():
-        first, *rest = sorted(of_camera, key=lambda s: s.name)
-        test += [replace(first, split="query" if rest else "gallery"), *(replace(s, split="gallery") for s in rest)]
-    return Listing(train + test, (160, 64), mirror=True)
+        samples.append(Sample(checked_split(row["split"], line), clean(row["pid"]), row["cam"], name))
+    train, test = ({s.identity for s in samples if (s.split == "train") == trained} for trained in (True, False))
+    if both := sorted(train & test):
+        other = next(s.split for s in samples if s.identity == both[0] and s.split != "train")
+        what = f"person {both[0]} is in train and in {other}"
+        raise InputError(what, source.place(manifest), "give different people different names")
+    by = f"the column split of {manifest}"
+    return Listing(_evaluated(samples, _first_of_each_camera), (160, 64), mirror=True, splits_by=by)
 
 
 def folders(source: Source, held_out: HeldOut) -> Listing:
-    """One folder per identity, below ``train``, ``query`` and ``gallery``, or ``train`` and ``test`` (``val``), or none.
+    """One folder per identity, below folders of splits (``train``; ``test`` or ``val``, or ``query`` and ``gallery``), or none.
 
-    ``test`` becomes queries and gallery; with no such folders a share of the identities does. Cameras are unknown: each
-    split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
+    ``test``, or ``val`` where there is no test, becomes queries and gallery; with no such folders a share of the identities does.
+    Cameras are unknown: each split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
     """
-    names = list(images_in(source, list(source.sizes)))
-    parts = {name: PurePosixPath(name).parts for name in names}
-    if len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
-        parts = {name: p[1:] for name, p in parts.items()}  # one folder around everything
-    tops = {p[0] for p in parts.values()}
-    splits = tops & {"train", "query", "gallery", "test", "val"}
-    if splits and tops not in ({"train", "query", "gallery"}, {"train", "test"}, {"train", "val"}):
-        expected = "train with query and gallery, or with test, or with val, is expected beside nothing else"
-        raise InputError(f"the folders {', '.join(sorted(tops)[:9])}", source.where, expected)
+    parts = {name: PurePosixPath(name).parts for name in images_in(source, list(source.sizes))}
+    while len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
+        parts = {name: p[1:] for name, p in parts.items()}  # a folder around everything
+    depths: dict[str, int] = defaultdict(lambda: 99)
+    for p in parts.values():
+        depths[p[0]] = min(depths[p[0]], len(p))
+    splits = {top: split_word(top) for top, depth in depths.items() if depth > 2 and split_word(top)}
+    if splits and (set(splits) != set(depths) or "train" not in splits.values()):
+        expected = "train, with test, val, or query and gallery, and nothing else beside them is expected"
+        raise InputError(f"the folders {', '.join(sorted(depths)[:9])}", source.where, expected)
     depth = 1 if splits else 0
     samples = []
     for name, p in parts.items():
         if len(p) < depth + 2:
-            expected = "one folder per identity is expected"
-            raise InputError("an image outside any identity's folder", f"{name} in {source.where}", expected)
-        samples.append(Sample(p[0] if splits else "", clean(p[depth]), "", name))
+            raise InputError("an image outside any identity's folder", source.place(name), "one folder per identity is expected")
+        samples.append(Sample(splits.get(p[0], ""), clean(p[depth]), "", name))
     _no_two_alike({p[depth] for p in parts.values()}, source)
-    if splits & {"test", "val"}:
-        samples = [s for s in samples if s.split == "train"] + _queries([s for s in samples if s.split != "train"], held_out.seed)
-    elif not splits:
-        samples = _hold_out(samples, held_out)
-    return Listing([replace(s, camera=s.split) for s in samples], (224, 224), mirror=True)
+    drawn = _evaluated(samples, lambda test: _queries(test, held_out.seed)) if splits else _hold_out(samples, held_out)
+    by = "the names of folders" if splits else f"a share of {held_out.share:g} of the identities, drawn by the seed"
+    return Listing([replace(s, camera=s.split) for s in drawn], (224, 224), mirror=True, splits_by=by)
 
 
 def omniglot(source: Source, held_out: HeldOut) -> Listing:
     """Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the source. A character is an identity, its drawer a
     camera. Alphabets that stand in several of its parts (Greek, Latin) are taken once."""
     samples: dict[str, Sample] = {}
+    twice: dict[str, str] = {}
     for name in images_in(source, list(source.sizes)):
         parts = PurePosixPath(name).parts[-3:]
         drawer = re.fullmatch(r"\d+_(\d+)", PurePosixPath(name).stem)
         if len(parts) < 3 or drawer is None:
             expected = "<alphabet>/<character>/<class>_<drawer>.png is expected, as in Greek/character01/0394_01.png"
-            raise InputError("not a name of Omniglot's", f"{name} in {source.where}", expected)
-        samples.setdefault("/".join(parts), Sample("", clean(f"{parts[0]}_{parts[1]}"), f"drawer{drawer[1]}", name))
+            raise InputError("not a name of Omniglot's", source.place(name), expected)
+        sample = Sample("", clean(f"{parts[0]}_{parts[1]}"), f"drawer{drawer[1]}", name)
+        if samples.setdefault("/".join(parts), sample) is not sample:
+            twice[name] = "of an alphabet that another part of the set holds, too"
     _no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, source)
-    return Listing(_hold_out(list(samples.values()), held_out), (64, 64), mirror=False)
+    drawn = _hold_out(list(samples.values()), held_out)
+    by = f"a share of {held_out.share:g} of the characters, drawn by the seed"
+    return Listing(drawn, (64, 64), mirror=False, splits_by=by, left_out=twice)
 
 
 Name = Literal["market1501", "dukemtmc", "msmt17", "cuhk03", "folders", "omniglot"]
@@ -223,22 +208,43 @@ def _no_two_alike(names: Iterable[str], source: Source) -> None:
             raise InputError(f"identities '{other}' and '{name}' both become '{clean(name)}'", source.where, "rename one of them")
 
 
-def _three_folders(source: Source, pattern: str, example: str) -> list[Sample]:
+def _three_folders(source: Source, pattern: str, example: str) -> Listing:
     root = root_above(source, "bounding_box_train", "bounding_box_train, query and bounding_box_test are expected")
-    samples = []
+    samples, left_out = [], {}
     for folder, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
         inside = [name for name in source.sizes if name.startswith(f"{root}{folder}/")]
         if not inside:
-            raise InputError("an empty or missing folder", f"{root}{folder} in {source.where}", "is the download whole?")
+            raise InputError("an empty or missing folder", source.place(root + folder), "is the download whole?")
         for name in images_in(source, inside):
             parsed = re.match(pattern, PurePosixPath(name).name)
             if parsed is None:
                 expected = f"a name like {example} is expected"
-                raise InputError("a name that says no person and camera", f"{name} in {source.where}", expected)
+                raise InputError("a name that says no person and camera", source.place(name), expected)
             identity = DISTRACTOR if parsed[1] != JUNK and int(parsed[1]) == 0 else parsed[1]
             if split != "train" or identity not in (JUNK, DISTRACTOR):
                 samples.append(Sample(split, identity, f"c{parsed[2]}", name))
-    return samples
+            else:
+                left_out[name] = "junk and distractors among the training images"
+    others = "in none of bounding_box_train, query and bounding_box_test"
+    return Listing(samples, (256, 128), mirror=True, splits_by="the names of folders", left_out=left_out, others=others)
+
+
+def _evaluated(samples: list[Sample], queries: Callable[[list[Sample]], list[Sample]]) -> list[Sample]:
+    """With queries and gallery made of the test samples, or of the val samples where there are none; unless there are queries."""
+    splits = {sample.split for sample in samples}
+    of = "" if "query" in splits else "test" if "test" in splits else "val"
+    return [s for s in samples if s.split != of] + queries([s for s in samples if s.split == of])
+
+
+def _first_of_each_camera(samples: list[Sample]) -> list[Sample]:
+    by_camera: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_camera[sample.identity, sample.camera].append(sample)
+    test = []
+    for of_camera in by_camera.values():
+        first, *rest = sorted(of_camera, key=lambda s: s.name)
+        test += [replace(first, split="query" if rest else "gallery"), *(replace(s, split="gallery") for s in rest)]
+    return test
 
 
 def _hold_out(samples: list[Sample], held_out: HeldOut) -> list[Sample]:
@@ -272,30 +278,7 @@ def images_in(source: Source, names: list[str]) -> Iterable[str]:
             yield name
         elif suffix not in COMPANIONS and PurePosixPath(name).stem not in ("LICENSE", "README"):
             expected = f"{', '.join(sorted(IMAGES))} are taken"
-            raise InputError("not an image by its name", f"{name} in {source.where}", f"{expected}: convert it or take it out")
-
-
-class Places:
-    """Finds the images that a list names: a name stands for the one image whose path ends in it."""
-
-    def __init__(self, source: Source) -> None:
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for name in images_in(source, list(source.sizes)):
-            self._by_name[PurePosixPath(name).name].append(name)
-
-    def find(self, file: str, where: str) -> str:
-        """The path in the source; raises InputError when there is none, or more than one."""
-        found = [name for name in self._by_name[PurePosixPath(file).name] if f"/{name}".endswith(f"/{file}")]
-        if len(found) != 1:
-            what = f"{len(found)} images are called" if found else "an image is named that is not there:"
-            raise InputError(f"{what} '{file}'", where, "is the download whole?")
-        return found[0]
-
-
-def split_by_name(name: str, held_out: HeldOut) -> str:
-    """Test for the held-out share of file names, by their hash: the same images whatever else is in the set."""
-    digest = hashlib.sha256(PurePosixPath(name).name.encode()).digest()
-    return "test" if int.from_bytes(digest[:8]) < held_out.share * 2**64 else "train"
+            raise InputError("not an image by its name", source.place(name), f"{expected}: convert it or take it out")
 
 
 def root_above(source: Source, marker: str, expected: str) -> str:
@@ -307,14 +290,6 @@ def root_above(source: Source, marker: str, expected: str) -> str:
     return "".join(f"{part}/" for part in min(roots, key=len))
 
 
-def text_of(source: Source, name: str) -> str:
-    """A file as text; raises InputError."""
-    try:
-        return source.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError("not a text in UTF-8", f"{name} in {source.where}", "is the download whole?") from error
-
-
 def _listed(source: Source, name: str, list_name: str) -> None:
     if name not in source.sizes:
-        raise InputError(f"{list_name} names an image that is not there", f"{name} in {source.where}", "is the download whole?")
+        raise InputError(f"{list_name} names an image that is not there", source.place(name), "is the download whole?")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -20,18 +20,20 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from datasets.account import account
 from datasets.box_layouts import BOX_LAYOUTS, BoxName, renamed
 from datasets.boxes import BoxTable, table_of_boxes
-from datasets.decode import decode_sample
+from datasets.decode import MAX_BYTES, decode_sample, quiet_decoders
 from datasets.degrade import Degradation, degraded
 from datasets.destination import claim, forget, note_name
-from datasets.errors import InputError, run_main
+from datasets.errors import InputError, printable, run_main
 from datasets.face_layouts import FACE_LAYOUTS, FaceName
 from datasets.index import Index, write_index
-from datasets.layouts import LAYOUTS, HeldOut, Listing, Name
+from datasets.layouts import LAYOUTS, Listing, Name
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.plan import ShardPlan, Written, boxes_of, index_of, labels_of, plan_shards
 from datasets.source import Source, open_source
+from datasets.splits import HeldOut
 from datasets.tar import END, header, padded
 
 VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
@@ -136,27 +138,37 @@ def pack(
             return done
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
         written = write_shards(shards, opened, objects, fingerprint, allow_unreadable, console)
-    unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
-    about = {
-        "layout": layout, "size": list(listing.size), "mirror": listing.mirror,
-        "source": source.resolve().name, **_set(options), "unreadable": unreadable, "fingerprint": fingerprint,
-        **({} if listing.classes is None else {"classes": list(listing.classes), "dropped": list(listing.dropped)}),
+        unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
+        lines = list(account(opened, listing, unreadable))
+    about: dict[str, Any] = {
+        "layout": layout, "size": list(listing.size), "mirror": listing.mirror, "source": source.resolve().name,
+        **_set(options), "splits_by": printable(listing.splits_by), "fingerprint": fingerprint,
+        "unreadable": {printable(name): reason for name, reason in unreadable.items()},
     }  # fmt: skip
+    if listing.classes is not None:
+        about |= {"classes": list(listing.classes), "dropped": [printable(what) for what in listing.dropped]}
     index, keys = index_of(objects.url, shards, written, about)
     boxes = None if listing.classes is None else table_of_boxes(boxes_of(shards, written), listing.classes)
     write_index(objects, index, keys, labels_of(shards, written), boxes)
     forget(objects)
-    for name, reason in unreadable.items():
-        console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    for what in listing.dropped:
-        console.print(f"left out {what}", markup=False, highlight=False, soft_wrap=True)
+    for line in (*_details(listing, unreadable), *lines, _summary(index, listing)):
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    return index
+
+
+def _details(listing: Listing, unreadable: dict[str, str]) -> Iterator[str]:
+    """What a user should know of single images and boxes."""
+    yield from (f"left out {name}: {reason}" for name, reason in unreadable.items())
+    yield from (f"left out {what}" for what in listing.dropped)
     if listing.dropped:
-        console.print(f"left out {len(listing.dropped)} boxes in all")
+        yield f"left out {len(listing.dropped)} boxes in all"
+    yield from listing.notes
+
+
+def _summary(index: Index, listing: Listing) -> str:
     total = sum(shard.size for shard in index.shards) / 2**20
     what = f"of {len(index.identities):,} identities" if index.boxes is None else _told(index.boxes, listing.classes or ())
-    what = f"{len(index):,} images {what} into {len(shards)} shards, {total:.1f} MiB"
-    console.print(f"packed {what}, at {index.url}", markup=False, highlight=False, soft_wrap=True)
-    return index
+    return f"packed {len(index):,} images {what} into {len(index.shards)} shards, {total:.1f} MiB, at {index.url}"
 
 
 def pack_part(
@@ -189,13 +201,13 @@ def _listed(
     """The source, opened; what is to be packed of it; and the fingerprint of that."""
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", objects.url, "pack to another place")
-    with (
-        open_source(source) as downloaded,
-        degraded(downloaded, options.degrade, options.seed) if options.degrade else nullcontext(downloaded) as opened,
-    ):
+    with open_source(source) as opened:
         found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
-        listing = _trained_on(renamed(found, options.rename), opened.where, options, console)
-        yield opened, listing, _fingerprint(listing, opened, layout, options)
+        listing = _trained_on(renamed(found, options.rename), opened.where, options)
+        images = [sample.name for sample in listing.samples]
+        changed = degraded(opened, images, options.degrade, options.seed) if options.degrade else nullcontext(opened)
+        with changed as packed:
+            yield packed, listing, _fingerprint(listing, packed, layout, options)
 
 
 def _told(boxes: BoxTable, classes: Sequence[str]) -> str:
@@ -211,19 +223,19 @@ def _set(options: Options) -> dict[str, object]:
     return {name: value for name, value in asdict(options).items() if value or name not in ("rename", "degrade")}
 
 
-def _trained_on(listing: Listing, where: str, options: Options, console: Console) -> Listing:
+def _trained_on(listing: Listing, where: str, options: Options) -> Listing:
     """The listing without training identities that have too few images."""
     counts = Counter(sample.identity for sample in listing.samples if sample.split == "train")
     few = {identity for identity, count in counts.items() if count < options.min_samples}
-    if few:
-        console.print(f"left out {len(few)} training identities with fewer than {options.min_samples} images")
     samples = [sample for sample in listing.samples if sample.split != "train" or sample.identity not in few]
+    rule = f"of training identities with fewer than {options.min_samples} images"
+    rules = {s.name: rule for s in listing.samples if s.split == "train" and s.identity in few}
     identities = {sample.identity for sample in samples}
     if len(identities) < 2 and listing.classes is None and not any(sample.labels for sample in samples):
         found = f"only '{next(iter(identities))}'" if identities else "none"
         remedy = "there is nobody to tell apart: are the layout and --min-samples right?"
         raise InputError(f"fewer than two identities ({found})", where, remedy)
-    return replace(listing, samples=samples)
+    return replace(listing, samples=samples, left_out={**listing.left_out, **rules})
 
 
 def _fingerprint(listing: Listing, source: Source, layout: str, options: Options) -> str:
@@ -271,9 +283,10 @@ def _write(
         for planned in shard.blocks:
             block = bytearray()
             for member in planned:
-                data = source.read(member.source)
+                data = source.read(member.source, MAX_BYTES)
                 try:
-                    decode_sample(data)
+                    with quiet_decoders():
+                        decode_sample(data)
                 except ValueError as error:
                     bad[member.source] = str(error)
                     _refuse(unreadable | bad, allowed, source)

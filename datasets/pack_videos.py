@@ -26,11 +26,12 @@ from datasets.destination import claim, forget
 from datasets.errors import InputError, run_main
 from datasets.flow import METHOD, flow_of
 from datasets.index import Index, write_index
-from datasets.layouts import HeldOut, Sample
+from datasets.layouts import Sample
 from datasets.objects import Folder, open_objects
 from datasets.pack import Bytes, progress, write_shards
 from datasets.plan import index_of, plan_shards
 from datasets.source import Source, open_source
+from datasets.splits import HeldOut
 from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.video import read_video, shrunk
 from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, ClipListing, Kind, Name, read_arrays

@@ -17,9 +17,9 @@ from datasets.boxes import Box
 from datasets.errors import InputError
 from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.layouts import Sample, shuffled
+from datasets.splits import SPLITS
 from datasets.tar import END, RECORD, padded
 
-SPLITS = ("train", "query", "gallery", "test")  # the order of shards
 T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
 

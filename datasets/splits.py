@@ -55,6 +55,12 @@ def split_of_path(path: str) -> str:
     return next((split for folder in folders if (split := split_word(folder))), "") or split_word(PurePosixPath(file).stem)
 
 
+def split_of_file(path: str) -> str:
+    """The split that a list's or a shard's path says: its own name, else the folder nearest to it that says one; "" for none."""
+    *folders, file = PurePosixPath(path).parts
+    return split_word(PurePosixPath(file).stem) or next((split for folder in folders[::-1] if (split := split_word(folder))), "")
+
+
 def checked_split(text: str, where: str) -> str:
     """The split that a cell of a list names; raises InputError for any other word."""
     split = WORDS.get(text.strip().lower())

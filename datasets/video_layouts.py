@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from datasets.errors import InputError
-from datasets.layouts import HeldOut, clean, text_of
+from datasets.layouts import clean
 from datasets.source import Source
+from datasets.splits import HeldOut
 
 VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"}
 Kind = Literal["videos", "arrays", "skeletons"]
@@ -165,7 +166,7 @@ def _lines(source: Source, name: str) -> Iterator[tuple[str, str]]:
     path = next((path for path in source.sizes if PurePosixPath(path).name == name), None)
     if path is None:
         raise InputError(f"no {name}", source.where, "is the download whole, and the fold right?")
-    for number, line in enumerate(text_of(source, path).splitlines(), 1):
+    for number, line in enumerate(source.text(path).splitlines(), 1):
         if line.strip():
             yield line.strip(), f"line {number} of {path} in {source.where}"
 
@@ -174,7 +175,7 @@ def _by_csv(source: Source, choice: Choice, column: str, suffixes: set[str]) -> 
     lists = [name for name in source.sizes if name.endswith(".csv")]
     if len(lists) != 1:
         raise InputError(f"{len(lists)} csv files", source.where, f"one is expected: {column}, and label or labels")
-    places, rows = _Places(source, suffixes), csv.DictReader(text_of(source, lists[0]).splitlines())
+    places, rows = _Places(source, suffixes), csv.DictReader(source.text(lists[0]).splitlines())
     columns = set(rows.fieldnames or ())
     if column not in columns or not columns & {"label", "labels"}:
         remedy = f"{column}, and label or labels are expected"

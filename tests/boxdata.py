@@ -68,7 +68,7 @@ def coco_files(count: int) -> Files:
         for number in numbers:
             image, things = scene(number)
             files[f"{split}2017/{number:012d}.png"] = encoded(image)
-            images.append({"id": number, "file_name": f"{number:012d}.png", "width": 1, "height": 1})
+            images.append({"id": number, "file_name": f"{number:012d}.png", "width": 64, "height": 48})
             for label, a, b, c, d in things:
                 box = {"bbox": [a, b, c - a, d - b], "category_id": 7 if label == "round" else 3, "iscrowd": 0}
                 annotations.append({"id": len(annotations), "image_id": number, **box})

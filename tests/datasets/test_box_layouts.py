@@ -14,9 +14,10 @@ from datasets.decode import decode, size_of
 from datasets.errors import InputError
 from datasets.index import Index, read_index, split_of
 from datasets.inspect import facts, faults
-from datasets.layouts import HeldOut, Listing
+from datasets.layouts import Listing
 from datasets.pack import Options, pack
 from datasets.source import open_source
+from datasets.splits import HeldOut
 from datasets.store import read_samples
 
 NAMELESS = b'{"images": [{"id": 1}], "annotations": [], "categories": []}'
@@ -74,7 +75,7 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
         return {Path(sample.name).stem: sample.split for sample in found.samples}
 
     assert splits(listing("voc", tmp_path / "a", files)) == dict.fromkeys(("000", "001"), "train") | dict.fromkeys(
-        ("002", "003"), "test"
+        ("002", "003"), "val"
     )
     tested = files | {"ImageSets/Main/test.txt": b"005\n", "ImageSets/Main/long_train.txt": b"000 1\n"}
     assert splits(listing("voc", tmp_path / "b", tested)) == dict.fromkeys(("000", "001", "002", "003"), "train") | {
@@ -84,7 +85,7 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
         listing("voc", tmp_path / "c", files | {"ImageSets/Main/test.txt": b"77\n"})
     without_train = {name: text for name, text in files.items() if not name.endswith("Main/train.txt")}
     assert splits(listing("voc", tmp_path / "d", without_train)) == dict.fromkeys(("000", "001"), "train") | dict.fromkeys(
-        ("002", "003"), "test"
+        ("002", "003"), "val"
     )
     by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), share=0.5))
     assert 8 < list(by_hash.values()).count("test") < 32
@@ -95,7 +96,7 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
 
 def test_coco_says_the_split_by_its_files(tmp_path: Path) -> None:
     found = listing("coco", tmp_path, coco_files(5))
-    assert sorted(sample.split for sample in found.samples) == ["test", *["train"] * 4]
+    assert sorted(sample.split for sample in found.samples) == [*["train"] * 4, "val"]
 
 
 def test_what_cannot_be_a_box_is_left_out_by_name(tmp_path: Path) -> None:
@@ -181,15 +182,15 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("a", 1, 2, 3, "x")])}, "ymax is 'x', not a number"),  # type: ignore[list-item]
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("", 1, 2, 3, 4)])}, "an object without a name"),
         ("voc", {"readme.txt": b"x"}, "no images"),
-        ("voc", {**voc_files(1), "more/000.png": encoded(scene(5)[0])}, "two images of one name"),
-        ("coco", {**voc_files(1), "a.json": STRAY}, "a box of an unknown image or category"),
+        ("voc", {**voc_files(1), "JPEGImages/more/000.png": encoded(scene(5)[0])}, "two images of one name"),
+        ("coco", {**voc_files(1), "a.json": STRAY}, "is of an image or a category that the file does not list"),
         ("coco", voc_files(1), "no JSON of boxes"),
         ("coco", {**voc_files(1), "a.json": b"{}"}, "not COCO's JSON"),
         ("coco", {**voc_files(1), "a.json": NAMELESS}, "file_name"),
-        ("coco", {**voc_files(1), "a.json": MISSING}, "an image is named that is not there: '7.png'"),
-        ("boxes_csv", voc_files(1), "0 csv files"),
+        ("coco", {**voc_files(1), "a.json": MISSING}, "the image '7.png' is not there"),
+        ("boxes_csv", voc_files(1), "no csv file"),
         ("boxes_csv", {"x.csv": b"file,box\n"}, "the columns are box, file"),
-        ("boxes_csv", {"x.csv": b"file,xmin,ymin,xmax,ymax,label\n1.png,1,1,2,2,a\n"}, "an image is named that is not there"),
+        ("boxes_csv", {"x.csv": b"file,xmin,ymin,xmax,ymax,label\n1.png,1,1,2,2,a\n"}, "the image '1.png' is not there"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_on_one_line(tmp_path: Path, layout: BoxName, files: Files, told: str) -> None:

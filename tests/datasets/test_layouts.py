@@ -8,8 +8,9 @@ import pytest
 from pictures import Files, market, omniglot, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.layouts import LAYOUTS, HeldOut, Listing, Name, Sample, clean
+from datasets.layouts import LAYOUTS, Listing, Name, Sample, clean
 from datasets.source import open_source
+from datasets.splits import HeldOut
 
 DUKE = ("bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg", "bounding_box_test/0005_c5_f0051781.jpg")
 IMAGE = b"never read here"
@@ -90,7 +91,7 @@ def test_msmt17_says_what_a_list_gets_wrong(tmp_path: Path) -> None:
     missing = b"\n0000/0000_000_01_0303morning_0015_0.jpg 0\n"
     refused("msmt17", tmp_path / "b", lists | {"list_train.txt": missing}, r"train/0000/0000_000_01_0303morning_0015_0\.jpg")
     refused("msmt17", tmp_path / "c", {"list_train.txt": b""}, r"list_query\.txt")
-    refused("msmt17", tmp_path / "d", lists | {"list_train.txt": b"\xff\xfe"}, r"not a text.*list_train\.txt")
+    refused("msmt17", tmp_path / "d", lists | {"list_train.txt": b"\xff\xfa"}, r"not a text.*list_train\.txt")
 
 
 def cuhk(rows: list[str]) -> Files:
@@ -115,7 +116,7 @@ def test_cuhk03_queries_are_the_first_of_each_camera_and_all_find_something(tmp_
 
 def test_cuhk03_says_what_its_manifest_gets_wrong(tmp_path: Path) -> None:
     refused("cuhk03", tmp_path / "a", cuhk(["x.jpg,p,a,train", "y.jpg,p,b,val"]), "person p is in train and in val")
-    refused("cuhk03", tmp_path / "b", cuhk(["x.jpg,p,a,dev"]), r"split 'dev': line 2 of cuhk03_60x160/manifest\.csv")
+    refused("cuhk03", tmp_path / "b", cuhk(["x.jpg,p,a,both"]), r"split 'both': line 2 of cuhk03_60x160/manifest\.csv")
     refused("cuhk03", tmp_path / "c", {"manifest.csv": b"path,who\nx.jpg,1\n"}, "no column cam, pid, split")
     refused("cuhk03", tmp_path / "d", {"manifest.csv": b"path,pid,cam,split\nx.jpg,1,a,train\n"}, r"x\.jpg")
     refused("cuhk03", tmp_path / "e", {"x.jpg": IMAGE}, r"no manifest\.csv")
@@ -184,7 +185,7 @@ def test_folders_with_train_query_and_gallery(tmp_path: Path) -> None:
 
 def test_folders_says_what_does_not_fit(tmp_path: Path) -> None:
     refused("folders", tmp_path / "a", people("a b") | {"lost.jpg": IMAGE}, r"outside any identity's folder: lost\.jpg")
-    refused("folders", tmp_path / "b", people("train/a val/b test/c"), "the folders test, train, val")
+    refused("folders", tmp_path / "b", people("train/a val/b more/c"), "the folders more, train, val")
     refused("folders", tmp_path / "c", people("a b") | {"a/film.avi": IMAGE}, r"not an image by its name: a/film\.avi")
     refused("folders", tmp_path / "d", people("a~b a!b"), "'a!b' and 'a~b' both become 'a-b'")
 

@@ -21,6 +21,7 @@ from datasets.inspect import faults
 from datasets.objects import open_objects
 from datasets.pack import Options, Part, bytes_of, pack, pack_part, part_of
 from datasets.source import open_source
+from datasets.splits import HeldOut
 
 SMALL = Options(shard_size=20_000, max_block=6_000)
 
@@ -280,7 +281,7 @@ def test_a_destination_within_the_source_is_refused(tmp_path: Path) -> None:
         (["market1501", "empty", "set"], "holds no files: empty"),
         (["market1501", "empty", "set", "--shard-size", "0"], "--shard-size must be at least 1"),
         (["market1501", "empty", "ftp://host/set"], "not a place of data"),
-        (["folders", "photos", "set"], "cannot be decoded: ann/1.jpg (not an image, or one that is cut off) in photos"),
+        (["folders", "photos", "set"], "cannot be decoded: ann/1.jpg (not a JPEG, PNG, BMP or WebP image) in photos"),
     ],
 )
 def test_wrong_input_ends_with_2_and_one_line(

@@ -1,0 +1,42 @@
+"""What became of every file of a source: the lines of a pack's summary."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from datasets.decode import IMAGES
+from datasets.layouts import Listing
+from datasets.source import Source
+from datasets.splits import counted
+
+FIRST = 3  # names that stand for a rule
+
+
+def left_out(source: Source, listing: Listing, unreadable: Collection[str] = ()) -> dict[str, list[str]]:
+    """By rule, in words, the files of a source that are no samples; so every file is a sample, or here."""
+    packed = {sample.name for sample in listing.samples}
+    rules: dict[str, list[str]] = defaultdict(list, {rule: list(names) for rule, names in source.left_out.items()})
+    for name in source.sizes:
+        if name in unreadable:
+            rules["cannot be decoded"].append(name)
+        elif name not in packed:
+            image = PurePosixPath(name).suffix.lower() in IMAGES
+            rules[listing.left_out.get(name, listing.others) if image else "lists and other files beside the images"].append(name)
+    return rules
+
+
+def account(source: Source, listing: Listing, unreadable: Collection[str] = ()) -> Iterator[str]:
+    """Lines that say how many files were seen, packed and left out by which rule, and how many images each split has."""
+    rules = left_out(source, listing, unreadable)
+    splits = [sample.split for sample in listing.samples if sample.name not in unreadable]
+    yield from lines_of(rules)
+    seen = len(source.sizes) + sum(map(len, source.left_out.values()))
+    yield f"{seen:,} files seen: {len(splits):,} images packed, {sum(map(len, rules.values())):,} left out"
+    yield f"splits: {counted(splits)}; by {listing.splits_by}"
+
+
+def lines_of(rules: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A line for each rule by which files were left out: how many, and the first names."""
+    for rule, names in rules.items():
+        more = f" (+{len(names) - FIRST:,} more)" if len(names) > FIRST else ""
+        yield f"left out {len(names):,}, {rule}: {', '.join(names[:FIRST])}{more}"
