@@ -24,6 +24,7 @@ from datasets.errors import InputError, run_main
 from datasets.index import Index, read_index, split_of
 from datasets.objects import open_objects
 from datasets.quality import MAX_BLOCK, quality_of
+from datasets.tar import key_and_ending
 
 SMALL = 1 << 30  # bytes of a set that is verified without being asked to
 WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
@@ -139,13 +140,13 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             found = {start + member.offset_data: member for member in tar}
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
         yield f"no tar members where the index has {who} ({error})"
         return
     for row in rows:
         key, offset, size = index.keys[row], int(index.samples["offset"][row]), int(index.samples["size"][row])
         member = found.get(offset)
-        if member is None or member.size != size or _key(member.name) != key:
+        if member is None or member.size != size or key_and_ending(member.name)[0] != key:
             has = "no member" if member is None else f"{member.name}, {member.size} bytes"
             yield f"the index has {key}, {size} bytes, at byte {offset}; the tar has {has}"
             continue
@@ -153,11 +154,6 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
             decode_sample(data[offset - start : offset - start + size])
         except ValueError as error:
             yield f"{key} cannot be decoded: {error}"
-
-
-def _key(name: str) -> str:
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    return folder + slash + file.partition(".")[0]
 
 
 def _bytes(count: float) -> str:

@@ -161,8 +161,8 @@ class Sampler:
         config = self.config
         if config.kind == "pk":
             rng = generator(self.seed, "pk", step)
-            drawn = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
-            return self._instances(rng, drawn, config.each)
+            identities = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
+            return self._instances(rng, identities, config.each)
         mixed = config.by_difficulty and (version is not None or step >= config.mixed_from)
         part = config.uniform_part if mixed else config.batch
         even, hard = self._epochs.batch(config.even_place(step), part), config.batch - part
