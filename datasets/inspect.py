@@ -82,15 +82,13 @@ def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: 
     """Everything in which shards and index disagree, in words; with ``read``, also what only reading the shards tells."""
     objects = open_objects(index.url)
     there = objects.sizes()
-    inconsistent = list(_inconsistent(index))
-    yield from inconsistent
     for number, shard in enumerate(index.shards):
         size = there.get(shard.name)
         if size is None:
             yield f"{shard.name}: missing"
         elif size != shard.size:
             yield f"{shard.name}: has {size} bytes and the index says {shard.size}: cut off or replaced"
-        if not read or inconsistent or size is None:
+        if not read or size is None:
             continue
         blocks = np.flatnonzero(index.blocks["shard"] == number)
         ends = index.blocks["offset"] + index.blocks["size"]
@@ -103,19 +101,6 @@ def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: 
                 for fault in _block_faults(index, int(block), bytes(data[first : first + size_of_block])):
                     yield f"{shard.name} at byte {start + first}: {fault}"
                 advance(size_of_block)
-
-
-def _inconsistent(index: Index) -> Iterator[str]:
-    """Faults of the index within itself."""
-    blocks, samples = index.blocks, index.samples
-    counts = blocks["count"].astype(np.int64)
-    if counts.sum() != len(index) or np.any(np.cumsum(counts) - counts != blocks["first"]):
-        yield "index: the blocks' samples do not add up to all samples"
-    elif np.any(samples["block"] != np.repeat(np.arange(len(counts)), counts)):
-        yield "index: samples and blocks disagree on which sample is in which block"
-    for column, names in (("shard", index.shards), ("identity", index.identities), ("split", index.splits)):
-        if np.any((blocks[column] < 0) | (blocks[column] >= len(names))):
-            yield f"index: a block names a {column} that there is not"
 
 
 def _windows(index: Index, blocks: np.ndarray) -> Iterator[np.ndarray]:
