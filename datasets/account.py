@@ -1,4 +1,4 @@
-"""What became of every file of a source: the lines of a pack's summary."""
+"""What became of every file of a source: the lines of a pack's summary. Nothing is left out without a rule and a count."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,16 +12,15 @@ from datasets.splits import counted
 FIRST = 3  # names that stand for a rule
 
 
-def left_out(source: Source, listing: Listing, unreadable: Collection[str] = ()) -> dict[str, list[str]]:
-    """By rule, in words, the files of a source that are no samples; so every file is a sample, or here."""
+def left_out(source: Source, listing: Listing, unreadable: Collection[str]) -> dict[str, list[str]]:
+    """By rule, in words, the images of a source that are no samples, and what a source itself leaves out."""
     packed = {sample.name for sample in listing.samples}
     rules: dict[str, list[str]] = defaultdict(list, {rule: list(names) for rule, names in source.left_out.items()})
     for name in source.sizes:
         if name in unreadable:
             rules["cannot be decoded"].append(name)
-        elif name not in packed:
-            image = PurePosixPath(name).suffix.lower() in IMAGES
-            rules[listing.left_out.get(name, listing.others) if image else "lists and other files beside the images"].append(name)
+        elif name not in packed and PurePosixPath(name).suffix.lower() in IMAGES:
+            rules[listing.left_out.get(name, listing.others)].append(name)
     return rules
 
 
@@ -31,7 +30,9 @@ def account(source: Source, listing: Listing, unreadable: Collection[str] = ()) 
     splits = [sample.split for sample in listing.samples if sample.name not in unreadable]
     yield from lines_of(rules)
     seen = len(source.sizes) + sum(map(len, source.left_out.values()))
-    yield f"{seen:,} files seen: {len(splits):,} images packed, {sum(map(len, rules.values())):,} left out"
+    gone = sum(map(len, rules.values()))
+    texts = seen - len(splits) - gone
+    yield f"{seen:,} files seen: {len(splits):,} images packed, {gone:,} left out, {texts:,} lists and other texts"
     yield f"splits: {counted(splits)}; by {listing.splits_by}"
 
 

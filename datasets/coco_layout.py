@@ -95,8 +95,9 @@ def _coco_boxes(told: Sequence[_CocoFile], boxes: BoxCollector, source: Source) 
                 raise InputError(what, where, "mend the file")
             image, name = one.images[annotation["image_id"]], one.names[annotation["category_id"]]
             left, top, width, height = (coordinate(value, "bbox", where) for value in annotation["bbox"])
-            box, own_id = (image, name, left, top, width, height), (image, name, annotation.get("id"))
-            if box in seen or (own_id[2] is not None and by_id.setdefault(own_id, one.file) != one.file):
+            box, own_id = (image, name, left, top, width, height), annotation.get("id")
+            known = isinstance(own_id, int | str) and by_id.setdefault((image, name, own_id), one.file) != one.file
+            if known or box in seen:
                 continue
             seen.add(box)
             fresh += 1
@@ -110,9 +111,9 @@ def _coco_boxes(told: Sequence[_CocoFile], boxes: BoxCollector, source: Source) 
 def _coco_lists(told: Any, where: str) -> dict[str, list[dict[str, Any]]]:
     """The three lists of COCO's JSON, each entry checked to have what is read of it, of the right type."""
     needed: dict[str, dict[str, tuple[type, ...]]] = {
-        "images": {"id": (int, str), "file_name": (str,)},
-        "annotations": {"image_id": (int, str), "category_id": (int, str), "bbox": (list,)},
-        "categories": {"id": (int, str), "name": (str, int)},
+        "images": {"id": (int, float, str), "file_name": (str,)},
+        "annotations": {"image_id": (int, float, str), "category_id": (int, float, str), "bbox": (list,)},
+        "categories": {"id": (int, float, str), "name": (str, int)},
     }
     for name, keys in needed.items():
         if not isinstance(told, dict) or not isinstance(told.get(name), list):

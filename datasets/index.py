@@ -37,6 +37,7 @@ from datasets import index_checks as checks
 from datasets.boxes import BoxTable, boxes_of_table
 from datasets.errors import InputError
 from datasets.objects import Bucket, Folder, checked, open_objects
+from datasets.splits import evaluation_split
 from datasets.texts import json_of
 
 FORMAT, VERSION = "hardshard", 1
@@ -241,6 +242,12 @@ def split_of(index: Index, name: str) -> Split:
     del of_split, order, identity, first_block
     _release()
     return split
+
+
+def evaluated_split(index: Index) -> Split | None:
+    """The split to evaluate on: test, else val, else None."""
+    name = evaluation_split(index.splits)
+    return None if name is None else split_of(index, name)
 
 
 def read_index(url: str) -> Index:

@@ -167,7 +167,8 @@ def _details(listing: Listing, unreadable: dict[str, str]) -> Iterator[str]:
 
 def _summary(index: Index, listing: Listing) -> str:
     total = sum(shard.size for shard in index.shards) / 2**20
-    what = f"of {len(index.identities):,} identities" if index.boxes is None else _told(index.boxes, listing.classes or ())
+    what = f"of {len(index.identities):,} identities" if not index.labels else f"with labels of {', '.join(index.labels)}"
+    what = what if index.boxes is None else _told(index.boxes, listing.classes or ())
     return f"packed {len(index):,} images {what} into {len(index.shards)} shards, {total:.1f} MiB, at {index.url}"
 
 

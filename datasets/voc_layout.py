@@ -98,7 +98,9 @@ def _voc_splits(source: Source, found: _Images, images: Sequence[str], held_out:
     if not lists:
         return splits_by_names(images, held_out, source.where)
     listed = dict.fromkeys(image for own in lists.values() for image in own)
-    held = "test" if lists.get("test") else "val" if len(lists) > 1 else ""
+    if "val" not in lists and lists.get("train") and lists.get("trainval"):
+        lists["val"] = {image: where for image, where in lists["trainval"].items() if image not in lists["train"]}
+    held = "test" if lists.get("test") else "val" if lists.get("val") and len(lists) > 1 else ""
     if not held:
         by = f"{files[0]}, and a hash of each file's name, a share of {held_out.share:g} for test"
         return Splits({image: split_by_hash(image, held_out) for image in listed}, by)

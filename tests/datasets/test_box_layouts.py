@@ -87,6 +87,8 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
     assert splits(listing("voc", tmp_path / "d", without_train)) == dict.fromkeys(("000", "001"), "train") | dict.fromkeys(
         ("002", "003"), "val"
     )
+    without_val = {name: text for name, text in files.items() if not name.endswith("Main/val.txt")}
+    assert splits(listing("voc", tmp_path / "g", without_val)) == splits(listing("voc", tmp_path / "a", files))
     by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), share=0.5))
     assert 8 < list(by_hash.values()).count("test") < 32
     first = "".join(f"{number:03}\n" for number in range(30)).encode()
@@ -182,7 +184,7 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("a", 1, 2, 3, "x")])}, "ymax is 'x', not a number"),  # type: ignore[list-item]
         ("voc", {**voc_files(1), "Annotations/000.xml": xml([("", 1, 2, 3, 4)])}, "an object without a name"),
         ("voc", {"readme.txt": b"x"}, "no images"),
-        ("voc", {**voc_files(1), "JPEGImages/more/000.png": encoded(scene(5)[0])}, "two images of one name"),
+        ("voc", {**voc_files(1), "JPEGImages/000.bmp": encoded(scene(5)[0])}, "two images of one name"),
         ("coco", {**voc_files(1), "a.json": STRAY}, "is of an image or a category that the file does not list"),
         ("coco", voc_files(1), "no JSON of boxes"),
         ("coco", {**voc_files(1), "a.json": b"{}"}, "not COCO's JSON"),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.boxes import Box, table_of_boxes
@@ -316,6 +316,7 @@ def test_any_json(sound: Path, tmp_path: Path, data: st.DataObject) -> None:
 
 
 @given(table=st.sampled_from(TABLES), edits=EDITS)
+@example(table="blocks", edits=[(132, 1)])  # a column that is longer than the others
 @settings(max_examples=50, suppress_health_check=FIXTURES)
 def test_any_table(sound: Path, tmp_path: Path, table: str, edits: list[tuple[int, int]]) -> None:
     any_table(sound, tmp_path, table, edits)
@@ -330,6 +331,7 @@ def test_any_json_at_length(sound: Path, tmp_path: Path, data: st.DataObject) ->
 
 @pytest.mark.slow
 @given(table=st.sampled_from(TABLES), edits=EDITS)
+@example(table="blocks", edits=[(132, 1)])  # a column that is longer than the others
 @settings(max_examples=5000, suppress_health_check=FIXTURES)
 def test_any_table_at_length(sound: Path, tmp_path: Path, table: str, edits: list[tuple[int, int]]) -> None:
     any_table(sound, tmp_path, table, edits)

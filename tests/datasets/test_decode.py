@@ -71,13 +71,6 @@ def test_palette() -> None:
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
 
 
-def test_orientation_tag_is_ignored() -> None:
-    exif = Pillow.Exif()
-    exif[0x0112] = 6
-    assert decode(encoded(Pillow.fromarray(RGB), "JPEG", exif=exif)).shape == RGB.shape
-    assert decode(encoded(Pillow.fromarray(RGB), "PNG", exif=exif)).shape == RGB.shape
-
-
 @pytest.mark.parametrize("data", [JPEG, PNG, BMP, WEBP], ids=["jpeg", "png", "bmp", "webp"])
 def test_memoryviews_and_single_pixels(data: bytes) -> None:
     np.testing.assert_array_equal(decode(memoryview(data)), decode(data))

@@ -117,7 +117,7 @@ def test_cuhk03_queries_are_the_first_of_each_camera_and_all_find_something(tmp_
 def test_cuhk03_says_what_its_manifest_gets_wrong(tmp_path: Path) -> None:
     refused("cuhk03", tmp_path / "a", cuhk(["x.jpg,p,a,train", "y.jpg,p,b,val"]), "person p is in train and in val")
     refused("cuhk03", tmp_path / "b", cuhk(["x.jpg,p,a,both"]), r"split 'both': line 2 of cuhk03_60x160/manifest\.csv")
-    refused("cuhk03", tmp_path / "c", {"manifest.csv": b"path,who\nx.jpg,1\n"}, "no column cam, pid, split")
+    refused("cuhk03", tmp_path / "c", {"manifest.csv": b"path,who\nx.jpg,1\n"}, "no column pid, cam, split")
     refused("cuhk03", tmp_path / "d", {"manifest.csv": b"path,pid,cam,split\nx.jpg,1,a,train\n"}, r"x\.jpg")
     refused("cuhk03", tmp_path / "e", {"x.jpg": IMAGE}, r"no manifest\.csv")
 

@@ -21,7 +21,6 @@ from datasets.inspect import faults
 from datasets.objects import open_objects
 from datasets.pack import Options, Part, bytes_of, pack, pack_part, part_of
 from datasets.source import open_source
-from datasets.splits import HeldOut
 
 SMALL = Options(shard_size=20_000, max_block=6_000)
 

@@ -16,9 +16,9 @@ from datasets.clips import Reader, open_clips
 from datasets.errors import InputError
 from datasets.index import read_index
 from datasets.inspect import faults
-from datasets.splits import HeldOut
 from datasets.pack_videos import VideoOptions, pack_videos
 from datasets.source import Source
+from datasets.splits import HeldOut
 from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, Name
 
 CHOICE = Choice(HeldOut(0.5))

@@ -1,5 +1,6 @@
 """Retrieval on a packed set: features in order, junk and the same camera out, the same on any number of ranks."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from datasets.errors import InputError
 from datasets.index import Index, read_index, split_of
 from datasets.loader import Share, SplitStream, behind_workers
 from datasets.pack import Options, pack
-from trainers.engine.gallery import can_retrieve, embed, embed_files, evaluate_retrieval, rank_files, rank_split
+from trainers.engine.gallery import (
+    can_retrieve,
+    embed,
+    embed_files,
+    evaluate_retrieval,
+    images_below,
+    rank_files,
+    rank_split,
+    read_image,
+)
 
 SIZE = (8, 4)
 CPU = torch.device("cpu")
@@ -241,6 +251,17 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read an image \(No such file or directory\): .*gone\.jpg"):
         embed_files(Pixels(), [tmp_path / "gone.jpg"], SIZE, CPU)
     (tmp_path / "bare").mkdir()
-    for folder, told in (("nowhere", "no such folder"), ("bare", "no images in the gallery folder")):
+    for folder, told in (("nowhere", "no such folder"), ("bare", "no images in the folder")):
         with pytest.raises(InputError, match=told):
             rank_files(Pixels(), torch.ones(1, 96), tmp_path / folder, 3, SIZE, CPU)
+
+
+def test_a_gallery_without_litter_and_with_names_in_any_bytes(tmp_path: Path) -> None:
+    for name in (b"a.jpg", b"._a.jpg", b"caf\xe9.jpg", b".hidden/b.jpg", b"__MACOSX/c.jpg", b"sub/D.JPG"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xff\xd8")
+    assert [path.name for path in images_below(tmp_path)] == ["a.jpg", os.fsdecode(b"caf\xe9.jpg"), "D.JPG"]
+    with pytest.raises(InputError, match=r"cannot read an image.*caf\\xe9\.jpg") as error:
+        read_image(tmp_path / os.fsdecode(b"caf\xe9.jpg"))
+    assert str(error.value).isprintable()

@@ -18,7 +18,7 @@ from datasets.augment import AugmentConfig
 from datasets.boxes import BoxTable, moved_boxes
 from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.index import Index, Split, read_index, split_of
+from datasets.index import Index, Split, evaluated_split, read_index, split_of
 from datasets.loader import Batch, BatchStream, LoaderConfig, Share, SplitStream, Stream, behind_workers
 from datasets.mix import PairedStream
 from datasets.sampling import SamplerConfig
@@ -27,7 +27,6 @@ from trainers.metrics.detection import Told, Truth, detection_figures
 from trainers.models.detection import LEAST, Detector
 
 CHUNK = 16  # images evaluated at once
-HELD_OUT = "test"
 CELL = 16  # pixels that an image's sides are a multiple of
 
 
@@ -160,16 +159,14 @@ class Evaluation(NamedTuple):
 
 
 def held_out(box_set: BoxSet) -> Split | None:
-    """The split to evaluate on, if there is one with boxes."""
-    if HELD_OUT not in box_set.index.splits:
-        return None
-    split = split_of(box_set.index, HELD_OUT)
-    return split if box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
+    """The split to evaluate on (test, else val), if there is one with boxes."""
+    split = evaluated_split(box_set.index)
+    return split if split and box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
 
 
 def looked_at(box_set: BoxSet) -> Split:
     """The split whose first images a report shows, with boxes or without: what is held out, else what is trained on."""
-    return split_of(box_set.index, HELD_OUT) if HELD_OUT in box_set.index.splits else box_set.train
+    return evaluated_split(box_set.index) or box_set.train
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ import torch
 
 from datasets.augment import resize
 from datasets.decode import Image, decode
-from datasets.index import split_of
+from datasets.index import evaluated_split
 from datasets.labels import COLUMNS
 from datasets.store import read_samples
 from trainers.engine.config import flat
 from trainers.engine.console import summary_table
 from trainers.engine.face_pictures import Face, labelled_faces
-from trainers.engine.faces import HELD_OUT, FaceSet
+from trainers.engine.faces import FaceSet
 from trainers.engine.pictures import curves
 from trainers.engine.report import Page
 from trainers.engine.run import REPORT, Run
@@ -105,8 +105,10 @@ def held_out_faces(
 ) -> list[Face]:
     """A few held-out images spread over each set, with what the model tells of them in these columns and what is true."""
     faces: list[Face] = []
-    for face_set in (s for s in sets if HELD_OUT in s.index.splits):
-        split, labels = split_of(face_set.index, HELD_OUT), face_set.index.labels
+    for face_set in sets:
+        if (split := evaluated_split(face_set.index)) is None:
+            continue
+        labels = face_set.index.labels
         count = min(len(split), -(-HELD_OUT_SHOWN // len(sets)))
         samples = split.samples(np.linspace(0, len(split) - 1, count).astype(np.int64))
         for sample, data in zip(samples.tolist(), read_samples(face_set.index, samples), strict=True):

@@ -16,18 +16,18 @@ import torch.distributed as dist
 from datasets.augment import AugmentConfig, turned
 from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.index import Index, Split, read_index, split_of
+from datasets.index import Index, Split, evaluated_split, read_index, split_of
 from datasets.labels import COLUMNS, Floats, labels_by_position, moved_labels
 from datasets.loader import Batch, BatchStream, LoaderConfig, Share, SplitStream, behind_workers
 from datasets.mix import MixedStream, parts_of
 from datasets.sampling import SamplerConfig, generator
+from datasets.splits import evaluation_split
 from datasets.store import shard_etags
 from trainers.losses.attributes import TASKS
 from trainers.metrics.attributes import score, task_figures
 from trainers.models.attributes import Attributes
 
 CHUNK = 128  # images evaluated at once
-HELD_OUT = "test"
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def checksum_of(sets: Sequence[FaceSet]) -> int:
 
 
 def can_evaluate(sets: Sequence[FaceSet]) -> bool:
-    """Whether any set has held-out images."""
-    return any(HELD_OUT in face_set.index.splits for face_set in sets)
+    """Whether any set has images to evaluate on: a split test, or val."""
+    return any(evaluation_split(face_set.index.splits) for face_set in sets)
 
 
 def labelled_columns(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def evaluate_faces(
     model: Attributes, sets: Sequence[FaceSet], size: tuple[int, int], cache: CacheConfig, device: torch.device, turn: float,
     share: Share = Share(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
 ) -> Evaluation:  # fmt: skip
-    """Figures on the held-out split of all sets together; every rank evaluates its share, and all get the result.
+    """Figures on the test split (else val) of all sets together; every rank evaluates its share, and all get the result.
 
     ``turn`` above 0: images without a roll are shown once more, turned by up to so many degrees, always the same ones by the
     same angle; these have the roll to be told.
@@ -151,8 +151,9 @@ def evaluate_faces(
     training = model.training
     model.eval()
     told, true, bad = [], [], list[str]()
-    for face_set in (s for s in sets if HELD_OUT in s.index.splits):
-        split = split_of(face_set.index, HELD_OUT)
+    for face_set in sets:
+        if (split := evaluated_split(face_set.index)) is None:
+            continue
         labels = labels_by_position(split, model.columns)
         angles = generator(0, "turned for evaluation").uniform(-turn, turn, len(split)).astype(np.float32)
         stream = SplitStream(split, size, cache, face_set.etags, share, CHUNK)
@@ -173,7 +174,7 @@ def evaluate_faces(
         dist.all_gather_object(parts, (told, true), group=group)
     told, true = [t for part in parts for t in part[0]], [t for part in parts for t in part[1]]
     if not told:
-        raise InputError(f"no set has a split '{HELD_OUT}'", sets[0].index.url, "pack with --held-out above 0")
+        raise InputError("no set has a split test or val", sets[0].index.url, "pack with --held-out above 0")
     return Evaluation(_figures(model, np.concatenate(told), np.concatenate(true)), bad)
 
 

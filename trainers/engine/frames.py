@@ -6,20 +6,17 @@ from pathlib import Path
 
 import cv2
 
-from datasets.decode import IMAGES, Image
-from datasets.errors import InputError
+from datasets.decode import Image
+from datasets.errors import InputError, printable
 from datasets.video_layouts import VIDEOS
-from trainers.engine.gallery import read_image
+from trainers.engine.gallery import images_below, read_image
 
 
 def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
     """Each image with its name; a folder stands for the images in it and below, by name. Raises InputError."""
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES) if path.is_dir() else [path]
-        if not inside:
-            raise InputError("no images in the folder", str(path), f"it takes {', '.join(sorted(IMAGES))}")
-        for each in inside:
-            yield str(each), read_image(each)
+        for each in images_below(path) if path.is_dir() else [path]:
+            yield printable(str(each)), read_image(each)
 
 
 def video_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from datasets.augment import resize
 from datasets.cache import CacheConfig
-from datasets.decode import IMAGES, Image, decode
-from datasets.errors import InputError
+from datasets.decode import IMAGES, MAX_BYTES, Image, decode, quiet_decoders
+from datasets.errors import InputError, printable
 from datasets.index import JUNK, Index, Split, split_of
 from datasets.loader import Share, SplitStream, behind_workers
+from datasets.source import is_litter
 from datasets.store import read_samples
 from trainers.metrics.retrieval import evaluate_ranking, rank
 from trainers.metrics.verification import best_threshold
@@ -147,10 +148,21 @@ def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int
     return torch.cat(features)
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The images of a folder and those below it, by name, without what desktops leave behind; raises InputError for none."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES]
+    if not (images := sorted(path for path in paths if not is_litter(path.relative_to(folder).as_posix()))):
+        raise InputError("no images in the folder", str(folder), f"it takes {', '.join(sorted(IMAGES))}")
+    return images
+
+
 def read_image(path: Path) -> Image:
-    """An image file, uint8 [H, W, 3]; raises InputError."""
+    """An image file as a viewer shows it, uint8 [H, W, 3]; raises InputError."""
     try:
-        return decode(path.read_bytes())
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+        with quiet_decoders():
+            return decode(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read an image ({reason})", str(path), "give a JPEG, PNG, BMP or WebP file") from error
@@ -162,12 +174,10 @@ def rank_files(
     """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
     if not folder.is_dir():
         raise InputError("no such folder", str(folder), "give a folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
-    if not paths:
-        raise InputError("no images in the gallery folder", str(folder), f"it takes {', '.join(sorted(IMAGES))}")
+    paths = images_below(folder)
     order, cosines = rank(queries, embed_files(embedder, paths, size, device), top)
     rows = zip(order.tolist(), cosines.tolist(), strict=True)
-    return [[Found(str(paths[i]), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
+    return [[Found(printable(str(paths[i])), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
 
 
 def rank_split(
