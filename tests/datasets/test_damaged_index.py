@@ -279,13 +279,17 @@ def manifests(draw: st.DrawFn, text: str) -> str:
     """An index.json with some of its values replaced, anywhere."""
     manifest = json.loads(text)
     for _ in range(draw(st.integers(1, 3))):
-        inner, step = {"": manifest}, ""
-        while isinstance(inner[step], dict | list) and inner[step] and (step == "" or draw(st.integers(0, 3))):  # type: ignore[index]
-            inner = inner[step]  # type: ignore[index,assignment]
-            step = draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))  # type: ignore[type-var]
-        inner[step] = draw(VALUES)
-        manifest = inner[""] if "" in inner and len(inner) == 1 else manifest
+        manifest = changed(draw, manifest)
     return json.dumps(manifest)
+
+
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """The value with one inside it replaced, or another in its place."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 5:
+        return draw(VALUES)
+    step = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    value[step] = changed(draw, value[step])
+    return value
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4)
