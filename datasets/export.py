@@ -25,7 +25,7 @@ from datasets.errors import InputError, printable, run_main
 from datasets.index import Index, Shard, check_shards, read_index
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.tape import Tape, no_part_of_a_sample
-from datasets.tar import members, padded
+from datasets.tar import member_path, members, padded
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"
@@ -107,7 +107,7 @@ def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
 
 def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None = None) -> Iterator[Part]:
     for member in members(stream, where, mode, size):
-        if not member.isdir() and not no_part_of_a_sample(member):
+        if not member.isdir() and not no_part_of_a_sample(member, member_path(member.name)):
             folder, slash, file = member.name.rpartition("/")
             stem, _, ending = file.partition(".")
             yield Part(printable(folder + slash + stem), printable(ending), member.offset, member.offset_data, member.size)

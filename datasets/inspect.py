@@ -24,7 +24,7 @@ from datasets.errors import InputError, run_main
 from datasets.index import Index, read_index, split_of
 from datasets.objects import open_objects
 from datasets.quality import MAX_BLOCK, quality_of
-from datasets.tar import key_and_ending
+from datasets.tar import key_and_ending, member_path
 
 SMALL = 1 << 30  # bytes of a set that is verified without being asked to
 WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
@@ -131,7 +131,7 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
     for row in rows:
         key, offset, size = index.keys[row], int(index.samples["offset"][row]), int(index.samples["size"][row])
         member = found.get(offset)
-        if member is None or member.size != size or key_and_ending(member.name)[0] != key:
+        if member is None or member.size != size or key_and_ending(member_path(member.name))[0] != key:
             has = "no member" if member is None else f"{member.name}, {member.size} bytes"
             yield f"the index has {key}, {size} bytes, at byte {offset}; the tar has {has}"
             continue

@@ -111,18 +111,20 @@ class Tape(io.RawIOBase):
         self.kept_from = max(at, self.kept_from)
 
 
-def no_part_of_a_sample(member: tarfile.TarInfo) -> str:
-    """Why a member that is no folder belongs to no sample, in words; "" where it does."""
-    file = member_path(member.name).rpartition("/")[2]
-    rules = {
-        LITTER: is_litter(member_path(member.name)),
-        "links": member.issym() or member.islnk(),
-        "sparse files": member.issparse(),
-        "neither files nor folders": not member.isreg(),
-        "notes of WebDataset (__*)": file.startswith("__"),
-        "files without an ending": "." not in file,
-    }
-    return next((rule for rule, holds in rules.items() if holds), "")
+def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
+    """Why a member that is no folder belongs to no sample, in words; "" where it does. ``path``: its `member_path`."""
+    file = path.rpartition("/")[2]
+    if is_litter(path):
+        return LITTER
+    if member.issym() or member.islnk():
+        return "links"
+    if member.issparse():
+        return "sparse files"
+    if not member.isreg():
+        return "neither files nor folders"
+    if file.startswith("__"):
+        return "notes of WebDataset (__*)"
+    return "" if "." in file else "files without an ending"
 
 
 def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
@@ -142,8 +144,9 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
         if member.isdir():
             continue
         left_out.seen += 1
-        key, ending = key_and_ending(member.name)
-        rule, end = no_part_of_a_sample(member), member.offset_data + padded(member.size)
+        path = member_path(member.name)
+        key, ending = key_and_ending(path)
+        rule, end = no_part_of_a_sample(member, path), member.offset_data + padded(member.size)
         if not rule and group is not None and key != group.key:
             yield group
             at, group = group.end, None
@@ -151,7 +154,7 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
             what = f"a sample, or what lies before one, has more than {MAX_SAMPLE >> 20} MiB"
             raise InputError(what, f"{key}.{ending} in {tape.where}", "take out what is no image or label")
         if rule:
-            left_out.note(rule, member_path(member.name))
+            left_out.note(rule, path)
             continue
         _check_key(key, ending, group, begun, tape.where)
         group = group or Group(key, member.offset, 0, {})

@@ -30,9 +30,9 @@ def member_path(name: str) -> str:
     return printable("/".join(part for part in slashed.split("/") if part not in ("", ".")))
 
 
-def key_and_ending(name: str) -> tuple[str, str]:
+def key_and_ending(path: str) -> tuple[str, str]:
     """A member's sample and what it is there, as WebDataset splits names: at the first dot after the last slash."""
-    folder, slash, file = member_path(name).rpartition("/")
+    folder, slash, file = path.rpartition("/")
     stem, _, ending = file.partition(".")
     return folder + slash + stem, ending
 
