@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from datasets.arrays import arrays_of
 from datasets.errors import InputError, run_main
 from datasets.source import Source, open_source
-from datasets.video_layouts import read_arrays
 
 HELD_OUT_SPEAKERS = 2  # of the ten
 NOISE = 2  # greatest change of a still frame's pixels in a pause
@@ -55,7 +55,8 @@ def read(source: Source) -> Recordings:
     recordings: Recordings = {}
     for row in csv.DictReader(io.StringIO(source.read(manifest).decode())):
         name = manifest.removesuffix("manifest.csv") + row["path"]
-        recordings[row["speaker"], row["rep"], row["label"]] = read_arrays(source.read(name), name, ("frames",))["frames"]
+        arrays = arrays_of(io.BytesIO(source.read(name)), name, ("frames",))
+        recordings[row["speaker"], row["rep"], row["label"]] = arrays["frames"]
     return recordings
 
 

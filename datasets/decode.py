@@ -1,6 +1,5 @@
 """The bytes of samples to arrays: pixels as a viewer shows them, so turned as EXIF says."""
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from datasets.arrays import array_of
 from datasets.image_header import PNG, bare_png, jpeg_orientation, read_header, upright
 
 Image = npt.NDArray[np.uint8]
@@ -95,8 +95,7 @@ def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
     """
     if bytes(data[:6]) != b"\x93NUMPY":
         return decode(data)
-    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+    return array_of(data).copy()
 
 
 @contextmanager

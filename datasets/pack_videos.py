@@ -3,8 +3,9 @@
 Each clip is an identity whose strips (`datasets.strips`) lie side by side and in order, so that a clip, or a part of it, is one
 ranged read. Its actions stand in the index (``clips.parquet``). What cannot be used is left out by rule, counted and named:
 
-- a file that is broken, cut off or empty counts against ``--allow-unreadable``;
+- a file that is broken, cut off, empty or too large for memory counts against ``--allow-unreadable``;
 - a clip with fewer than ``--min-frames`` frames is left out as too short;
+- a file that no list names is left out;
 - a video whose frames come at a variable rate is brought to ``--rate`` by their times, like any other, and counted.
 """
 
@@ -12,18 +13,22 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import tyro
 from rich.console import Console
 
+from datasets.account import FIRST, lines_of
+from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.destination import claim, forget
-from datasets.errors import InputError, run_main
+from datasets.errors import InputError, printable, run_main
 from datasets.flow import METHOD, flow_of
 from datasets.index import Index, write_index
 from datasets.layouts import Sample
@@ -31,12 +36,12 @@ from datasets.objects import Folder, open_objects
 from datasets.pack import Bytes, progress, write_shards
 from datasets.plan import index_of, plan_shards
 from datasets.source import Source, open_source
-from datasets.splits import HeldOut
+from datasets.splits import HeldOut, counted
 from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.video import read_video, shrunk
-from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, ClipListing, Kind, Name, read_arrays
+from datasets.video_layouts import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 
-VERSION = 1  # of the bytes that a listing leads to; part of a pack's fingerprint
+VERSION = 2  # of the bytes that a listing leads to; part of a pack's fingerprint
 
 
 @dataclass(frozen=True)
@@ -131,50 +136,64 @@ def pack_videos(
         strips = Source(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
         shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
         written = write_shards(shards, strips, objects, fingerprint, 0, console)
+    left, seen = _left_out(listing, opened), len(opened.sizes) + sum(map(len, opened.left_out.values()))
+    left_out = {rule: {"files": len(names), "first": [printable(name) for name in names[:FIRST]]} for rule, names in left.items()}
     classes = sorted({action for clip, _, _ in cut.clips.values() for action in clip.actions})
     about = {
         "layout": layout, "source": source.resolve().name, "mirror": listing.mirror, **asdict(options), "classes": classes,
         "flow": METHOD if options.stream == "flow" else "", "unreadable": cut.broken, "too_short": cut.too_short,
-        "variable_rate": cut.variable, "fingerprint": fingerprint,
+        "variable_rate": cut.variable, "splits_by": listing.by, "files": seen, "left_out": left_out,
+        "fingerprint": fingerprint,
     }  # fmt: skip
     index, keys = index_of(objects.url, shards, written, about)
     write_index(objects, index, keys, clips=_table(index, cut, classes))
     forget(objects)
-    _tell(index, cut, console)
+    _tell(index, cut, left, console)
     return index
 
 
-def frames_of(clip: Clip, kind: Kind, data: bytes, where: str, options: VideoOptions) -> tuple[Frames, list[str], bool]:
+def frames_of(clip: Clip, kind: Kind, file: IO[bytes], where: str, options: VideoOptions) -> tuple[Frames, list[str], bool]:
     """A clip's frames as they will be stored, the action of each frame where that is known, and if its rate was variable.
 
     Raises:
-        ValueError, InputError: the clip is broken or empty.
+        ValueError, InputError: the clip is broken or empty, or there is not enough memory for it.
     """
     told: list[str] = []
     variable = False
-    if kind == "skeletons":
-        arrays = read_arrays(data, where, ("pose", "length"))
-        ends = np.cumsum(arrays["length"])
-        frames: Frames = arrays["pose"][ends[clip.entry] - arrays["length"][clip.entry] : ends[clip.entry]].astype(np.float32)
-    elif kind == "arrays":
-        arrays = read_arrays(data, where, ("frames",))
-        frames = _pictures(arrays["frames"], options.side)
-        told = [str(action) for action in arrays["actions"].tolist()] if "actions" in arrays else []
-        if told and len(told) != len(frames):
-            raise ValueError(f"it has {len(frames)} frames and the actions of {len(told)}")
-    else:
-        frames, variable = read_video(io.BytesIO(data), options.rate, options.side, clip.start, clip.end)
-    if options.stream == "flow" and len(frames) > 1:
-        frames, told = flow_of(frames), told[:-1]
+    with _bounded():
+        if kind == "skeletons":
+            frames = _poses(file.read(), where, clip.entry)
+        elif kind == "arrays":
+            arrays = arrays_of(file, where, ("frames",), ("actions",))
+            frames = _pictures(arrays["frames"], options.side)
+            told = texts_of(arrays["actions"]) if "actions" in arrays else []
+            if told and len(told) != len(frames):
+                raise ValueError(f"it has {len(frames)} frames and the actions of {len(told)}")
+        else:
+            frames, variable = read_video(file, options.rate, options.side, clip.start, clip.end)
+        if options.stream == "flow" and len(frames) > 1:
+            frames, told = flow_of(frames), told[:-1]
     return frames, told, variable
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Within, what memory or OpenCV cannot hold is a ValueError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError("not enough memory for its frames") from error
+    except cv2.error as error:
+        raise ValueError(f"frames that cannot be resized ({error.err})") from error
 
 
 def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
     """The frames of one video, or npz file of frames, as a set with these options would hold them; raises InputError."""
     options = VideoOptions(stream=stream, rate=rate, side=side)
-    kind: Kind = "arrays" if path.suffix == ".npz" else "videos"
+    kind: Kind = "arrays" if path.suffix.lower() == ".npz" else "videos"
     try:
-        frames, _, _ = frames_of(Clip("test", path.name, ()), kind, path.read_bytes(), str(path), options)
+        with path.open("rb") as file:
+            frames, _, _ = frames_of(Clip("test", path.name, ()), kind, file, str(path), options)
     except OSError as error:
         raise InputError(f"cannot read the video ({error.strerror})", str(path), "is the path right?") from error
     except ValueError as error:
@@ -185,31 +204,47 @@ def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames
 def _pictures(frames: Frames, side: int) -> Frames:
     if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[3] != 3) or not frames.size:
         raise ValueError(f"frames {frames.dtype} {list(frames.shape)}, not uint8 [T, H, W] or [T, H, W, 3]")
-    coloured = frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
-    return np.stack([shrunk(frame, side) for frame in coloured])
+    small: list[Frames] = []
+    for frame in frames:
+        small.append(shrunk(frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2), side))
+        if len(frames) * small[0].nbytes > MAX_BYTES:
+            raise ValueError(f"{len(frames):,} frames take more than {MAX_BYTES:,} bytes; lower --side, or split the file")
+    return np.stack(small)
+
+
+def _poses(data: bytes, where: str, entry: int) -> Frames:
+    arrays = skeletons_of(data, where, ("length",))
+    last = int(arrays["length"][: entry + 1].sum())
+    with np.errstate(over="ignore"):
+        poses: Frames = arrays["pose"][last - int(arrays["length"][entry]) : last].astype(np.float32)
+    if not np.isfinite(poses).all():
+        raise ValueError("poses that are no finite numbers")
+    return poses
 
 
 def _cut_all(listing: ClipListing, source: Source, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
     """Decode every clip and put its strips into the folder."""
     cut = _Cut()
     numbered = {clip.name(number): clip for number, clip in enumerate(sorted(listing.clips, key=_order))}
-    file, data = "", b""  # several clips may be of one file
+    file, data = "", io.BytesIO()  # several clips may be of one file
     with progress(console, len(numbered), "reading", "clips") as advance:
         for name, clip in numbered.items():
             if clip.file != file:
-                file, data = clip.file, source.read(clip.file)
-            where = f"{clip.file} in {source.where}"
+                file, data = "", io.BytesIO()  # first the memory of the last one goes
             try:
-                frames, told, variable = frames_of(clip, listing.kind, data, where, options)
-            except (ValueError, InputError) as error:
-                cut.broken[f"{name} ({clip.file})"] = str(error.args[0])
-                _refuse(cut.broken, allowed, source)
-            else:
-                cut.variable += variable
+                if not file:
+                    with _bounded():
+                        file, data = clip.file, io.BytesIO(source.read(clip.file))
+                data.seek(0)
+                frames, told, variable = frames_of(clip, listing.kind, data, source.place(file), options)
                 if len(frames) < options.min_frames:
-                    cut.too_short.append(f"{name} ({clip.file}, {len(frames)} frames)")
+                    cut.too_short.append(f"{name} ({printable(clip.file)}, {len(frames)} frames)")
                 else:
                     _keep(cut, name, clip, frames, told, options.stream, folder)
+                cut.variable += variable
+            except (ValueError, InputError) as error:
+                cut.broken[f"{name} ({printable(clip.file)})"] = str(error.args[0])
+                _refuse(cut.broken, allowed, source)
             advance(1)
     if not any(sample.split == "train" for sample in cut.samples):
         raise InputError("no clip to train on is left", source.where, "are the layout, --test and --min-frames right?")
@@ -250,24 +285,38 @@ def _table(index: Index, cut: _Cut, classes: Sequence[str]) -> pa.Table:
     number = {name: place for place, name in enumerate(classes)}
     rows = [cut.clips[name] for name in index.identities]
     return pa.table({
-        "file": pa.array([clip.file for clip, _, _ in rows], pa.string()),
+        "file": pa.array([printable(clip.file) for clip, _, _ in rows], pa.string()),
         "frames": pa.array([count for _, count, _ in rows], pa.int32()),
         "actions": pa.array([[number[action] for action in clip.actions] for clip, _, _ in rows], pa.list_(pa.int16())),
         "frame_actions": pa.array([[number.get(name, -1) for name in told] for _, _, told in rows], pa.list_(pa.int16())),
     })  # fmt: skip
 
 
-def _tell(index: Index, cut: _Cut, console: Console) -> None:
+def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
+    """The files of the source that no clip is of, by the rule that leaves them out."""
+    named = {clip.file for clip in listing.clips}.union(listing.lists, *listing.left_out.values())
+    rest = [name for name in source.sizes if name not in named]
+    endings = tuple(VIDEOS) if listing.kind == "videos" else (".npz",)
+    left = {rule: list(names) for rule, names in [*source.left_out.items(), *listing.left_out.items()]}
+    left["named by no list"] = [name for name in rest if name.lower().endswith(endings)]
+    left["neither clips nor lists"] = [name for name in rest if not name.lower().endswith(endings)]
+    return {rule: names for rule, names in left.items() if names}
+
+
+def _tell(index: Index, cut: _Cut, left: Mapping[str, list[str]], console: Console) -> None:
     lines = [f"left out {name}: {reason}" for name, reason in cut.broken.items()]
     lines += [f"left out as too short: {name}" for name in cut.too_short]
+    lines += lines_of(left)
     total = sum(shard.size for shard in index.shards) / 2**20
-    of_split = [f"{sum(clip.split == split for clip, _, _ in cut.clips.values())} {split}" for split in index.splits]
+    clips = [clip for clip, _, _ in cut.clips.values()]
     lines.append(
-        f"packed {len(cut.clips):,} clips ({', '.join(of_split)}; {cut.variable} of a variable rate, {len(cut.broken)} broken, "
-        f"{len(cut.too_short)} too short), {len(index.about['classes'])} classes, {total:.1f} MiB, at {index.url}"
+        f"packed {len(clips):,} clips of {len({clip.file for clip in clips}):,} of {index.about['files']:,} files "
+        f"({counted(clip.split for clip in clips)}, by {index.about['splits_by']}; {cut.variable} of a variable rate, "
+        f"{len(cut.broken)} broken, {len(cut.too_short)} too short), {len(index.about['classes'])} classes, {total:.1f} MiB, "
+        f"at {index.url}"
     )
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -16,13 +16,22 @@ from datasets.decode import decode_sample
 
 STRIP = 8
 QUALITY = 90
+LONGEST = 65_500  # pixels of a side that a JPEG may have
+MAX_PIXELS = 1 << 27  # of a strip: what `datasets.decode` takes
 Stream = Literal["rgb", "flow", "skeletons"]
 SUFFIX: dict[Stream, str] = {"rgb": ".jpg", "flow": ".png", "skeletons": ".npy"}
 Frames = npt.NDArray[Any]  # uint8 [T, H, W, 3], or of skeletons float32 [T, J, D]
 
 
 def strips_of(frames: Frames, stream: Stream) -> list[bytes]:
-    """A clip's frames as the bytes of its strips."""
+    """A clip's frames as the bytes of its strips.
+
+    Raises:
+        ValueError: the frames are too large for a picture that can be read again.
+    """
+    height, width = frames.shape[1:3]
+    if stream != "skeletons" and (max(STRIP * height, width) > LONGEST or STRIP * height * width > MAX_PIXELS):
+        raise ValueError(f"frames of {height}x{width} are too large for strips of {STRIP}: lower --side")
     return [_encode(frames[start : start + STRIP], stream) for start in range(0, len(frames), STRIP)]
 
 

@@ -61,3 +61,46 @@ def video_bytes(
 def stairs(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
     """Plain frames whose brightness tells their number: 10, 30, 50, ..., uint8 [T, H, W, 3]."""
     return np.stack([np.full((*size, 3), 10 + 20 * number, np.uint8) for number in range(count)])
+
+
+def film(
+    frames: np.ndarray, kind: str = "mp4", codec: str = "libx264", options: dict[str, str] | None = None, *, begins: int = 0,
+    sound: float = 0.0, turned: int = 0, pixel: Fraction | None = None,
+) -> bytes:  # fmt: skip
+    """Frames uint8 [T, H, W, 3] as a video of 25 a second. It begins ``begins`` frames after the start, with so many seconds of
+    silent ``sound`` from the start on; its track is ``turned`` by degrees; ``pixel``: width to height of one."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 25)
+        if turned:
+            stream.set_display_rotation(turned)
+        if pixel:
+            stream.codec_context.sample_aspect_ratio = pixel
+        silence = container.add_stream("aac" if kind == "mp4" else "libopus", rate=48000) if sound else None
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = number + begins, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if silence is not None:
+            for number in range(int(sound * 48000 / 960)):
+                part = av.AudioFrame.from_ndarray(np.zeros((2, 960), np.float32), format="fltp", layout="stereo")
+                part.sample_rate, part.pts, part.time_base = 48000, number * 960, Fraction(1, 48000)
+                container.mux(silence.encode(part))
+            container.mux(silence.encode(None))
+    return sink.getvalue()
+
+
+def trimmed(video: bytes, seconds: float, kind: str = "mp4") -> bytes:
+    """A video from ``seconds`` on, as a stream copy: in an MP4 what is before stays in the file, hidden by an edit list."""
+    sink = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(sink, "w", format=kind) as container:
+        copy = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None and packet.time_base is not None:
+                shift = int(seconds / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (packet.pts or 0) - shift, packet.dts - shift, copy
+                container.mux(packet)
+    return sink.getvalue()

@@ -27,15 +27,16 @@ from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_wor
 from datasets.cache import CacheConfig
 from datasets.clips import ClipConfig, ClipSet, ClipStream, cuts_of_views, open_clips
 from datasets.decode import Image
-from datasets.errors import InputError
+from datasets.errors import InputError, printable
 from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
+from datasets.splits import evaluation_split
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
+from trainers.engine.clips import Floats, checksum_of, evaluate_actions, evaluation_clips
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
@@ -185,10 +186,10 @@ def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
 def evaluate(job: Job) -> None:
     """Note the figures of the test clips, where there are any; all ranks evaluate their share."""
     config, worker, clips = job.config, job.worker, job.clips
-    if TEST not in clips.index.splits:
+    if evaluation_split(clips.index.splits) is None:
         return
     share_buffers(job.task, worker.group)
-    chosen = clips.clips_of(TEST)
+    chosen = evaluation_clips(clips)
     logits, bad = evaluate_actions(
         job.task.model, clips, chosen, config.clip, config.cache, worker.device, Share(worker.rank, worker.world), worker.group,
         config.loader.workers,
@@ -258,7 +259,7 @@ def logits_of(trained: Trained, data: str, workers: int) -> tuple[Floats, ClipSe
     if clips.class_names != trained.class_names or clips.stream != trained.stream:
         what = f"the set has {len(clips.class_names)} classes of {clips.stream}, and the run others"
         raise InputError(what, clips.index.url, "evaluate on a set of the same classes and stream")
-    chosen = clips.clips_of(TEST)
+    chosen = evaluation_clips(clips)
     config = trained.config
     logits, bad = evaluate_actions(trained.model, clips, chosen, config.clip, config.cache, trained.device, workers=workers)
     for failure in bad:
@@ -331,10 +332,11 @@ class Predict:
                 p = trained.model(views.to(trained.device)).float().mean(dim=0).softmax(dim=0).cpu()
             best = p.topk(min(TOP, len(p)))
             told = {trained.class_names[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
-            lines.append(json.dumps({"video": str(path), "action": next(iter(told)), "probabilities": told}))
+            lines.append(json.dumps({"video": printable(str(path)), "action": next(iter(told)), "probabilities": told}))
             print(lines[-1])
             if len(films) < SHOWN:
-                films.append((film_of(list(frames)), f"{path.name}: {', '.join(f'{a} {v:.0%}' for a, v in told.items())}"))
+                title = ", ".join(f"{action} {share:.0%}" for action, share in told.items())
+                films.append((film_of(list(frames)), f"{printable(path.name)}: {title}"))
         trained.run.objects.put("prediction.png", films_picture(films))
         trained.run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
 

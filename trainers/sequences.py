@@ -30,10 +30,11 @@ from cluster.launch import ClusterConfig, connect, launch
 from cluster.worker import Worker, restore_checkpoint, save_checkpoint, this_worker
 from datasets.cache import CacheConfig
 from datasets.clips import ClipConfig, ClipSet, ClipStream, Reader, View, open_clips, seen
-from datasets.errors import InputError
+from datasets.errors import InputError, printable
 from datasets.index import Int64s, check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.pack_videos import frames_of_file
+from datasets.splits import evaluation_split
 from datasets.store import read_samples
 from datasets.strips import STRIP, Frames, frames_of_strip
 from datasets.tally import Tally
@@ -41,7 +42,7 @@ from datasets.video import frames_of_path, shrunk
 from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
-from trainers.engine.clips import TEST, Told, checksum_of, evaluate_sequences, feasible_clips, figures_of_sequences
+from trainers.engine.clips import Told, checksum_of, evaluate_sequences, evaluation_clips, feasible_clips, figures_of_sequences
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
@@ -220,10 +221,10 @@ def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
 def evaluate(job: Job) -> None:
     """Note the figures of the test videos, where there are any; all ranks evaluate their share."""
     config, worker, clips = job.config, job.worker, job.clips
-    if TEST not in clips.index.splits:
+    if evaluation_split(clips.index.splits) is None:
         return
     share_buffers(job.task, worker.group)
-    chosen = clips.clips_of(TEST)
+    chosen = evaluation_clips(clips)
     told, bad = evaluate_sequences(
         job.task.model, clips, chosen, config.clip, config.cache, worker.device, config.beam_width,
         Share(worker.rank, worker.world), worker.group, config.loader.workers,
@@ -295,7 +296,7 @@ def open_trained(runs: str, name: str) -> Trained:
 def timelines(trained: Trained, clips: ClipSet) -> Iterator[tuple[str, str, bytes, bytes]]:
     """Pictures of the first test clips that can be read, for a report."""
     reader = Reader(clips, trained.config.cache)
-    for clip in clips.clips_of(TEST)[:SHOWN].tolist():
+    for clip in evaluation_clips(clips)[:SHOWN].tolist():
         frames = reader.request(clip, np.arange(clips.frames[clip]))()
         if not isinstance(frames, ValueError):
             log_probs = trained.log_probs(frames)
@@ -328,7 +329,7 @@ class Evaluate:
         if clips.class_names != trained.class_names or clips.stream != trained.stream:
             what = f"the set has {len(clips.class_names)} actions in {clips.stream}, and the run others"
             raise InputError(what, clips.index.url, "evaluate on a set of the same actions and stream")
-        chosen = clips.clips_of(TEST)
+        chosen = evaluation_clips(clips)
         told, bad = evaluate_sequences(
             trained.model, clips, chosen, config.clip, config.cache, trained.device, config.beam_width, workers=self.workers
         )
@@ -377,7 +378,7 @@ class Predict:
             log_probs = trained.log_probs(frames)
             times = trained.times(len(log_probs))
             told = [(trained.class_names[event.action], round(float(times[event.frame]), 3)) for event in greedy(log_probs)]
-            line = {"video": str(path), "actions": [a for a, _ in told], "times": [t for _, t in told]}
+            line = {"video": printable(str(path)), "actions": [a for a, _ in told], "times": [t for _, t in told]}
             if trained.config.beam_width:
                 best, _ = prefix_beam(log_probs, trained.config.beam_width)[0]
                 line["beam"] = [trained.class_names[action] for action in best]

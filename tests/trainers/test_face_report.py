@@ -14,7 +14,7 @@ from datasets.errors import InputError
 from datasets.pack import pack
 from trainers.engine.face_report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
 from trainers.engine.faces import open_sets
-from trainers.engine.frames import frames_of_stream
+from trainers.engine.frames import frames_of_files, frames_of_stream, video_files
 from trainers.engine.run import Run
 from trainers.models.attributes import Attributes, FaceModelConfig
 
@@ -58,9 +58,21 @@ def test_values_are_told_within_what_labels_can_be() -> None:
 
 
 def test_an_address_that_nobody_serves_is_one_line_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="no frame comes from the stream"):
+    with pytest.raises(InputError, match=r"cannot be opened \(Connection refused\)"):
         list(frames_of_stream("http://127.0.0.1:1/x.mjpg"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_folders_without_what_desktops_leave(tmp_path: Path) -> None:
+    for name in ("a/x.mp4", "a/._x.mp4", "__MACOSX/x.mp4", ".cache/y.mp4", "b.NPZ", "c.mov/z.webm", "a/readme.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in video_files([tmp_path, tmp_path / "a" / "._x.mp4"])]
+    assert found == ["a/x.mp4", "b.NPZ", "c.mov/z.webm", "a/._x.mp4"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "._0.png").write_bytes(b"")
+    with pytest.raises(InputError, match="no images in the folder"):
+        list(frames_of_files([tmp_path / "only"]))
 
 
 def test_a_stream_that_gives_nothing_leaves_what_was_told_before(tmp_path: Path) -> None:

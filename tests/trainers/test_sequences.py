@@ -1,6 +1,7 @@
 """The sequence job as people run it: real Ray, two workers; killed, evaluated, asked whole and online, exported, compared."""
 
 import json
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from datasets.clips import ClipConfig, open_clips, seen_picture
 from datasets.errors import InputError
 from datasets.loader import LoaderConfig
 from datasets.pack_videos import VideoOptions, pack_videos
-from trainers.engine.clips import feasible_clips
+from datasets.video import Arrived
+from trainers.engine.clips import evaluation_clips, feasible_clips
 from trainers.engine.loop import OptimConfig
 from trainers.engine.online import Recogniser, recognise
 from trainers.engine.run import Run
@@ -173,10 +175,30 @@ def test_online_is_offline_however_the_video_is_cut() -> None:
     @given(chunk=st.integers(1, 20))
     @settings(max_examples=20)
     def chunks_of_any_size(chunk: int) -> None:
-        found = recognise(frames, Recogniser(model, torch.device("cpu")), clip, RATE, chunk, MOVES)
+        source = (Arrived(time.monotonic(), frame) for frame in frames)
+        found = recognise(source, Recogniser(model, torch.device("cpu")), clip, RATE, chunk, MOVES)
         assert [(line["action"], line["frame"]) for part in found for line in part.lines] == offline
 
     chunks_of_any_size()
+    late = [Arrived(time.monotonic() - 5, frame) for frame in frames]  # they waited for 5 seconds
+    lines = [
+        line for part in recognise(late, Recogniser(model, torch.device("cpu")), clip, RATE, 8, MOVES) for line in part.lines
+    ]
+    assert all(5 <= line["delay"] < 10 for line in lines)
+
+
+def test_clips_for_validation_are_evaluated_where_none_are_for_testing(tmp_path: Path) -> None:
+    folder = npz_folder(tmp_path / "npz", [("up",), ("down",), ("left",)])
+    rows = (folder / "manifest.csv").read_text().replace("round", "split").replace(",0\n", ",train\n").replace(",1\n", ",valid\n")
+    for split, chosen in (("testing", [1]), ("dev", [1, 2])):
+        (folder / "manifest.csv").write_text(rows.replace(",2\n", f",{split}\n"))
+        clips = open_clips(pack_videos("frames_npz", folder, str(tmp_path / split)).url)
+        evaluated = evaluation_clips(clips)
+        assert len(evaluated) == len(chosen)
+        assert clips.clips_of("test" if split == "testing" else "val").tolist() == evaluated.tolist()
+    alone = pack_videos("frames_npz", folder, str(tmp_path / "alone"), VideoOptions(test="path=none"))
+    with pytest.raises(InputError, match="no split 'test'"):
+        evaluation_clips(open_clips(alone.url))
 
 
 def test_clips_too_short_for_their_actions_are_refused_by_name(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from datasets.clips import ClipConfig, ClipSet, ClipViews
 from datasets.errors import InputError
 from datasets.index import Int64s
 from datasets.loader import Share, behind_workers
+from datasets.splits import evaluation_split
 from trainers.losses.sequences import feasible
 from trainers.metrics.ctc_decoding import greedy, prefix_beam
 from trainers.metrics.sequences import frame_counts, frame_f1, sequence_figures
 from trainers.models.sequence import SequenceModel
 
-TEST = "test"
 VIEWS = 16  # views told at once
 Floats = npt.NDArray[np.float32]
 
@@ -52,6 +52,15 @@ def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -
         raise InputError(f"{len(short)} clips have fewer frames than their actions need", shown, remedy)
     kept: Int64s = chosen[enough]
     return kept
+
+
+def evaluation_clips(clips: ClipSet) -> Int64s:
+    """The clips to evaluate on: those for testing, else those for validation.
+
+    Raises:
+        InputError: the set has neither.
+    """
+    return clips.clips_of(evaluation_split(clips.index.splits) or "test")
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from datasets.clips import ClipConfig, seen_picture
 from datasets.decode import Image
 from datasets.errors import InputError
+from datasets.video import Arrived
 from trainers.metrics.ctc_decoding import Event, Floats, Greedy
 from trainers.models.sequence import SequenceModel, State
 
@@ -51,21 +52,21 @@ class Recognised(NamedTuple):
 
 
 def recognise(
-    source: Iterable[Image], recogniser: Recogniser, clip: ClipConfig, rate: float, chunk: int, classes: tuple[str, ...]
+    source: Iterable[Arrived], recogniser: Recogniser, clip: ClipConfig, rate: float, chunk: int, classes: tuple[str, ...]
 ) -> Iterator[Recognised]:
     """Recognise a stream by ``chunk`` frames; of a line "time" is the video's, in seconds, and "delay" the seconds from when its
-    frame had come until it was told."""
+    frame had come, however long it then waited, until it was told."""
     frames = islice(source, 0, None, clip.stride)
     while True:
         images, came = list[Image](), []
-        for image in islice(frames, chunk):
-            images.append(image)
-            came.append(time.perf_counter())
+        for frame in islice(frames, chunk):
+            images.append(frame.image)
+            came.append(frame.came)
         if not images:
             return
         first = recogniser.frame
         events, log_probs = recogniser.feed(torch.from_numpy(np.stack([seen_picture(image, clip) for image in images])))
-        told = time.perf_counter()
+        told = time.monotonic()
         lines = [
             {
                 "action": classes[event.action], "time": round(event.frame * clip.stride / rate, 3),
