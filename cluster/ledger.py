@@ -45,7 +45,7 @@ class FolderLedger:
         """A record; None where there is none."""
         with self._errors():
             try:
-                return _decoded((self._folder / name).read_bytes())
+                return _decoded((self._folder / name).read_bytes(), f"{self.url}/{name}")
             except FileNotFoundError:
                 return None
 
@@ -111,9 +111,10 @@ class BucketLedger:
         """A record; None where there is none."""
         with self._errors():
             try:
-                return _decoded(self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read())
+                data = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
             except self._client.exceptions.NoSuchKey:
                 return None
+        return _decoded(data, f"{self.url}/{name}")
 
     def names(self, prefix: str) -> list[str]:
         """The records of a folder of the ledger, by name."""
@@ -143,7 +144,9 @@ Ledger = FolderLedger | BucketLedger
 
 
 def open_ledger(url: str) -> Ledger:
-    """The ledger under a folder or s3://bucket/prefix; nothing is read or written yet."""
+    """The ledger under a folder or s3://bucket/prefix; nothing is read or written yet. Raises ClusterError for any other URL."""
+    if url.lower().startswith("s3:") and not url.startswith("s3://"):
+        raise ClusterError("not a place of schedules", url, "write s3://bucket/prefix, in lower case and with two slashes")
     return BucketLedger(url) if url.startswith("s3://") else FolderLedger(url)
 
 
@@ -151,6 +154,11 @@ def _encoded(record: Record) -> bytes:
     return json.dumps(record, indent=1).encode()
 
 
-def _decoded(data: bytes) -> Record:
-    record: Record = json.loads(data)
+def _decoded(data: bytes, where: str) -> Record:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ClusterError("a record that is no JSON object", where, "mend it, or remove it")
     return record

@@ -67,7 +67,7 @@ class Scheduler:
     def _records(self, name: str) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for key in self.ledger.names(f"starts/{name}"):
-            record = self._ended.get(key) or self.ledger.get(key)
+            record = self._ended.get(key) or start_record(self.ledger, key)
             if record is not None:  # else it was forgotten meanwhile
                 found[key] = record
                 if record["state"] not in OPEN:
@@ -151,11 +151,33 @@ class Scheduler:
 
 def schedules(ledger: Ledger) -> list[Schedule]:
     """All schedules, by name."""
-    return [_schedule(record) for name in ledger.names("schedules") if (record := ledger.get(name)) is not None]
+    names = ledger.names("schedules")
+    return [_schedule(record, f"{ledger.url}/{name}") for name in names if (record := ledger.get(name)) is not None]
 
 
-def _schedule(record: Record) -> Schedule:
-    return Schedule(**{**record, "command": tuple(record["command"]), "created": _parsed(record["created"])})
+def _schedule(record: Record, where: str) -> Schedule:
+    try:
+        created = _parsed(record["created"]).astimezone(UTC)
+        return Schedule(**{**record, "command": tuple(map(str, record["command"])), "created": created})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ClusterError("a damaged record of a schedule", where, "remove the schedule, and add it again") from error
+
+
+def start_record(ledger: Ledger, key: str) -> Record | None:
+    """What became of one start; None where there is no record of it. Raises ClusterError for a damaged one."""
+    record = ledger.get(key)
+    if record is None:
+        return None
+    times_of = ("at", "claimed") if record.get("state") in OPEN else ("at",)
+    session = ("session",) if record.get("state") in OPEN else ()
+    right = all(isinstance(record.get(name), str) for name in ("state", "job", "note", *times_of, *session))
+    try:
+        right = right and all(_parsed(record[name]).tzinfo for name in times_of)
+    except ValueError:
+        right = False
+    if not right or not isinstance(record.get("attempt"), int) or not isinstance(record.get("passed"), int):
+        raise ClusterError("a damaged record of a start", f"{ledger.url}/{key}", "remove it")
+    return record
 
 
 def _key(name: str, at: datetime, attempt: int) -> str:
@@ -222,7 +244,7 @@ class List(Stored):
         for name in ("name", "cron", "next", "overlap", "missed", "retries", "last", "command"):
             table.add_column(name, overflow="fold")
         for schedule in schedules(ledger):
-            last = [record for key in ledger.names(f"starts/{schedule.name}")[-1:] if (record := ledger.get(key))]
+            last = [record for key in ledger.names(f"starts/{schedule.name}")[-1:] if (record := start_record(ledger, key))]
             told = f"{last[0]['at'][:16]} {last[0]['state']}" if last else "never"
             row = (schedule.name, schedule.cron, _shown(schedule, next(times(schedule, datetime.now(UTC)))), schedule.overlap)
             table.add_row(*row, schedule.missed, str(schedule.retries), told, " ".join(schedule.command))
@@ -255,7 +277,7 @@ class History(Stored):
             known(ledger, self.name)
         for name in ("time (UTC)", "attempt", "state", "job", "missed before", "note"):
             table.add_column(name, overflow="fold")
-        for record in (record for key in keys if (record := ledger.get(key))):
+        for record in (record for key in keys if (record := start_record(ledger, key))):
             passed = str(record["passed"] or "")
             table.add_row(record["at"][:19], str(record["attempt"]), record["state"], record["job"], passed, record["note"])
         print_table(table)

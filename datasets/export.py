@@ -21,11 +21,11 @@ from typing import IO, Annotated, Literal, NamedTuple, cast
 
 import tyro
 
-from datasets.errors import InputError, run_main
+from datasets.errors import InputError, printable, run_main
 from datasets.index import Index, Shard, check_shards, read_index
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.tape import Tape
-from datasets.tar import members, padded
+from datasets.tape import Tape, no_part_of_a_sample
+from datasets.tar import member_path, members, padded
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"
@@ -100,19 +100,17 @@ def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
         with Path(where).open("rb") as file:
             parts = list(_parts(file, where, "r:"))
     else:
-        tape = Tape(objects, shard.name, shard.size, lambda _: None)
-        parts = list(_parts(cast(IO[bytes], tape), where, "r|"))
+        tape = Tape(objects, shard.name, shard.size, lambda _: None, keep=False)
+        parts = list(_parts(cast(IO[bytes], tape), where, "r|", shard.size))
     return [list(sample) for _, sample in groupby(parts, lambda part: part.key)]
 
 
-def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"]) -> Iterator[Part]:
-    for member in members(stream, where, mode):
-        if isinstance(stream, Tape):
-            stream.cut(stream.position)
-        folder, slash, file = member.name.rpartition("/")
-        stem, dot, ending = file.partition(".")
-        if member.isreg() and stem and dot:
-            yield Part(folder + slash + stem, ending, member.offset, member.offset_data, member.size)
+def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None = None) -> Iterator[Part]:
+    for member in members(stream, where, mode, size):
+        if not member.isdir() and not no_part_of_a_sample(member, member_path(member.name)):
+            folder, slash, file = member.name.rpartition("/")
+            stem, _, ending = file.partition(".")
+            yield Part(printable(folder + slash + stem), printable(ending), member.offset, member.offset_data, member.size)
 
 
 def dali_index(samples: Samples) -> bytes:

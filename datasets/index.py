@@ -33,10 +33,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets import index_checks as checks
 from datasets.boxes import BoxTable, boxes_of_table
 from datasets.errors import InputError
-from datasets.objects import Bucket, Folder, open_objects
+from datasets.objects import Bucket, Folder, checked, open_objects
 from datasets.splits import evaluation_split
+from datasets.texts import json_of
 
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
@@ -107,8 +109,9 @@ class Index:
     @cached_property
     def keys(self) -> Sequence[str]:
         """The key of every sample, [M]; read from the set when first asked for."""
-        table = _parquet(open_objects(self.url).get(SAMPLES), ["key"])
-        keys: list[str] = table.column("key").to_pylist()
+        where = f"{self.url}/{SAMPLES}"
+        table = checks.parquet(open_objects(self.url).get(SAMPLES), ["key"], len(self), where)
+        keys: list[str] = checks.texts(table.column("key"), "key", where).to_pylist()
         return keys
 
     @cached_property
@@ -122,25 +125,33 @@ class Index:
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
         """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
-        table = self._extra(LABELS)
-        return {} if table is None else {name: table.column(name).to_numpy() for name in table.column_names}
+        table = self._extra(LABELS, len(self))
+        return {} if table is None else checks.labels_of(table, f"{self.url}/{LABELS}")
 
     @cached_property
     def boxes(self) -> BoxTable | None:
         """The images' boxes; None of a set that was packed without. Their classes are named in ``about["classes"]``."""
-        table = self._extra(BOXES)
-        return None if table is None else boxes_of_table(table, f"{self.url}/{BOXES}")
+        table = self._extra(BOXES, len(self))
+        if table is None:
+            return None
+        checks.check_boxes(table, len(self.about.get("classes", ())), f"{self.url}/{BOXES}")
+        return boxes_of_table(table, f"{self.url}/{BOXES}")
 
     @cached_property
     def clips(self) -> pa.Table:
         """What is known of clips of videos, a row an identity; without columns where there are none."""
-        table = self._extra(CLIPS)
-        return pa.table({}) if table is None else table
+        table = self._extra(CLIPS, len(self.identities))
+        if table is None:
+            return pa.table({})
+        checks.check_clips(table, len(self.about.get("classes", ())), f"{self.url}/{CLIPS}")
+        return table
 
-    def _extra(self, name: str) -> pa.Table | None:
+    def _extra(self, name: str, rows: int) -> pa.Table | None:
         objects = open_objects(self.url)
         manifest = _manifest(objects)
-        return _parquet(_checked(objects, name, manifest), None) if name in manifest["tables"] else None
+        if name not in manifest["tables"]:
+            return None
+        return checks.parquet(_checked(objects, name, manifest), None, rows, f"{self.url}/{name}")
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
         """The identity of each sample."""
@@ -255,17 +266,22 @@ def read_index(url: str) -> Index:
             else "is the address right? `python -m datasets.pack` makes a shard set"
         )  # fmt: skip
         raise InputError("not a whole shard set (no index.json)", url, remedy)
-    about = _manifest(objects)
+    manifest = _manifest(objects)
+    where, names = f"{objects.url}/{IDENTITIES}", _checked(objects, IDENTITIES, manifest)
+    column = checks.parquet(names, ["name"], manifest["identities"], where).column("name")
     index = Index(
         url=objects.url,
-        shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in about["shards"]),
-        splits=tuple(about["splits"]),
-        cameras=tuple(about["cameras"]),
-        identities=Names(_parquet(_checked(objects, IDENTITIES, about), ["name"]).column("name")),
-        samples=_columns(_checked(objects, SAMPLES, about), SAMPLE_COLUMNS),
-        blocks=_columns(_checked(objects, BLOCKS, about), BLOCK_COLUMNS),
-        about=about.get("about", {}),
+        shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in manifest["shards"]),
+        splits=tuple(manifest["splits"]),
+        cameras=tuple(manifest["cameras"]),
+        identities=Names(checks.texts(column, "name", where)),
+        samples=_columns(objects, SAMPLES, SAMPLE_COLUMNS, manifest, manifest["samples"]),
+        blocks=_columns(objects, BLOCKS, BLOCK_COLUMNS, manifest, manifest["blocks"]),
+        about=manifest.get("about", {}),
     )
+    checks.check_tables(
+        index.samples, index.blocks, index.shards, index.splits, len(column), len(index.cameras), objects.url
+    )  # fmt: skip
     _release()
     return index
 
@@ -326,13 +342,19 @@ def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str,
 
 
 def _manifest(objects: Folder | Bucket) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(objects.get(MANIFEST))
-        form = (manifest["format"], manifest["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("index.json is damaged", objects.url, "pack or index the set again") from error
+    where = f"{objects.url}/{MANIFEST}"
+    manifest = json_of(objects.get(MANIFEST), where, checks.REMEDY)
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        checks.damaged("no format is told", where)
+    form = (manifest["format"], manifest.get("version"))
     if form != (FORMAT, VERSION):
         raise InputError(f"index.json is of format {form}, this reads {(FORMAT, VERSION)}", objects.url, "pack the set again")
+    checks.check_manifest(manifest, (SAMPLES, BLOCKS, IDENTITIES), where)
+    try:
+        for shard in manifest["shards"]:
+            checked(shard["name"])
+    except InputError as error:
+        checks.damaged(f"a shard's name is {error.args[1]}", where)
     return manifest
 
 
@@ -343,16 +365,13 @@ def _checked(objects: Folder | Bucket, name: str, manifest: dict[str, Any]) -> b
     return data
 
 
-def _parquet(data: bytes, columns: list[str] | None) -> pa.Table:
-    """Read without Arrow's threads: with them a short-lived process now and then aborts as it exits (pyarrow 26)."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
-
-
-def _columns(data: bytes, types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def _columns(
+    objects: Folder | Bucket, table: str, types: dict[str, Any], manifest: dict[str, Any], rows: int
+) -> dict[str, npt.NDArray[Any]]:
     """The columns one by one, so that they aren't all held twice, and those of ``NARROW`` in half the bytes where they fit."""
-    found = {}
+    data, where, found = _checked(objects, table, manifest), f"{objects.url}/{table}", {}
     for name, dtype in types.items():
-        values = _parquet(data, [name]).column(name).to_numpy()
+        values = checks.integers(checks.parquet(data, [name], rows, where).column(name), dtype, name, where)
         narrow = NARROW.get(dtype)
         fits = narrow and len(values) and values.min() >= np.iinfo(narrow).min and values.max() <= np.iinfo(narrow).max
         found[name] = values.astype(narrow if fits else dtype, copy=False)

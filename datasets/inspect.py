@@ -24,6 +24,7 @@ from datasets.errors import InputError, run_main
 from datasets.index import Index, read_index, split_of
 from datasets.objects import open_objects
 from datasets.quality import MAX_BLOCK, quality_of
+from datasets.tar import key_and_ending, member_path
 
 SMALL = 1 << 30  # bytes of a set that is verified without being asked to
 WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
@@ -81,15 +82,13 @@ def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: 
     """Everything in which shards and index disagree, in words; with ``read``, also what only reading the shards tells."""
     objects = open_objects(index.url)
     there = objects.sizes()
-    inconsistent = list(_inconsistent(index))
-    yield from inconsistent
     for number, shard in enumerate(index.shards):
         size = there.get(shard.name)
         if size is None:
             yield f"{shard.name}: missing"
         elif size != shard.size:
             yield f"{shard.name}: has {size} bytes and the index says {shard.size}: cut off or replaced"
-        if not read or inconsistent or size is None:
+        if not read or size is None:
             continue
         blocks = np.flatnonzero(index.blocks["shard"] == number)
         ends = index.blocks["offset"] + index.blocks["size"]
@@ -102,19 +101,6 @@ def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: 
                 for fault in _block_faults(index, int(block), bytes(data[first : first + size_of_block])):
                     yield f"{shard.name} at byte {start + first}: {fault}"
                 advance(size_of_block)
-
-
-def _inconsistent(index: Index) -> Iterator[str]:
-    """Faults of the index within itself."""
-    blocks, samples = index.blocks, index.samples
-    counts = blocks["count"].astype(np.int64)
-    if counts.sum() != len(index) or np.any(np.cumsum(counts) - counts != blocks["first"]):
-        yield "index: the blocks' samples do not add up to all samples"
-    elif np.any(samples["block"] != np.repeat(np.arange(len(counts)), counts)):
-        yield "index: samples and blocks disagree on which sample is in which block"
-    for column, names in (("shard", index.shards), ("identity", index.identities), ("split", index.splits)):
-        if np.any((blocks[column] < 0) | (blocks[column] >= len(names))):
-            yield f"index: a block names a {column} that there is not"
 
 
 def _windows(index: Index, blocks: np.ndarray) -> Iterator[np.ndarray]:
@@ -139,13 +125,13 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             found = {start + member.offset_data: member for member in tar}
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
         yield f"no tar members where the index has {who} ({error})"
         return
     for row in rows:
         key, offset, size = index.keys[row], int(index.samples["offset"][row]), int(index.samples["size"][row])
         member = found.get(offset)
-        if member is None or member.size != size or _key(member.name) != key:
+        if member is None or member.size != size or key_and_ending(member_path(member.name))[0] != key:
             has = "no member" if member is None else f"{member.name}, {member.size} bytes"
             yield f"the index has {key}, {size} bytes, at byte {offset}; the tar has {has}"
             continue
@@ -153,11 +139,6 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
             decode_sample(data[offset - start : offset - start + size])
         except ValueError as error:
             yield f"{key} cannot be decoded: {error}"
-
-
-def _key(name: str) -> str:
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    return folder + slash + file.partition(".")[0]
 
 
 def _bytes(count: float) -> str:

@@ -118,9 +118,7 @@ class BatchStream(Stream):
         self, split: Split, sampler: SamplerConfig, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
         versions: VersionTable | None, etags: dict[str, str], share: Share, seed: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        if sampler.batch % share.world:
-            what = f"the global batch of {sampler.batch} cannot be shared evenly by {share.world} workers"
-            raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        sampler.check_world(share.world)
         self.split, self.loader, self.augment, self.cache, self.etags = split, loader, augment, cache, etags
         self.sampler = Sampler(sampler, split, seed)
         self.versions, self.share, self.seed, self.start, self.stop = versions, share, seed, start, stop

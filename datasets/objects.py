@@ -26,6 +26,7 @@ RETRIES = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard"
 READS = 4  # botocore retries requests, but not the reading of an answer's body
 CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 BUSY = {"SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError"}
+GIVE = "give a folder or s3://bucket/prefix"
 REMEDIES = {
     "NoSuchBucket": ("no such bucket", "create it, or correct the URL or AWS_ENDPOINT_URL"),
     "NoSuchKey": ("no such object", "correct the URL, or pack the data there first"),
@@ -48,15 +49,33 @@ def open_objects(url: str) -> "Folder | Bucket":
     """
     scheme, colon, rest = url.partition(":")
     if "pipe:" in url or not url.isprintable() or not url:
-        raise InputError("not a place of data", repr(url), "give a folder or s3://bucket/prefix")
-    if scheme == "s3" and (place := re.fullmatch(r"//([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", rest)):
-        prefix = (place[2] or "").strip("/")
-        return Bucket(place[1], checked(prefix) if prefix else "")
+        raise InputError("not a place of data", repr(url), GIVE)
+    if scheme == "s3" and rest.startswith("//"):
+        bucket, _, prefix = rest[2:].partition("/")
+        if faults := bucket_faults(bucket):
+            raise InputError(f"'{bucket}' is no name of a bucket: it {' and '.join(faults)}", repr(url), GIVE)
+        return Bucket(bucket, checked(prefix.strip("/")) if prefix.strip("/") else "")
+    if scheme.lower() in ("s3", "s3a", "s3n") and colon:
+        raise InputError("not a place of data", repr(url), "write s3://bucket/prefix, in lower case and with two slashes")
     if scheme == "file" and rest.startswith("///"):
         return Folder(Path(unquote(rest[2:])))
     if colon and "/" not in scheme:
-        raise InputError("not a place of data", repr(url), "give a folder or s3://bucket/prefix")
+        raise InputError("not a place of data", repr(url), GIVE)
     return Folder(Path(url))
+
+
+def bucket_faults(name: str) -> list[str]:
+    """Which of S3's rules for the names of buckets this one breaks, in words that follow "it"."""
+    rules = {
+        "has upper-case letters": name != name.lower(),
+        "has an underscore": "_" in name,
+        "has other characters than a-z, 0-9, . and -": re.search(r"[^a-zA-Z0-9._-]", name),
+        f"has {len(name)} characters, where 3 to 63 are allowed": not 3 <= len(name) <= 63,
+        "begins or ends with . or -": name[:1] in (".", "-") or name[-1:] in (".", "-"),
+        "has two dots side by side": ".." in name,
+        "has the form of an IP address": re.fullmatch(r"\d+(\.\d+){3}", name),
+    }
+    return [rule for rule, broken in rules.items() if broken]
 
 
 def checked(name: str) -> str:

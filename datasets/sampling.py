@@ -7,7 +7,7 @@
     pairs          strategy C: an identity by p_i and, with it, its nearest one: the batch holds the contrast
 
 A, B and C fill ``uniform_share`` of the batch from the uniform epoch and draw all of it there until the first version is in
-force. Which version that is depends on the step alone (`version_at`), never on timing.
+force; the epoch goes on from there. Which version that is depends on the step alone (`version_at`), never on timing.
 
 B global batch, N identities, K samples an identity (``each``), M samples of the split.
 """
@@ -94,7 +94,11 @@ class SamplerConfig:
 
     @property
     def unit(self) -> int:
-        """Samples of a batch that are drawn, and stay, together."""
+        """Samples of a batch that are drawn together: K of an identity, and in pairs as many of its nearest one.
+
+        They stay together on a rank, since a triplet loss looks for its pairs there alone. For that, units begin at multiples of
+        this in the batch, and `check_world` refuses numbers of ranks whose slices are no such multiple.
+        """
         return {"pk": self.each, "proportional": self.each, "pairs": 2 * self.each}.get(self.kind, 1)
 
     @property
@@ -113,6 +117,29 @@ class SamplerConfig:
             return 0
         return (step - self.lag) // self.interval
 
+    def check_world(self, world: int) -> None:
+        """Check that so many ranks can share a batch evenly, without cutting what is drawn together; raises InputError."""
+        share, rest = divmod(self.batch, world)
+        if rest or not share:
+            what = f"the global batch of {self.batch} cannot be shared evenly by {world} workers"
+            raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
+        if world > 1 and share % self.unit:
+            what = f"'{self.kind}' draws {self.unit} samples together, which {world} workers with {share} each would cut apart"
+            raise InputError(what, "sampler.batch", f"choose a multiple of {world * self.unit}, or other --sampler.instances")
+
+    @property
+    def mixed_from(self) -> int:
+        """The first step that draws by a version. In mode freshest none may have come by then, but none is used before."""
+        return max(self.begin, self.lag + self.interval)
+
+    def even_place(self, step: int) -> int:
+        """Where in the stream of uniform epochs a step's even draw begins: after all that the steps before it drew there.
+
+        They drew the whole batch there before ``mixed_from``, and ``uniform_part`` since: a function of the step in both modes.
+        """
+        whole = min(step, self.mixed_from) if self.by_difficulty else step
+        return whole * self.batch + (step - whole) * self.uniform_part
+
 
 class Sampler:
     """Draws of one split.
@@ -127,23 +154,27 @@ class Sampler:
         self._prepared = (0, np.empty(0), np.empty(0, np.int64))
 
     def draw(self, step: int, version: Version | None) -> Int64s:
-        """The global batch of a step as positions of the split, int64 [B]. ``version`` None: before the first."""
+        """The global batch of a step as positions of the split, int64 [B]. ``version`` None: before the first.
+
+        In mode freshest, when none has come in time, the hard part is drawn by even chance: the epoch goes on as with a version.
+        """
         config = self.config
         if config.kind == "pk":
             rng = generator(self.seed, "pk", step)
-            drawn = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
-            return self._instances(rng, drawn, config.each)
-        if version is None or not config.by_difficulty:
-            return self._epochs.batch(step * config.batch, config.batch)
+            identities = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
+            return self._instances(rng, identities, config.each)
+        mixed = config.by_difficulty and (version is not None or step >= config.mixed_from)
+        part = config.uniform_part if mixed else config.batch
+        even, hard = self._epochs.batch(config.even_place(step), part), config.batch - part
+        if not hard:
+            return even
         rng = generator(self.seed, config.kind, step)
-        hard = config.batch - config.uniform_part
-        even = self._epochs.batch(step * config.uniform_part, config.uniform_part)
-        drawn = np.concatenate([self._hard(rng, hard, version), even])
+        chosen = rng.integers(len(self.split), size=hard) if version is None else self._hard(rng, hard, version)
         # Both parts are spread over the batch, so that every rank's slice holds its share of each: a model keeps the
         # batch-norm statistics of rank 0, and those must not be of the hard samples alone.
-        ends = [np.arange(hard) // config.unit * config.unit / max(hard, 1), np.arange(len(even)) / max(len(even), 1)]
-        mixed: Int64s = drawn[np.argsort(np.concatenate(ends), kind="stable")]
-        return mixed
+        ends = [np.arange(count) // config.unit * config.unit / count for count in (hard, part)]
+        drawn: Int64s = np.concatenate([chosen, even])[np.argsort(np.concatenate(ends), kind="stable")]
+        return drawn
 
     def _hard(self, rng: np.random.Generator, count: int, version: Version) -> Int64s:
         config = self.config

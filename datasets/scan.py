@@ -4,11 +4,10 @@ A sample's image is its first member with an image's ending. Samples of one iden
 all that stands between them, so every image lies in exactly one block. No member is unpickled; only .cls and .json are read.
 """
 
-import json
-import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import google_crc32c
 import tyro
@@ -18,81 +17,85 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from datasets.decode import IMAGES
 from datasets.errors import InputError
 from datasets.index import BLOCK_COLUMNS, MANIFEST, PACKING, SAMPLE_COLUMNS, Index, Shard, columns, write_index
-from datasets.objects import open_objects
-from datasets.quality import DRAW, MAX_BLOCK, quality_of
-from datasets.tape import Group, Tape, groups
+from datasets.objects import Bucket, Folder, open_objects
+from datasets.quality import DRAW, quality_of
+from datasets.source import LITTER, is_litter
+from datasets.splits import SPLITS, counted, split_of_file, split_word
+from datasets.tape import NAMED, Group, LeftOut, Tape, groups
+from datasets.whose import Rules, Whose
 
 PROBE = "index/probe"
-SPLIT_NAMES = ("train", "query", "gallery", "val", "test")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Where foreign shards say who is on an image."""
-
-    identity: Literal["auto", "key", "cls", "json"] = "auto"
-    """What names the identity: the sample's key, its .cls, or a field of its .json. auto: .cls if there is one, else the key."""
-    field: str = "pid"
-    """The .json field that names the identity."""
-    key_pattern: str = r"(?P<identity>.+)/[^/]+"
-    """What of a key is the identity, and perhaps the camera: groups of a regular expression for the whole key."""
-    camera_field: str = ""
-    """The .json field that names the camera."""
-    split: str = ""
-    """The split of all shards; else a shard's name tells it (train, query, gallery, val, test), or it is train."""
-    market_ids: bool = False
-    """Identities -1 and 0 are Market-1501's junk and distractors, not people."""
-    max_block: int = MAX_BLOCK
-    """Bytes of an identity that are read at once, at most."""
-
-    def __post_init__(self) -> None:
-        try:
-            if "identity" not in re.compile(self.key_pattern).groupindex:
-                raise InputError("--key-pattern has no group (?P<identity>...)", self.key_pattern)
-        except re.error as error:
-            raise InputError(f"--key-pattern is no regular expression ({error})", self.key_pattern) from error
+OTHER_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".TAR")
+UNNAMED = "default, as no name says a split"
 
 
 @dataclass
 class Found:
     """What the scan gathers; identities and cameras are numbered as they come."""
 
+    whose: Whose
     identities: dict[str, int] = field(default_factory=dict)
     cameras: dict[str, int] = field(default_factory=dict)
     samples: list[tuple[int, ...]] = field(default_factory=list)
     blocks: list[tuple[int, ...]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    without_image: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    splits_by: dict[str, Counter[str]] = field(default_factory=dict)
+    """How many images each split has, by what said so."""
+
+    def lines(self) -> list[str]:
+        """What became of every file, and what told splits and identities."""
+        seen, gone = self.left_out.seen, self.left_out.counts.total()
+        beside, names = seen - gone - len(self.keys), ", ".join(list(self.identities)[:NAMED])
+        return [
+            *self.left_out.lines(),
+            f"{seen:,} files seen: {len(self.keys):,} images indexed, {gone:,} left out, {beside:,} beside the images",
+            *(f"splits: {counted(splits.elements())}; by {by}" for by, splits in self.splits_by.items()),
+            f"identities: by {self.whose.told_by}: {names}{', ...' if len(self.identities) > NAMED else ''}",
+        ]
 
 
-def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None) -> tuple[Index, list[str], int]:
-    """Index a set of shards without writing anything: the index, every sample's key, and how many samples had no image.
+def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None) -> tuple[Index, list[str], Found]:
+    """Index a set of shards without writing anything: the index, every sample's key, and what else was found.
 
     Raises:
-        InputError: no shards, one that is cut off or no plain tar, or a sample that does not say who is on it.
+        InputError: no shards, one that is cut off, damaged, unsorted or no plain tar, or a sample that does not say who is on it.
     """
-    objects = open_objects(url)
-    sizes = {name: size for name, size in objects.sizes().items() if name.endswith(".tar")}
-    if not sizes:
-        raise InputError("no .tar files", url, "give the folder or prefix that holds the WebDataset shards, uncompressed")
-    split_of = {name: rules.split or _split(name) for name in sizes}
-    splits = tuple(sorted(set(split_of.values()), key=[*SPLIT_NAMES, rules.split].index))
-    found = Found()
+    objects, found = open_objects(url), Found(Whose(rules))
+    sizes = shards_of(objects, found.left_out)
+    said = {name: split_of_file(name) for name in sizes}
+    split_of = {name: split_word(rules.split) or said[name] or "train" for name in sizes}
+    splits = tuple(split for split in SPLITS if split in split_of.values())
     sizes = {name: sizes[name] for name in sorted(sizes, key=lambda name: (splits.index(split_of[name]), name))}
     for number, (name, size) in enumerate(sizes.items()):
-        _scan_shard(Tape(objects, name, size, advance), number, split_of[name], splits, rules, found)
+        by = "--split" if rules.split else "the shards' names" if said[name] else UNNAMED
+        before = len(found.keys)
+        _scan_shard(Tape(objects, name, size, advance), number, split_of[name], splits, by, found)
+        found.splits_by.setdefault(by, Counter())[split_of[name]] += len(found.keys) - before
+    found.whose.check_orphans()
     if not found.samples:
         raise InputError("no images in the shards", url, f"members with the endings {', '.join(sorted(IMAGES))} are taken")
-    index = _sorted(objects.url, sizes, split_of, splits, rules, found)
-    return index, found.keys, found.without_image
+    return _sorted(objects.url, sizes, split_of, splits, rules, found), found.keys, found
 
 
-def _split(shard: str) -> str:
-    words = re.split(r"[^a-z]+", shard.lower())
-    return next((word for word in words if word in SPLIT_NAMES), "train")
+def shards_of(objects: Folder | Bucket, left_out: LeftOut) -> dict[str, int]:
+    """The shards there, with their sizes in bytes; other tars are noted.
+
+    Raises:
+        InputError: there are none.
+    """
+    sizes = objects.sizes()
+    shards = {name: size for name, size in sizes.items() if name.endswith(".tar") and not is_litter(name)}
+    if not shards:
+        raise InputError("no .tar files", objects.url, "give the folder or prefix that holds the WebDataset shards, uncompressed")
+    for name in sizes:
+        if name not in shards and name.endswith((".tar", *OTHER_TARS)):
+            left_out.seen += 1
+            left_out.note(LITTER if is_litter(name) else "tars that are compressed, or do not end in .tar", name)
+    return shards
 
 
-def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], rules: Rules, found: Found) -> None:
+def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], by: str, found: Found) -> None:
     run: list[tuple[Group, int]] = []  # one identity's samples, with their cameras
     running = ""
 
@@ -108,60 +111,33 @@ def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], ru
             found.blocks.append(row)
             run.clear()
 
-    for group in groups(tape):
+    for group in groups(tape, found.left_out):
+        for ending in group.endings[1:] or ([] if group.image else group.members):
+            rule = "images beside the first of a sample" if group.image else "files of samples without an image"
+            found.left_out.note(rule, f"{group.key}.{ending}")
         if group.image is None:
-            found.without_image += 1
+            found.whose.note_imageless(group, tape)
             close()
         else:
-            identity, camera = _who(group, tape, rules, split)
-            if run and (identity != running or group.end - run[0][0].start > rules.max_block):
+            if by == UNNAMED:
+                _check_top(group.key, tape.where)
+            # If unknown, each split is one camera, so that evaluation's same-camera rule takes nothing away.
+            identity, camera = found.whose.of(group, tape)
+            if run and (identity != running or group.end - run[0][0].start > found.whose.rules.max_block):
                 close()
             running = identity
             found.identities.setdefault(identity, len(found.identities))
-            run.append((group, found.cameras.setdefault(camera, len(found.cameras))))
+            run.append((group, found.cameras.setdefault(camera or split, len(found.cameras))))
         tape.cut(run[0][0].start if run else group.end)
     close()
 
 
-def _who(group: Group, tape: Tape, rules: Rules, split: str) -> tuple[str, str]:
-    """Identity and camera. If unknown, each split is one camera, so that evaluation's same-camera rule takes nothing away."""
-    at = f"{group.key} in {tape.where} at byte {group.start}"
-    camera = split
-    by = rules.identity if rules.identity != "auto" else "cls" if "cls" in group.members else "key"
-    named = re.fullmatch(rules.key_pattern, group.key) if by == "key" else None
-    if by == "key" and named is None:
-        remedy = "give --key-pattern, or --identity cls or json"
-        raise InputError(f"the key does not tell the identity by {rules.key_pattern}", at, remedy)
-    if named is not None:
-        identity = named["identity"]
-        camera = named.groupdict().get("camera") or camera
-    elif by == "cls":
-        identity = _member(group, "cls", tape, at).decode("utf-8", "replace").strip()
-    else:
-        identity = _field(group, rules.field, tape, at)
-    if rules.camera_field:
-        camera = _field(group, rules.camera_field, tape, at)
-    if not identity:
-        raise InputError("the identity is empty", at, "leave the sample out, or name the identity otherwise (--identity)")
-    return (f"id-{identity}" if identity in ("0", "-1") and not rules.market_ids else identity), camera
-
-
-def _member(group: Group, ending: str, tape: Tape, at: str) -> bytes:
-    if ending not in group.members:
-        has = ", ".join(group.members)
-        raise InputError(f"the sample has no .{ending}", at, f"it has: {has}; give --identity")
-    offset, size = group.members[ending]
-    return tape.look(offset, offset + size)
-
-
-def _field(group: Group, name: str, tape: Tape, at: str) -> str:
-    try:
-        value = json.loads(_member(group, "json", tape, at))[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the sample's .json has no field '{name}'", at, "give --field or --camera-field") from error
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise InputError(f"the .json field '{name}' is neither a number nor a text", at, "give --field or --camera-field")
-    return str(value)
+def _check_top(key: str, where: str) -> None:
+    """Refuse to train on what lies in a folder of another split within a shard whose name says none."""
+    top, slash, _ = key.partition("/")
+    if slash and split_word(top) not in ("", "train"):
+        what = f"{key} lies in a folder of {split_word(top)}, and the shard's name says no split"
+        raise InputError(what, where, "name the shard by its split, one split in each, or give --split")
 
 
 def _sorted(
@@ -198,25 +174,23 @@ def main() -> None:
         raise InputError("an index is there already", f"{objects.url}/{MANIFEST}", "replace it by --overwrite")
     if objects.sizes(f"{PACKING}/"):
         raise InputError("an interrupted pack lies there", objects.url, "run it again: what it did not come to would be missing")
-    total = sum(size for name, size in objects.sizes().items() if name.endswith(".tar"))
+    total = sum(shards_of(objects, LeftOut()).values())
     numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("indexing"), BarColumn(), *numbers, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("indexing", total=total)
-        if total:  # learn now, not after the scan, whether anything can be written there
-            objects.put(PROBE, b"")
-            objects.delete(PROBE)
-        index, keys, without_image = scan(args.url, args, lambda length: progress.advance(task, length))
+        objects.put(PROBE, b"")  # learn now, not after the scan, whether anything can be written there
+        objects.delete(PROBE)
+        index, keys, found = scan(args.url, args, lambda length: progress.advance(task, length))
     objects.delete(MANIFEST)  # only now: an index that could not be replaced stays
     write_index(objects, index, keys)
     quality = quality_of(index, args.max_block)
     lines = [
+        *found.lines(),
         f"indexed {len(index):,} images of {len(index.identities):,} identities in {len(index.shards)} shards at {index.url}",
         f"{quality.samples_per_block:.1f} images a block ({quality.ideal_samples_per_block:.1f} at best), "
         f"{quality.in_one_block:.0%} of identities in one block; a draw of {DRAW} reads {quality.bytes_per_draw / 1024:.0f} KiB "
         f"for {quality.bytes_wanted / 1024:.0f} KiB of images",
         quality.verdict,
     ]
-    if without_image:
-        lines.append(f"left out {without_image:,} samples without an image")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -77,6 +77,8 @@ class Train(JobConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.cluster.check_shares(self.sampler.batch, "sampler.batch")
+        for workers in self.cluster.sizes:  # of an elastic run, any of them
+            self.sampler.check_world(workers)
         if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
             what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
             raise InputError(what, "head.triplet", "give --sampler.instances 4")

@@ -7,6 +7,8 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.ledger import Ledger, open_ledger
+from cluster.schedule import schedules, start_record
+from datasets.objects import open_objects
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -53,3 +55,35 @@ def test_an_unwritable_storage_is_one_line(tmp_path: Path, s3_url: str, monkeypa
     with pytest.raises(ClusterError, match="S3 answered ") as caught:
         open_ledger(s3_url).put("a.json", {})
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"null", b"\xff", b"[" * 100_000])
+def test_a_record_that_is_none_is_one_line(ledger: Ledger, data: bytes) -> None:
+    open_objects(ledger.url).put("a/x.json", data)
+    with pytest.raises(ClusterError, match=r"a record that is no JSON object: .*a/x\.json; mend it, or remove it"):
+        ledger.get("a/x.json")
+
+
+@pytest.mark.parametrize("url", ["S3://bucket/x", "s3:/bucket/x", "s3:bucket"])
+def test_a_url_that_is_none_makes_no_folder(url: str) -> None:
+    with pytest.raises(ClusterError, match="write s3://bucket/prefix"):
+        open_ledger(url)
+
+
+def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> None:
+    ledger = open_ledger(str(tmp_path))
+    right = {"name": "a", "cron": "0 3 * * *", "command": ["x"], "created": "2026-01-01T00:00:00+00:00"}
+    ledger.put("schedules/a.json", right)
+    assert schedules(ledger)[0].command == ("x",)
+    for wrong in ({"created": 3}, {"created": "x"}, {"command": None}, {"cron": 5}, {"name": []}, {"retries": "x"}, {"more": 1}):
+        ledger.put("schedules/a.json", {**right, **wrong})
+        with pytest.raises(ClusterError, match=r"damaged record of a schedule: .*a\.json"):
+            schedules(ledger)
+    start = {"at": "2026-01-01T00:00:00+00:00", "attempt": 1, "state": "failed", "job": "a-1", "note": "", "passed": 0}
+    ledger.put("starts/a/x.json", start)
+    assert start_record(ledger, "starts/a/x.json") == start
+    wrong_starts = ({"at": "x"}, {"at": 3}, {"at": "2026-01-01"}, {"attempt": "1"}, {"state": None}, {"state": "claimed"})
+    for other in wrong_starts:
+        ledger.put("starts/a/x.json", {**start, **other})
+        with pytest.raises(ClusterError, match=r"damaged record of a start: .*x\.json; remove it"):
+            start_record(ledger, "starts/a/x.json")

@@ -17,6 +17,7 @@ from datasets.export import export
 from datasets.index import Index, read_index, write_index
 from datasets.inspect import faults
 from datasets.objects import open_objects
+from datasets.scan import Rules, scan
 
 READERS = Path(__file__).parent / "export_readers.py"
 
@@ -92,11 +93,8 @@ def test_a_key_that_comes_twice_is_refused_for_energon(index: Index, tmp_path: P
     objects = open_objects(str(tmp_path))
     objects.put(first.name, (Path(index.url) / first.name).read_bytes())
     objects.put("train-copy.tar", (Path(index.url) / first.name).read_bytes())
-    twice = Index(
-        str(tmp_path), (first, type(first)("train-copy.tar", first.size, first.split)), index.splits, index.cameras,
-        index.identities, index.samples, index.blocks, index.about,
-    )  # fmt: skip
-    write_index(objects, twice, index.keys)
+    twice, keys, _ = scan(str(tmp_path), Rules())
+    write_index(objects, twice, keys)
     with pytest.raises(InputError, match="two samples have the same key"):
         export(str(tmp_path), ("energon",))
     export(str(tmp_path), ("dali", "wids"))

@@ -182,6 +182,41 @@ def test_other_urls_are_refused(url: str) -> None:
     one_line(error, "s3://bucket/prefix" if ".." not in url and "//b" not in url[5:] else "relative path")
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://My_Bucket/x", "'My_Bucket' is no name of a bucket: it has upper-case letters and has an underscore"),
+        ("s3://bucket_1", "it has an underscore"),
+        ("s3://ab/x", "it has 2 characters, where 3 to 63 are allowed"),
+        ("s3://" + "a" * 64, "it has 64 characters"),
+        ("s3:///prefix", "'' is no name of a bucket: it has 0 characters"),
+        ("s3://a..b/x", "it has two dots side by side"),
+        ("s3://-ab", "it begins or ends with . or -"),
+        ("s3://ab./x", "it begins or ends with . or -"),
+        ("s3://192.168.0.1/x", "it has the form of an IP address"),
+        ("s3://my bucket/x", "it has other characters than a-z, 0-9, . and -"),
+        ("s3://b\u00fccher/x", "it has other characters than"),
+        ("s3://user@bucket/x", "it has other characters than"),
+        ("s3:/bucket/x", "write s3://bucket/prefix, in lower case and with two slashes"),
+        ("S3://bucket/x", "write s3://bucket/prefix, in lower case and with two slashes"),
+        ("s3a://bucket/x", "write s3://bucket/prefix, in lower case and with two slashes"),
+    ],
+)
+def test_what_is_wrong_with_a_place_in_s3_is_told(url: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        open_objects(url)
+    one_line(error, told, repr(url))
+
+
+def test_keys_may_have_spaces_and_any_letters(s3_url: str) -> None:
+    prefix = f"{s3_url}/a b/\u00fcn\u00ef+1%20 (x)/\u5199\u771f"
+    objects = open_objects(prefix)
+    objects.put("sh\u00e4rd 0&=?#.tar", b"12345")
+    assert open_objects(prefix).sizes() == {"sh\u00e4rd 0&=?#.tar": 5}
+    assert open_objects(prefix).get_range("sh\u00e4rd 0&=?#.tar", 1, 3) == b"234"
+    assert objects.exists("sh\u00e4rd 0&=?#.tar")
+
+
 def test_names_do_not_leave_the_url(objects: Folder | Bucket) -> None:
     for name in ("", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\nb", "a\0"):
         for call in (objects.get, objects.exists, objects.delete, lambda name: objects.put(name, b"")):

@@ -58,12 +58,12 @@ def stored(root: Path, index: Index) -> list[bytes]:
 def test_identities_from_cls(sidecar_first: bool, tmp_path: Path) -> None:
     tarred(tmp_path / "train-0.tar", classes("aaabbc", sidecar_first))
     tarred(tmp_path / "train-1.tar", classes("cca", sidecar_first))
-    index, keys, without_image = scan(str(tmp_path), Rules())
+    index, keys, found = scan(str(tmp_path), Rules())
     assert identities(index) == list("aaabbccca")
     assert index.blocks["count"].tolist() == [3, 2, 1, 2, 1]
     assert keys == [f"{i:04d}" for i in chain(range(6), range(3))]
     assert stored(tmp_path, index) == [jpeg(i) for i in chain(range(6), range(3))]
-    assert without_image == 0
+    assert (found.left_out.seen, found.left_out.counts.total()) == (18, 0)
     write_index(open_objects(str(tmp_path)), index, keys)
     assert list(faults(read_index(str(tmp_path)), read=True)) == []
 
@@ -135,9 +135,9 @@ def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
             tar.addfile(folder)
             for name, data in ((f"{who}/{i}.jpg", jpeg(i)), (f"{who}/text{i}.txt", b"no image")):
                 tar.add(put(tmp_path / "files", {name: data}) / name, name)
-    index, _, without_image = scan(str(tmp_path), Rules())
+    index, _, found = scan(str(tmp_path), Rules())
     assert identities(index) == list("aab")
-    assert without_image == 3
+    assert found.left_out.counts == {"notes of WebDataset (__*)": 1, "files of samples without an image": 3}
     assert stored(tmp_path, index) == [jpeg(i) for i in range(3)]
 
 
@@ -196,10 +196,10 @@ def test_a_damaged_header_is_named(at: int, tmp_path: Path) -> None:
     ("files", "rules", "words"),
     [
         ({"0.jpg": jpeg(0)}, Rules(), "the key does not tell the identity"),
-        ({"0.jpg": jpeg(0)}, Rules(identity="cls"), "the sample has no .cls: 0 in"),
+        ({"0.jpg": jpeg(0)}, Rules(identity="cls"), "the sample has no .cls: 0.jpg in"),
         ({"0.jpg": jpeg(0), "0.cls": b" \n"}, Rules(), "the identity is empty"),
         ({"0.jpg": jpeg(0), "0.json": b"{}"}, Rules(identity="json"), "no field 'pid'"),
-        ({"0.jpg": jpeg(0), "0.json": b"{"}, Rules(identity="json"), "no field 'pid'"),
+        ({"0.jpg": jpeg(0), "0.json": b"{"}, Rules(identity="json"), "not a JSON document"),
         ({"0.jpg": jpeg(0), "0.json": b"[1]"}, Rules(identity="json"), "no field 'pid'"),
         ({"0.jpg": jpeg(0), "0.json": b'{"pid": [1]}'}, Rules(identity="json"), "neither a number nor a text"),
         ({"0.txt": b"text"}, Rules(), "no images in the shards"),
@@ -241,7 +241,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     bomb = pickle.dumps(Trap(tmp_path / "sprung"))
     files = {f"0.{ending}": bomb for ending in ("pyd", "pickle", "cls", "pth", "npy")}
     tarred(tmp_path / "s.tar", {"0.jpg": jpeg(0), **files})
-    scan(str(tmp_path), Rules())
+    with pytest.raises(InputError, match=r"not a text in UTF-8 .*0\.cls in"):
+        scan(str(tmp_path), Rules())
+    scan(str(tmp_path), Rules(identity="key", key_pattern="(?P<identity>.*)"))
     assert not (tmp_path / "sprung").exists()
 
 

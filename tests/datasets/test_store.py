@@ -443,3 +443,9 @@ def test_a_cut_or_missing_shard_in_a_folder(source: Path, right: list[bytes], tm
     with pytest.raises(InputError, match=f"cannot be opened .*{missing.name}"):
         store.request(np.flatnonzero(shard == 2))()
     store.close()
+
+
+def test_a_set_under_a_prefix_with_spaces_and_any_letters(source: Path, right: list[bytes], s3_url: str, opened: Open) -> None:
+    index = packed(source, f"{s3_url}/a b/ünï+1%20 (x)/写真")
+    assert opened(index).request(np.arange(len(index)))() == right
+    assert read_samples(index, [5]) == [right[5]]

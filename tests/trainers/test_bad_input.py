@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from s3server import S3Server
 
+from cluster.launch import ClusterConfig
 from datasets.errors import run_main
 from datasets.loader import LoaderConfig
 from datasets.pack import Options, pack
@@ -75,7 +76,7 @@ def test_shards_that_do_not_match_their_index(whole: Path, tmp_path: Path, capsy
     samples.write_bytes(samples.read_bytes()[:-1] + b"x")
     assert f"does not match its checksum: {samples}" in told(lambda: Train(data=str(torn)), capsys)
     (torn / "index.json").write_text("{")
-    assert "index.json is damaged" in told(lambda: Train(data=str(torn)), capsys)
+    assert "not a JSON document" in told(lambda: Train(data=str(torn)), capsys)
 
 
 def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +88,11 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     line = told(lambda: train(whole, batch=62, instances=4, uniform_share=0.5), capsys)
     assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
     assert "cannot be shared evenly by 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
+    line = told(lambda: train(whole, kind="pk", batch=12), capsys)
+    assert "'pk' draws 4 samples together, which 2 workers with 6 each would cut apart: sampler.batch; " in line
+    elastic = ClusterConfig(workers=4, fewest=3)  # 24 go among three and four, but of pairs of two, no whole ones among four
+    pairs = SamplerConfig(kind="pairs", batch=24, instances=2, uniform_share=0.5)
+    assert "which 4 workers with 6 each" in told(lambda: Train(data=str(whole), sampler=pairs, cluster=elastic), capsys)
     pack("folders", images(tmp_path / "few", 5, 1), str(tmp_path / "singles"), Options(held_out=0))
     line = told(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
     assert "needs two samples of an identity, and '000' has one" in line

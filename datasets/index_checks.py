@@ -1,0 +1,251 @@
+"""An index is checked as it is read, so that one that was damaged, or made by somebody else, ends in one line and not where it is
+used: the types in its JSON, the columns of its tables, and that every number in them points to something that is there.
+
+M samples, K blocks, N identities.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets.errors import InputError
+
+ROWS = 1 << 17  # checked at a time
+REMEDY = "copy it again, or pack or index the set again"
+Table = Mapping[str, npt.NDArray[Any]]
+
+
+class ShardLike(Protocol):
+    """A shard as the index names it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def split(self) -> str:
+        """Name of its split."""
+
+
+def damaged(what: str, where: str) -> NoReturn:
+    """Raises InputError."""
+    raise InputError(f"the index is damaged ({what})", where, REMEDY)
+
+
+# ---- index.json
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("size")) and _is_count(value.get("crc32c"))
+
+
+def _is_shard(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_count(value.get("size")):
+        return False
+    return isinstance(value.get("name"), str) and isinstance(value.get("split"), str)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_count(side) and 1 <= side <= 1 << 16 for side in value)
+
+
+MANIFEST: dict[str, Callable[[Any], bool]] = {
+    "samples": _is_count, "blocks": _is_count, "identities": _is_count, "splits": _is_texts, "cameras": _is_texts,
+    "shards": lambda value: isinstance(value, list) and all(map(_is_shard, value)),
+    "tables": lambda value: isinstance(value, dict) and all(map(_is_table, value.values())),
+}  # fmt: skip
+ABOUT: dict[str, Callable[[Any], bool]] = {
+    "size": _is_size, "mirror": lambda value: isinstance(value, bool), "classes": _is_texts,
+    "max_block": lambda value: _is_count(value) and value > 0, "stream": lambda value: isinstance(value, str),
+    "layout": lambda value: isinstance(value, str), "side": _is_count,
+    "rate": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6,
+}  # fmt: skip
+
+
+def check_manifest(manifest: dict[str, Any], tables: Sequence[str], where: str) -> None:
+    """Check the types of an index.json's fields; raises InputError. ``tables``: those that every set has."""
+    for name, right in MANIFEST.items():
+        if name not in manifest or not right(manifest[name]):
+            damaged(f"its {name}", where)
+    if missing := [name for name in tables if name not in manifest["tables"]]:
+        damaged(f"no table {missing[0]}", where)
+    names = [shard["name"] for shard in manifest["shards"]]
+    if len(set(names)) != len(names) or any(shard["split"] not in manifest["splits"] for shard in manifest["shards"]):
+        damaged("its shards", where)
+    about = manifest.get("about", {})
+    if not isinstance(about, dict):
+        damaged("its about", where)
+    for name, right in ABOUT.items():
+        if name in about and not right(about[name]):
+            damaged(f"its about.{name}", where)
+
+
+# ---- tables
+
+
+def parquet(data: bytes, columns: list[str] | None, rows: int, where: str) -> pa.Table:
+    """A table of so many rows; raises InputError.
+
+    Read without Arrow's threads: with them a short-lived process now and then aborts as it exits (pyarrow 26).
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        told = file.metadata.num_rows
+        if told == rows:  # before memory is taken
+            table = file.read(columns=columns, use_threads=False)
+            table.validate(full=True)
+            told = table.num_rows  # that of this column: another may be longer
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise InputError(f"no table can be read ({' '.join(str(error).split())[:120]})", where, REMEDY) from error
+    if told != rows:
+        damaged(f"{told} rows where {rows} belong", where)
+    for name in columns or ():
+        if table.column_names.count(name) != 1:
+            damaged(f"no column {name}", where)
+    return table
+
+
+def integers(column: pa.ChunkedArray, dtype: Any, name: str, where: str) -> npt.NDArray[Any]:
+    """A column of whole numbers, none absent, that fit the type; raises InputError."""
+    if not pa.types.is_integer(column.type) or column.null_count:
+        damaged(f"the column {name} is not of whole numbers", where)
+    values: npt.NDArray[Any] = column.to_numpy()
+    if len(values) and not np.iinfo(dtype).min <= int(values.min()) <= int(values.max()) <= np.iinfo(dtype).max:
+        damaged(f"numbers too large in the column {name}", where)
+    return values
+
+
+def texts(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """A column of texts, none absent; raises InputError."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+        damaged(f"the column {name} is not of texts", where)
+    return column
+
+
+def check_tables(
+    samples: Table, blocks: Table, shards: Sequence[ShardLike], splits: Sequence[str], identities: int, cameras: int, where: str
+) -> None:
+    """Check that every row of samples [M] and blocks [K] points to what is there; raises InputError, which names a fault."""
+    for what in _faults(samples, blocks, shards, splits, identities, cameras):
+        damaged(what, where)
+
+
+def _faults(
+    samples: Table, blocks: Table, shards: Sequence[ShardLike], splits: Sequence[str], identities: int, cameras: int
+) -> Iterator[str]:
+    for name, most in (("shard", len(shards)), ("identity", identities), ("split", len(splits))):
+        if _outside(blocks[name], 0, most - 1):
+            yield f"a block's {name} is not there"
+    if np.any(np.diff(blocks["shard"]) < 0):
+        yield "the blocks do not stand in the order of the shards"
+    sizes = np.array([shard.size for shard in shards], np.int64)
+    of_split = np.array([splits.index(shard.split) for shard in shards], np.int64)
+    before = 0
+    for rows in _pieces(len(blocks["shard"])):
+        offset, size, count, shard, first = (
+            blocks[name][rows].astype(np.int64) for name in ("offset", "size", "count", "shard", "first")
+        )
+        if np.any(offset < 0) or np.any(size < 0) or np.any(offset > sizes[shard] - size):
+            yield "a block lies outside its shard"
+        if np.any(of_split[shard] != blocks["split"][rows]):
+            yield "a block is of another split than its shard"
+        if np.any(count < 1) or np.any(first != before + np.cumsum(count) - count):
+            yield "the blocks' samples do not add up to all samples"
+        before += int(count.sum())
+    if before != len(samples["block"]):
+        yield "the blocks' samples do not add up to all samples"
+    if _outside(blocks["crc32c"], 0, 2**32 - 1):
+        yield "a checksum is none"
+    if _outside(samples["camera"], 0, cameras - 1):
+        yield "a sample's camera is not there"
+    yield from _sample_faults(samples, blocks)
+
+
+def _sample_faults(samples: Table, blocks: Table) -> Iterator[str]:
+    """Faults of samples whose blocks are right."""
+    if _outside(samples["block"], 0, len(blocks["shard"]) - 1):
+        yield "a sample's block is not there"
+    for rows in _pieces(len(samples["block"])):
+        block, offset, size = (samples[name][rows].astype(np.int64) for name in ("block", "offset", "size"))
+        after = np.arange(rows.start, rows.stop) - blocks["first"][block]
+        if np.any(after < 0) or np.any(after >= blocks["count"][block]):
+            yield "samples and blocks disagree on which sample is in which block"
+        start = blocks["offset"][block].astype(np.int64)
+        if np.any(offset < start) or np.any(size < 0) or np.any(offset - start > blocks["size"][block].astype(np.int64) - size):
+            yield "a sample lies outside its block"
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
+
+
+def _outside(values: npt.NDArray[Any], least: int, most: int) -> bool:
+    return bool(len(values)) and not least <= int(values.min()) <= int(values.max()) <= most
+
+
+# ---- what only some sets have
+
+
+def labels_of(table: pa.Table, where: str) -> dict[str, npt.NDArray[np.float32]]:
+    """The columns of labels, [M] each; NaN where one is absent. Raises InputError where they hold anything else."""
+    found = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if not pa.types.is_floating(column.type) or column.null_count:
+            damaged(f"the column {name} is not of numbers", where)
+        found[name] = column.to_numpy().astype(np.float32, copy=False)
+        if np.isinf(found[name]).any():
+            damaged(f"an infinite number in the column {name}", where)
+    return found
+
+
+def check_lists(table: pa.Table, columns: Mapping[str, tuple[float, float]], where: str, *, absent: bool = False) -> None:
+    """Check columns of lists of numbers from least to most; ``absent``: a whole list may be. Raises InputError."""
+    for name, (least, most) in columns.items():
+        if name not in table.column_names or not pa.types.is_list(table.column(name).type):
+            damaged(f"no column {name} of lists", where)
+        column = table.column(name)
+        values = pc.list_flatten(column)
+        numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
+        if not numeric or values.null_count or (column.null_count and not absent):
+            damaged(f"the column {name} is not of lists of numbers", where)
+        numbers = values.to_numpy().astype(np.float64)
+        if not np.all((numbers >= least) & (numbers <= most)):
+            damaged(f"numbers out of range in the column {name}", where)
+
+
+def check_boxes(table: pa.Table, classes: int, where: str) -> None:
+    """Check a table of boxes, a row a sample: as many classes and flags as boxes, each box with an area. Raises InputError."""
+    check_lists(table, {"corners": (0, 1), "class": (0, classes - 1), "ignored": (0, 1)}, where, absent=True)
+    counts = [pc.fill_null(pc.list_value_length(table.column(name)), -1).to_numpy() for name in ("corners", "class", "ignored")]
+    if np.any(counts[0] != np.where(counts[1] < 0, -1, 4 * counts[1])) or np.any(counts[1] != counts[2]):
+        damaged("its boxes disagree with themselves", where)
+    corners = pc.list_flatten(table.column("corners")).to_numpy().reshape(-1, 4)
+    if np.any(corners[:, 2:] < corners[:, :2]):
+        damaged("a box ends before it begins", where)
+
+
+def check_clips(table: pa.Table, classes: int, where: str) -> None:
+    """Check a table of clips, a row an identity; raises InputError."""
+    for name in ("file", "frames"):
+        if name not in table.column_names:
+            damaged(f"no column {name}", where)
+    texts(table.column("file"), "file", where)
+    if _outside(integers(table.column("frames"), np.int32, "frames", where), 1, 2**31 - 1):
+        damaged("a clip without frames", where)
+    check_lists(table, {"actions": (0, classes - 1), "frame_actions": (-1, classes - 1)}, where)
+    if np.any(pc.list_value_length(table.column("actions")).to_numpy() < 1):
+        damaged("a clip without an action", where)
