@@ -35,6 +35,7 @@ from trainers.engine.face_report import held_out_faces, print_comparison, print_
 from trainers.engine.faces import (
     FaceSet,
     MixConfig,
+    Part,
     can_evaluate,
     checksum_of,
     evaluate_faces,
@@ -82,6 +83,11 @@ class Stage(StageConfig):
     def task_weights(self) -> dict[str, float]:
         """What this stage trains, and the weight of each task's loss."""
         return {task: float(getattr(self.weights, task)) for task in self.tasks}
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The tasks whose labels it learns from: those with a weight above 0."""
+        return tuple(task for task, weight in self.task_weights().items() if weight)
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,14 @@ class Train(JobConfig):
         sets = open_sets(self.data)
         for face_set in sets:
             check_shards(face_set.index)
-        mixed_parts(sets, self.mix, self.batch)
         trained_tasks(self, sets)
+        for stage in self.stages:
+            self.parts(sets, stage)
         return sets
+
+    def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
+        """What each set gives to the batches of a stage; raises InputError."""
+        return mixed_parts(sets, self.mix, self.batch, stage.learned, make_roll=self.rolls_made)
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
@@ -177,8 +188,8 @@ def trained_tasks(config: Train, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
     columns = set(labelled_columns(sets, make_roll=config.rolls_made))
     there = [name for name, task in TASKS.items() if columns & set(task.columns)]
     for number, stage in enumerate(config.stages, 1):
-        if not set(stage.tasks) & set(there):
-            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.tasks) or 'no task'}"
+        if not set(stage.learned) & set(there):
+            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.learned) or 'no task'}"
             raise InputError(what, ", ".join(config.data), f"labels are there of: {', '.join(there) or 'none'}")
     return tuple(task for task in there if any(task in stage.tasks for stage in config.stages))
 
@@ -234,13 +245,14 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     """Train one stage from where the journal stands to its end."""
     config, worker, journal, log = job.config, job.worker, job.journal, job.log
     model = DistributedDataParallel(job.task) if worker.group else job.task
+    parts = config.parts(job.sets, stage)
     stream = mixed_stream(
-        job.sets, config.mix, config.batch, config.loader, config.augment, config.cache,
-        Share(worker.rank, worker.world), config.seed, journal.step, log.first + stage.most,
+        parts, config.loader, config.augment, config.cache, Share(worker.rank, worker.world), (config.seed, log.now),
+        log.first, journal.step, log.first + stage.most,
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
-    bad = BadSamples(config.loader.bad_share, sum(len(face_set.train) for face_set in job.sets))
+    labelled = with_targets(batches, parts, job.task.model.columns, config.size, make_roll=config.rolls_made)
+    bad = BadSamples(config.loader.bad_share, sum(len(part.faces.train) for part in parts))
     meter, tally, optim = Meter(), Tally(config.loader.workers), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
