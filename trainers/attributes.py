@@ -29,7 +29,7 @@ from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.face_report import held_out_faces, print_comparison, print_figures, tell_faces, write_report
 from trainers.engine.faces import (
@@ -57,9 +57,6 @@ from trainers.models.attributes import BACKBONE, Attributes, AttributesTask, Fac
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "arm", "batch", "mix", "augment", "loader.size", "make_roll", "model", "optim.kind", "optim.weight_decay",
-)  # fmt: skip
 BATCH = 32  # images of files told at once
 DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
 
@@ -103,7 +100,7 @@ class Train(JobConfig):
     mix: MixConfig = field(default_factory=MixConfig)
     loader: LoaderConfig = field(default_factory=lambda: LoaderConfig(size=(64, 64)))
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(turn=30.0))
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     make_roll: bool = True
     """Take images without a roll for upright, so that augment.turn makes roll labels."""
     model: FaceModelConfig = field(default_factory=FaceModelConfig)
@@ -111,7 +108,7 @@ class Train(JobConfig):
     stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
     stage2: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED)))
     stage3: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED, "pose")))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,7 +161,7 @@ class Train(JobConfig):
         """Check, train on the cluster, write the report."""
         config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
         sets = config.check()
-        run = start_run(config, FIXED)
+        run = start_run(config)
         connect(config.cluster)
         count, tasks = sum(len(face_set.train) for face_set in sets), trained_tasks(config, sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
@@ -233,10 +230,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         if stored and number == restored:
             task.load_state_dict(stored["task"])
             optimiser.load_state_dict(stored["optimiser"])
+            job.log.cut(stage)
         else:
             job.log.enter(journal.step)
         if not job.log.over:
             train_stage(job, stage, optimiser)
+    if journal.evaluations and journal.evaluations[-1]["step"] < journal.step:  # resumed with fewer steps than it had
+        evaluate(job)
     if worker.rank == 0:
         write_results(job, run)
 

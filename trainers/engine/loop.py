@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 from datasets.sampling import generator
+from trainers.engine.config import ALLOWED
 
 Batch = dict[str, Any]
 
@@ -25,7 +26,7 @@ class OptimiserConfig:
     """AdamW, or SGD with Nesterov's momentum of 0.9."""
     weight_decay: float = 5e-4
     """How strongly weights are drawn to zero."""
-    amp: bool = True
+    amp: bool = field(default=True, metadata=ALLOWED)
     """bfloat16 autocast on GPUs that have it."""
 
     def __post_init__(self) -> None:
