@@ -53,6 +53,7 @@ from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
 from trainers.models.attributes import BACKBONE, Attributes, AttributesTask, FaceModelConfig
+from trainers.models.users import try_users
 
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
@@ -151,7 +152,15 @@ class Train(JobConfig):
         trained_tasks(self, sets)
         for stage in self.stages:
             self.parts(sets, stage)
+        try_users(self.model.backbone, lambda: self._model(trained_tasks(self, sets)), torch.zeros(2, 3, *self.size))
         return sets
+
+    def _model(self, tasks: tuple[str, ...]) -> Attributes:
+        """The model as it is at the run's end."""
+        model = Attributes(self.model, tasks, single=self.arm == "single")
+        if self.arm == "staged+decoupler":
+            model.insert_decoupler()
+        return model
 
     def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
         """What each set gives to the batches of a stage; raises InputError."""

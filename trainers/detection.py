@@ -50,6 +50,7 @@ from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimise
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.models.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, Recipe, TeacherConfig
 from trainers.models.detection import Detector, DetectorConfig
+from trainers.models.users import try_users
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,14 @@ class Train(JobConfig):
     def check(self) -> "Domains":
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
         domains = self.open()
+        for box_set in domains[:2] if self.recipe.both else domains[:1]:
+            if self.batch > len(box_set.train):
+                what = f"the batch of {self.batch} is larger than the data ({len(box_set.train)} training images)"
+                raise InputError(what, box_set.index.url, "lower --batch")
         for box_set in domains[:2]:
             check_shards(box_set.index)
+        detector, size = partial(Detector, self.model, len(domains.names)), domains.target.size
+        try_users(self.model.backbone, detector, torch.zeros(2, 3, *size))
         return domains
 
     def run(self) -> None:

@@ -49,6 +49,7 @@ from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
+from trainers.models.users import try_users
 
 QUANTILES = 101  # of the difficulty vector, kept of each version for the report
 PAIRS = 12  # most confusable pairs of identities, kept for the report
@@ -82,6 +83,7 @@ class Train(JobConfig):
         data = open_data(config)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
+        try_users(config.model.backbone, lambda: Embedder(config.model), torch.zeros(2, 3, *data.size))
         run = start_run(config)
         connect(config.cluster)
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")

@@ -52,6 +52,7 @@ from trainers.engine.online import Recogniser, recognise
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.models.sequence import FromClips, LossKind, SequenceModel, SequenceModelConfig, SequenceTask
+from trainers.models.users import try_users
 
 SHOWN = 4  # test clips whose timeline stands in the report
 
@@ -107,6 +108,9 @@ class Train(JobConfig):
         chosen = training_clips(clips, self)
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
             raise InputError("the set has no frame labels", clips.index.url, "train by --loss ctc, or --loss even")
+        if clips.stream != "skeletons":
+            model = partial(SequenceModel, self.model, len(clips.class_names))
+            try_users(self.model.backbone, model, torch.zeros(1, 2, *self.clip.size, 3))
         return clips
 
     def run(self) -> None:

@@ -38,6 +38,9 @@ class StageConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InputError(f"a stage of {self.least} to {self.most} steps", "stage", "give 1 <= least <= most")
+        if not 0 < self.lr < math.inf or self.warmup < 0:
+            what = f"a learning rate of {self.lr} with a warm-up of {self.warmup} steps"
+            raise InputError(what, "stage", "give a rate above 0 and a warm-up of at least 0")
         if not 0 <= self.threshold < math.inf:
             raise InputError(f"a threshold of {self.threshold}", "stage", "give 0 (never) or more")
 
