@@ -3,6 +3,7 @@
 What each job does in full is tested at length elsewhere, slowly; this is there so that no job breaks unseen.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,4 @@ def test_a_job_trains_from_config_to_report(run_of: Callable[..., Any], tmp_path
     assert any(folder.glob(f"step-{STEPS:08d}*"))  # the last checkpoint
     assert "<html" in (folder / "report.html").read_text()[:200]
     assert all(torch.isfinite(t).all() for t in run.read_model()["model"].values())
+    assert sys.modules[type(train).__module__].open_trained(train.runs, "run").run.url == run.url

@@ -20,7 +20,7 @@ from datasets.labels import KEYPOINTS, labels_by_position
 from datasets.loader import LoaderConfig, Share, behind_workers
 from datasets.pack import Options, pack
 from trainers.attributes import COUPLED, INDEPENDENT, Stage, Train, trained_tasks
-from trainers.engine.faces import FaceSet, MixConfig, Part, mixed_parts, mixed_stream, open_sets, with_targets
+from trainers.engine.faces import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, mixed_stream, open_sets, with_targets
 from trainers.losses.attributes import TASKS, Weights
 
 COLUMNS = tuple(column for task in TASKS.values() for column in task.columns)
@@ -125,6 +125,20 @@ def test_every_drawn_sample_has_a_label_and_comes_once_an_epoch(three: tuple[str
             epoch = len(part.faces.train)
             assert sorted(of_set[:epoch]) == sorted(sample for sample in wanted if sample[0] == part.number)
             assert max(Counter(of_set).values()) <= math.ceil(len(of_set) / epoch)
+
+
+def test_half_a_point_is_no_label(three: tuple[str, ...]) -> None:
+    """Where an image is moved, nobody knows where a point is of which only x is known."""
+    sets = open_sets(three[:1])
+    table = np.full((len(sets[0].index), len(COLUMNS)), np.nan, np.float32)
+    table[:, COLUMNS.index("nose_x")] = 0.5
+    table[1, COLUMNS.index("nose_y")] = 0.5
+    halves = relabelled(sets, [table])
+    assert labelled_columns(halves, make_roll=False) == ("nose_x", "nose_y")
+    (part,) = mixed_parts(halves, MixConfig(unit=1), 1, ("keypoints",), make_roll=False)
+    assert [samples([part], batch) for batch in batches([part], 0, 0, 0, 3)] == [[(0, 1)]] * 3
+    table[1, COLUMNS.index("nose_y")] = np.nan
+    assert labelled_columns(relabelled(sets, [table]), make_roll=True) == ("roll",)
 
 
 def test_a_restart_within_a_stage_and_other_ranks_see_the_same(three: tuple[str, ...]) -> None:
