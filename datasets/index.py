@@ -189,6 +189,7 @@ class Split:
     labels: npt.NDArray[np.int32]  # [K]
     starts: Int64s  # [K + 1] first position of each block
     identity_starts: Int64s  # [N + 1]
+    skipped: Int64s | None = None  # [K] samples of the block before its first one here; None: none anywhere
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -214,12 +215,26 @@ class Split:
         """The index's sample at each position."""
         block = np.searchsorted(self.starts, positions, side="right") - 1
         first: Int64s = self.index.blocks["first"][self.blocks[block]] + positions - self.starts[block]
-        return first
+        return first if self.skipped is None else first + self.skipped[block]
 
     def labels_of(self, positions: Int64s) -> Int64s:
         """The label at each position."""
         labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1].astype(np.int64)
         return labels
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> "Split":
+        """The samples at those positions, [M], of which at least one is True; they and their identities are numbered anew.
+
+        Samples that lie side by side in a block make up a block of the new split.
+        """
+        if chosen.all():
+            return self
+        places = np.flatnonzero(chosen)
+        block = np.searchsorted(self.starts, places, side="right") - 1
+        begins = np.flatnonzero((np.diff(places, prepend=-2) != 1) | (np.diff(block, prepend=-1) != 0))
+        of = block[begins]
+        skipped = places[begins] - self.starts[of] + (0 if self.skipped is None else self.skipped[of])
+        return _split(self.index, self.name, self.blocks[of], np.diff(begins, append=len(places)), skipped)
 
 
 def split_of(index: Index, name: str) -> Split:
@@ -231,15 +246,11 @@ def split_of(index: Index, name: str) -> Split:
     if name not in index.splits:
         raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
     of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
-    identity = index.blocks["identity"][of_split]
-    order = np.argsort(identity, kind="stable")  # blocks stand in the order of (shard, offset)
-    blocks, identity = of_split[order].astype(np.int32), identity[order]
-    first_block = np.flatnonzero(np.diff(identity, prepend=-1))
-    labels = np.repeat(np.arange(len(first_block), dtype=np.int32), np.diff(first_block, append=len(blocks)))
-    starts = np.concatenate([[0], np.cumsum(index.blocks["count"][blocks], dtype=np.int64)])
-    split = Split(index, name, identity[first_block], blocks, labels, starts, starts[np.append(first_block, len(blocks))])
+    order = np.argsort(index.blocks["identity"][of_split], kind="stable")  # blocks stand in the order of (shard, offset)
+    blocks = of_split[order].astype(np.int32)
+    split = _split(index, name, blocks, index.blocks["count"][blocks])
     _ = split.counts, split.smallest  # every sampler asks for them; what this needed goes back with the rest
-    del of_split, order, identity, first_block
+    del of_split, order
     _release()
     return split
 
@@ -248,6 +259,18 @@ def evaluated_split(index: Index) -> Split | None:
     """The split to evaluate on: test, else val, else None."""
     name = evaluation_split(index.splits)
     return None if name is None else split_of(index, name)
+
+
+def _split(
+    index: Index, name: str, blocks: npt.NDArray[np.int32], counts: npt.NDArray[np.integer], skipped: Int64s | None = None
+) -> Split:
+    """A split of blocks in the order of their identities; of each so many samples, after the ``skipped`` ones."""
+    identity = index.blocks["identity"][blocks]
+    first_block = np.flatnonzero(np.diff(identity, prepend=-1))
+    labels = np.repeat(np.arange(len(first_block), dtype=np.int32), np.diff(first_block, append=len(blocks)))
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    identity_starts = starts[np.append(first_block, len(blocks))]
+    return Split(index, name, identity[first_block], blocks, labels, starts, identity_starts, skipped)
 
 
 def read_index(url: str) -> Index:

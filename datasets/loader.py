@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ Batch = dict[str, Any]
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PREFETCH = 2  # batches that a loader process prepares before the first is taken
 LENT = 3  # batches of a loader process that are not copied for who holds them: the one at hand, the one before, one in between
+HARMLESS = {"change": "harmless"}  # of a setting: a run that goes on may change it (trainers/engine/config.py)
 STAND_INS = 100  # samples tried in the place of one that cannot be read
 
 
@@ -42,13 +43,13 @@ STAND_INS = 100  # samples tried in the place of one that cannot be read
 class LoaderConfig:
     """How a rank's batches are prepared."""
 
-    workers: int = 1
+    workers: int = field(default=1, metadata=HARMLESS)
     """Loader processes of each rank; 0 prepares batches in the training process."""
-    ahead: int = 4
+    ahead: int = field(default=4, metadata=HARMLESS)
     """Batches that a worker asks the storage for before it decodes the first of them."""
     size: tuple[int, int] | None = None
     """Height and width trained at, in pixels; None: as the data set says."""
-    bad_share: float = 0.01
+    bad_share: float = field(default=0.01, metadata=HARMLESS)
     """Share of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
 
     def __post_init__(self) -> None:

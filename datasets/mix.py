@@ -34,10 +34,13 @@ def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
 
 
 class MixedStream(Stream):
-    """The streams of several sets, step by step: their samples side by side, ``set`` int64 [b] says whose each is."""
+    """The streams of several sets, step by step: their samples side by side, ``set`` int64 [b] says whose each is.
 
-    def __init__(self, streams: Sequence[BatchStream]) -> None:
-        self.streams = streams
+    ``first``: the number of the streams' step 0 in the run.
+    """
+
+    def __init__(self, streams: Sequence[BatchStream], first: int = 0) -> None:
+        self.streams, self.first = streams, first
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in zip(*self.streams, strict=True):
@@ -47,7 +50,7 @@ class MixedStream(Stream):
                 "images": np.concatenate(images, out=room),
                 **{name: np.concatenate([b[name] for b in batches]) for name in ("labels", "positions", "moves")},
                 "set": np.repeat(np.arange(len(batches)), [len(b["labels"]) for b in batches]),
-                "step": batches[0]["step"],
+                "step": self.first + batches[0]["step"],
                 "bad": [failure for b in batches for failure in b["bad"]],
                 "storage": {name: sum(b["storage"][name] for b in batches) for name in COUNTS},
             }

@@ -12,7 +12,7 @@ force; the epoch goes on from there. Which version that is depends on the step a
 B global batch, N identities, K samples an identity (``each``), M samples of the split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
@@ -60,9 +60,9 @@ class SamplerConfig:
     """Steps from computing a version to its first use; nobody waits for it from loader.workers * (loader.ahead + 2) on."""
     begin: int = 0
     """Step before which everything is drawn evenly."""
-    mode: Literal["pinned", "freshest"] = "pinned"
+    mode: Literal["pinned", "freshest"] = field(default="pinned", metadata={"change": "allowed"})
     """pinned: the version is a function of the step, runs repeat exactly. freshest: whatever has arrived; runs do not repeat."""
-    patience: float = 300.0
+    patience: float = field(default=300.0, metadata={"change": "harmless"})
     """Seconds that pinned mode waits for a version before the run ends."""
 
     def __post_init__(self) -> None:

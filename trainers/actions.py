@@ -37,7 +37,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import confusion_picture, film_of, films_picture
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import Floats, checksum_of, evaluate_actions, evaluation_clips
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
@@ -47,9 +47,6 @@ from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.actions import TOP, clip_figures, confusion
 from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, check_clips
 
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "batch", "clip", "model", "optim.steps", "optim.kind", "optim.lr", "optim.warmup", "optim.weight_decay",
-)  # fmt: skip
 SHOWN = 12  # videos in the picture of a prediction
 
 
@@ -64,10 +61,10 @@ class Train(JobConfig):
     clip: ClipConfig = field(default_factory=ClipConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """workers, ahead and bad_share; the size stands in clip."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: ActionModelConfig = field(default_factory=ActionModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +83,7 @@ class Train(JobConfig):
         """Check, train on the cluster, write the report."""
         config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "actions")
         clips = config.check()
-        run = start_run(config, FIXED)
+        run = start_run(config)
         connect(config.cluster)
         count = len(clips.clips_of("train"))
         print(f"run {config.name}: {config.model.name}, {clips.stream}, {count:,} clips, {len(clips.class_names)} classes")

@@ -29,12 +29,13 @@ from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.face_report import held_out_faces, print_comparison, print_figures, tell_faces, write_report
 from trainers.engine.faces import (
     FaceSet,
     MixConfig,
+    Part,
     can_evaluate,
     checksum_of,
     evaluate_faces,
@@ -52,13 +53,11 @@ from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
 from trainers.models.attributes import BACKBONE, Attributes, AttributesTask, FaceModelConfig
+from trainers.models.users import try_users
 
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "arm", "batch", "mix", "augment", "loader.size", "make_roll", "model", "optim.kind", "optim.weight_decay",
-)  # fmt: skip
 BATCH = 32  # images of files told at once
 DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
 
@@ -83,6 +82,11 @@ class Stage(StageConfig):
         """What this stage trains, and the weight of each task's loss."""
         return {task: float(getattr(self.weights, task)) for task in self.tasks}
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The tasks whose labels it learns from: those with a weight above 0."""
+        return tuple(task for task, weight in self.task_weights().items() if weight)
+
 
 @dataclass(frozen=True)
 class Train(JobConfig):
@@ -97,7 +101,7 @@ class Train(JobConfig):
     mix: MixConfig = field(default_factory=MixConfig)
     loader: LoaderConfig = field(default_factory=lambda: LoaderConfig(size=(64, 64)))
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(turn=30.0))
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     make_roll: bool = True
     """Take images without a roll for upright, so that augment.turn makes roll labels."""
     model: FaceModelConfig = field(default_factory=FaceModelConfig)
@@ -105,7 +109,7 @@ class Train(JobConfig):
     stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
     stage2: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED)))
     stage3: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED, "pose")))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,15 +149,28 @@ class Train(JobConfig):
         sets = open_sets(self.data)
         for face_set in sets:
             check_shards(face_set.index)
-        mixed_parts(sets, self.mix, self.batch)
         trained_tasks(self, sets)
+        for stage in self.stages:
+            self.parts(sets, stage)
+        try_users(self.model.backbone, lambda: self._model(trained_tasks(self, sets)), torch.zeros(2, 3, *self.size))
         return sets
+
+    def _model(self, tasks: tuple[str, ...]) -> Attributes:
+        """The model as it is at the run's end."""
+        model = Attributes(self.model, tasks, single=self.arm == "single")
+        if self.arm == "staged+decoupler":
+            model.insert_decoupler()
+        return model
+
+    def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
+        """What each set gives to the batches of a stage; raises InputError."""
+        return mixed_parts(sets, self.mix, self.batch, stage.learned, make_roll=self.rolls_made)
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
         config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
         sets = config.check()
-        run = start_run(config, FIXED)
+        run = start_run(config)
         connect(config.cluster)
         count, tasks = sum(len(face_set.train) for face_set in sets), trained_tasks(config, sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
@@ -177,8 +194,8 @@ def trained_tasks(config: Train, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
     columns = set(labelled_columns(sets, make_roll=config.rolls_made))
     there = [name for name, task in TASKS.items() if columns & set(task.columns)]
     for number, stage in enumerate(config.stages, 1):
-        if not set(stage.tasks) & set(there):
-            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.tasks) or 'no task'}"
+        if not set(stage.learned) & set(there):
+            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.learned) or 'no task'}"
             raise InputError(what, ", ".join(config.data), f"labels are there of: {', '.join(there) or 'none'}")
     return tuple(task for task in there if any(task in stage.tasks for stage in config.stages))
 
@@ -222,10 +239,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         if stored and number == restored:
             task.load_state_dict(stored["task"])
             optimiser.load_state_dict(stored["optimiser"])
+            job.log.cut(stage)
         else:
             job.log.enter(journal.step)
         if not job.log.over:
             train_stage(job, stage, optimiser)
+    if journal.evaluations and journal.evaluations[-1]["step"] < journal.step:  # resumed with fewer steps than it had
+        evaluate(job)
     if worker.rank == 0:
         write_results(job, run)
 
@@ -234,13 +254,14 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     """Train one stage from where the journal stands to its end."""
     config, worker, journal, log = job.config, job.worker, job.journal, job.log
     model = DistributedDataParallel(job.task) if worker.group else job.task
+    parts = config.parts(job.sets, stage)
     stream = mixed_stream(
-        job.sets, config.mix, config.batch, config.loader, config.augment, config.cache,
-        Share(worker.rank, worker.world), config.seed, journal.step, log.first + stage.most,
+        parts, config.loader, config.augment, config.cache, Share(worker.rank, worker.world), (config.seed, log.now),
+        log.first, journal.step, log.first + stage.most,
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
-    bad = BadSamples(config.loader.bad_share, sum(len(face_set.train) for face_set in job.sets))
+    labelled = with_targets(batches, parts, job.task.model.columns, config.size, make_roll=config.rolls_made)
+    bad = BadSamples(config.loader.bad_share, sum(len(part.faces.train) for part in parts))
     meter, tally, optim = Meter(), Tally(config.loader.workers), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)

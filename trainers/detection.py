@@ -28,7 +28,7 @@ from datasets.index import check_shards
 from datasets.loader import BadSamples, LoaderConfig, Share, behind_workers
 from datasets.tally import Tally
 from trainers.engine.cli import run_job
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import ALLOWED, HARMLESS, allowed, from_json, to_json
 from trainers.engine.detection_export import export_detector
 from trainers.engine.detection_report import look_at, print_comparison, print_figures, tell_boxes, write_report
 from trainers.engine.domains import (
@@ -50,11 +50,7 @@ from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimise
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.models.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, Recipe, TeacherConfig
 from trainers.models.detection import Detector, DetectorConfig
-
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "source", "target", "classes", "seed", "arm", "batch", "side", "begin", "augment", "model", "align", "teacher",
-    "optim.kind", "optim.weight_decay",
-)  # fmt: skip
+from trainers.models.users import try_users
 
 
 @dataclass(frozen=True)
@@ -79,14 +75,16 @@ class Train(JobConfig):
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Of all arms: mirror and shift."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: DetectorConfig = field(default_factory=DetectorConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4))
-    adversary_lr: float = 2e-4
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4), metadata=allowed("steps", "lr", "warmup")
+    )
+    adversary_lr: float = field(default=2e-4, metadata=ALLOWED)
     """Highest learning rate of generators, discriminators and the estimator."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,8 +123,14 @@ class Train(JobConfig):
     def check(self) -> "Domains":
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
         domains = self.open()
+        for box_set in domains[:2] if self.recipe.both else domains[:1]:
+            if self.batch > len(box_set.train):
+                what = f"the batch of {self.batch} is larger than the data ({len(box_set.train)} training images)"
+                raise InputError(what, box_set.index.url, "lower --batch")
         for box_set in domains[:2]:
             check_shards(box_set.index)
+        detector, size = partial(Detector, self.model, len(domains.names)), domains.target.size
+        try_users(self.model.backbone, detector, torch.zeros(2, 3, *size))
         return domains
 
     def run(self) -> None:
@@ -134,7 +138,7 @@ class Train(JobConfig):
         source, target = (absolute(url) if url else "" for url in (self.source, self.target))
         config = resolved(replace(self, source=source, target=target), "detection")
         domains = config.check()
-        run = start_run(config, FIXED)
+        run = start_run(config)
         connect(config.cluster)
         count, aim = len(domains.labelled.train), len(domains.target.train)
         print(f"run {config.name}: {config.arm}, {count:,} labelled images, {aim:,} of the target: {', '.join(domains.names)}")
@@ -185,6 +189,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     if not stored:
         evaluate(job)
     train_steps(job, optimiser, others)
+    if job.journal.evaluations and job.journal.evaluations[-1]["step"] < job.journal.step:  # resumed with fewer steps than it had
+        evaluate(job)
     if worker.rank == 0:
         write_results(job, run)
 

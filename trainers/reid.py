@@ -37,7 +37,7 @@ from datasets.store import shard_etags
 from datasets.tally import Tally
 from datasets.versions import VersionTable
 from trainers.engine.cli import run_job
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import HARMLESS, allowed, from_json, to_json
 from trainers.engine.console import summary_table
 from trainers.engine.export import exporter
 from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
@@ -49,13 +49,9 @@ from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
 from trainers.losses.heads import HeadConfig
 from trainers.models.reid import Embedder, ModelConfig, ReidTask
+from trainers.models.users import try_users
 
 QUANTILES = 101  # of the difficulty vector, kept of each version for the report
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "model", "head", "augment", "loader.size", "optim.kind", "optim.weight_decay",
-    *(f"sampler.{name}" for name in ("kind", "batch", "instances", "uniform_share", "hardest", "temperature", "floor",
-                                     "interval", "lag", "begin")),
-)  # fmt: skip
 PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 
@@ -68,11 +64,11 @@ class Train(JobConfig):
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig, metadata=allowed("steps", "lr", "warmup"))
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +85,8 @@ class Train(JobConfig):
         data = open_data(config)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
-        run = start_run(config, FIXED)
+        try_users(config.model.backbone, lambda: Embedder(config.model), torch.zeros(2, 3, *data.size))
+        run = start_run(config)
         connect(config.cluster)
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
         settings = {"config": to_json(config), "service": f"difficulty:{config.name}-{secrets.token_hex(4)}"}
@@ -167,6 +164,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             write = partial(write_checkpoint, task, optimiser, journal, versions=exchange.state(), data=data.index.checksum)
             shared = partial(write_share, task.head, optimiser) if isinstance(task.head, ClassParallel) else None
             save_checkpoint(worker, f"step-{step.done:08d}", write, shared=shared)
+    if journal.evaluations and journal.evaluations[-1]["step"] < journal.step:  # resumed with fewer steps than it had
+        evaluate(config, worker, data, task, journal)
     exchange.close()
     confusable = confusable_pairs(task, worker)
     if worker.rank == 0:

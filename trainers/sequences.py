@@ -43,7 +43,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.clip_pictures import Film, film_of, timeline
 from trainers.engine.clip_report import print_comparison, print_figures, write_report
 from trainers.engine.clips import Told, checksum_of, evaluate_sequences, evaluation_clips, feasible_clips, figures_of_sequences
-from trainers.engine.config import from_json, to_json
+from trainers.engine.config import ALLOWED, HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
@@ -53,11 +53,8 @@ from trainers.engine.online import Recogniser, recognise
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.models.sequence import FromClips, LossKind, SequenceModel, SequenceModelConfig, SequenceTask
+from trainers.models.users import try_users
 
-FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "batch", "clip", "loss", "flat_start", "infeasible", "model", "optim.steps", "optim.kind", "optim.lr",
-    "optim.warmup", "optim.weight_decay",
-)  # fmt: skip
 SHOWN = 4  # test clips whose timeline stands in the report
 
 
@@ -77,14 +74,14 @@ class Train(JobConfig):
     """Share of the steps, at the start, that ctc leaves to even parts: alone, it tells nothing for long."""
     infeasible: Literal["refuse", "skip"] = "refuse"
     """Training videos with fewer frames than their actions need: end with their names, or leave them out."""
-    beam: int = 8
+    beam: int = field(default=8, metadata=ALLOWED)
     """Width of the prefix beam search in evaluations and predictions; of models trained by ctc alone."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """workers, ahead and bad_share; the size stands in clip."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,13 +109,16 @@ class Train(JobConfig):
         chosen = training_clips(clips, self)
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
             raise InputError("the set has no frame labels", clips.index.url, "train by --loss ctc, or --loss even")
+        if clips.stream != "skeletons":
+            model = partial(SequenceModel, self.model, len(clips.class_names))
+            try_users(self.model.backbone, model, torch.zeros(1, 2, *self.clip.size, 3))
         return clips
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
         config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "sequences")
         clips = config.check()
-        run = start_run(config, FIXED)
+        run = start_run(config)
         connect(config.cluster)
         chosen = training_clips(clips, config)
         left_out = len(clips.clips_of("train")) - len(chosen)

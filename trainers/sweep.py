@@ -31,31 +31,40 @@ from trainers.engine.run import METRICS, Run
 from trainers.engine.sweep_pictures import relations
 from trainers.losses.attributes import TASKS
 
+STAGES = ("stage1", "stage2", "stage3")
 BASE, BEST, TRIALS, PICTURE = "base.json", "best.json", "trials.json", "sweep.png"
 
 
+def around(value: float, factor: float) -> Any:
+    """Evenly by its logarithm, from a ``factor``-th of a value above 0 to ``factor`` times it."""
+    return tune.loguniform(value / factor, value * factor)
+
+
 def attributes_space(base: Any) -> dict[str, Any]:
-    """Stage lengths, thresholds and learning rates, and the weights of the tasks' losses in all stages."""
+    """Stage lengths, thresholds and learning rates, and the weights of the tasks' losses: of one that is the same in all stages
+    once for all, else stage by stage. A weight of 0 stays 0."""
     space: dict[str, Any] = {}
-    for name in ("stage1", "stage2", "stage3"):
+    for name in STAGES:
         stage = getattr(base, name)
         space[f"{name}.most"] = tune.randint(max(stage.least, stage.most // 2), stage.most * 3 // 2 + 1)
         space[f"{name}.threshold"] = tune.uniform(0, 2)
-        space[f"{name}.lr"] = tune.loguniform(stage.lr / 4, stage.lr * 4)
+        space[f"{name}.lr"] = around(stage.lr, 4)
     for task in TASKS:
-        weight = getattr(base.stage1.weights, task)
-        space[f"stage*.weights.{task}"] = tune.loguniform(weight / 3, weight * 3)
+        weights = {name: getattr(getattr(base, name).weights, task) for name in STAGES}
+        if len(set(weights.values())) == 1:
+            weights = {"stage*": weights[STAGES[0]]}
+        space |= {f"{name}.weights.{task}": around(weight, 3) for name, weight in weights.items() if weight}
     return space
 
 
 def detection_space(base: Any) -> dict[str, Any]:
-    """lambda, K (m = regions / K follows), weighting, and the learning rates of detector and adversaries."""
+    """lambda, K (m = regions / K follows), weighting, and the learning rates of detector and adversaries. 0 as lambda stays."""
     return {
-        "align.strength": tune.loguniform(0.01, 1),
+        **({"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}),
         "align.clusters": tune.choice([2, 4, 8]),
         "align.weighting": tune.choice([True, False]),
-        "optim.lr": tune.loguniform(base.optim.lr / 2, base.optim.lr * 2),
-        "adversary_lr": tune.loguniform(base.adversary_lr / 4, base.adversary_lr * 4),
+        "optim.lr": around(base.optim.lr, 2),
+        "adversary_lr": around(base.adversary_lr, 4),
     }
 
 

@@ -339,7 +339,7 @@ def test_a_damaged_table_of_clips_is_refused(column: str, tmp_path: Path) -> Non
     wrong = {"frames": [0, 10], "actions": [[0], [2]], "frame_actions": [None, []]}
     table = index.clips.set_column(index.clips.column_names.index(column), column, pa.array(wrong[column]))
     write_index(open_objects(index.url), index, index.keys, clips=table)
-    with pytest.raises(InputError, match="the table of clips is damaged"):
+    with pytest.raises(InputError, match="the index is damaged"):
         open_clips(index.url)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from boxdata import put_voc
 from s3server import S3Server
 
 from cluster.launch import ClusterConfig
@@ -16,6 +17,7 @@ from datasets.errors import run_main
 from datasets.loader import LoaderConfig
 from datasets.pack import Options, pack
 from datasets.sampling import SamplerConfig
+from trainers.detection import Train as DetectionTrain
 from trainers.reid import Train
 
 
@@ -98,6 +100,18 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     assert "needs two samples of an identity, and '000' has one" in line
     pack("folders", images(tmp_path / "two", 2, 4), str(tmp_path / "one"), Options(held_out=0.5))
     assert "only 1 identity to train on" in told(lambda: train(tmp_path / "one", batch=2, kind="uniform"), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_domains_that_cannot_fill_the_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack("voc", put_voc(tmp_path / "s", 6), str(tmp_path / "source"), Options(held_out=0))
+    pack("voc", put_voc(tmp_path / "t", 3, seed=1), str(tmp_path / "target"), Options(held_out=0))
+    urls = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target")}
+    line = told(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=4, side=48), capsys)
+    assert f"the batch of 4 is larger than the data (3 training images): {tmp_path}/target" in line
+    line = told(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=8, side=48), capsys)
+    assert f"(6 training images): {tmp_path}/source" in line
+    assert DetectionTrain(**urls, batch=4, side=48, arm="source").check()  # which draws nothing of the target
     assert not (tmp_path / "runs").exists()
 
 

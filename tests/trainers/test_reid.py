@@ -164,6 +164,17 @@ def test_resume_goes_on_from_the_end(shards: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_is_resumed_with_fewer_steps_than_it_had_is_measured_as_it_is(shards: str, tmp_path: Path) -> None:
+    train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=1, max_failures=0))
+    kill_worker_after(train, "step-00000010")
+    with pytest.raises(Exception, match="Training failed"):
+        train.run()
+    replace(train, resume=True, optim=replace(train.optim, steps=5)).run()
+    metrics = metrics_of(train)
+    assert metrics["after"]["step"] == metrics["step"] >= 10
+
+
+@pytest.mark.slow
 def test_a_parallel_head_goes_on_with_another_number_of_workers(shards: str, tmp_path: Path) -> None:
     train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=2), head=HeadConfig(parallel=True))
     train = replace(train, optim=OptimConfig(steps=10, warmup=5))

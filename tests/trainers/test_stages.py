@@ -49,6 +49,17 @@ def test_least_and_most_steps(stage: StageConfig, steps: int, told: str) -> None
     assert told in log.entries[0]["ended"]
 
 
+def test_a_stage_resumed_with_fewer_steps_than_it_had_is_over() -> None:
+    log = entered()
+    for step in range(13):
+        assert not log.add(falling(step), STAGE)
+    log.settle()
+    log.cut(StageConfig(least=1, most=14))
+    assert not log.over
+    log.cut(StageConfig(least=1, most=13))
+    assert log.entries[0]["ended"] == "it had 13 steps when its most became 13"
+
+
 @pytest.mark.parametrize("interrupted", [1, 10, 13, 37])
 def test_a_resumed_stage_ends_where_it_would_have(interrupted: int) -> None:
     whole = entered()

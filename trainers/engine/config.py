@@ -1,16 +1,41 @@
-"""Configs to JSON and back: the resolved config is stored with the run, and a resumed run starts from it."""
+"""Configs to JSON and back: the resolved config is stored with the run, and a resumed run starts from it.
+
+What a resumed run may change stands at the field itself, in its metadata under "change": "harmless" where no weight, batch or
+figure depends on it, "allowed" where a run may go on with another value all the same. Everything else stays as it was.
+"""
 
 import dataclasses
 import fnmatch
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from datasets.errors import InputError
 
 T = TypeVar("T")
+
+HARMLESS, ALLOWED = {"change": "harmless"}, {"change": "allowed"}  # of a field that holds settings: all of them
+
+
+def allowed(*names: str) -> dict[str, Any]:
+    """Metadata of a field that holds settings, of which a resumed run may change these besides those that say so themselves."""
+    return {"change": dict.fromkeys(names, "allowed")}
+
+
+def settings_of(config: Any, prefix: str = "", told: Any = "") -> Iterator[tuple[str, Any, str]]:
+    """Each setting: its dotted name, its value, and "harmless", "allowed", or "" where a resumed run may not change it.
+
+    ``told``: what the field that holds the config says of its settings.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        change = (told.get(field.name, "") if isinstance(told, dict) else told) or field.metadata.get("change", "")
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, f"{prefix}{field.name}.", change)
+        else:
+            yield f"{prefix}{field.name}", value, change
 
 
 def to_json(config: Any) -> str:
@@ -19,13 +44,13 @@ def to_json(config: Any) -> str:
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:
-    """The config of that kind that `to_json` wrote.
+    """The config of that kind that `to_json` wrote; what is missing in it is as ``kind()`` has it.
 
     Raises:
         InputError: the text is not such a config; or a value in it is out of range.
     """
     try:
-        return typing.cast(T, _build(kind, json.loads(text)))
+        return typing.cast(T, _build(kind, json.loads(text), kind()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"not the config of a {kind.__name__} run ({error})", where, "was it written by another version?"
@@ -57,13 +82,14 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _build(kind: Any, value: Any) -> Any:
+def _build(kind: Any, value: Any, default: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:
             raise KeyError(f"unknown settings: {', '.join(sorted(unknown))}")
-        return kind(**{name: _build(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+        base = kind() if default is None else default  # type: ignore[operator]
+        return dataclasses.replace(base, **{name: _build(hints[name], item, getattr(base, name)) for name, item in value.items()})
     if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
-        return _build(next(k for k in typing.get_args(kind) if k is not type(None)), value)
+        return _build(next(k for k in typing.get_args(kind) if k is not type(None)), value, default)
     return tuple(value) if typing.get_origin(kind) is tuple else value

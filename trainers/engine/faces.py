@@ -3,13 +3,14 @@
 b images of this rank, C columns of labels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -80,45 +81,68 @@ def can_evaluate(sets: Sequence[FaceSet]) -> bool:
 
 def labelled_columns(sets: Sequence[FaceSet], *, make_roll: bool) -> tuple[str, ...]:
     """The columns of which at least one training image has a label. ``make_roll``: turned images have a roll."""
-    found = {"roll"} if make_roll else set()
-    for face_set in sets:
-        of_train = face_set.train.samples(np.arange(len(face_set.train)))
-        found |= {name for name, values in face_set.index.labels.items() if not np.isnan(values[of_train]).all()}
-    return tuple(column for column in COLUMNS if column in found)
+    known = [known_labels(face_set.train, tuple(COLUMNS), make_roll=make_roll).any(axis=0) for face_set in sets]
+    return tuple(column for column, there in zip(COLUMNS, np.any(known, axis=0), strict=True) if there)
 
 
-def mixed_stream(
-    sets: Sequence[FaceSet], mix: MixConfig, batch: int, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
-    share: Share, seed: int, start: int, stop: int,
-) -> MixedStream:  # fmt: skip
-    """Batches of steps ``start`` .. ``stop`` - 1 out of all sets, each drawn evenly."""
-    streams = []
-    for number, (face_set, part) in enumerate(zip(sets, mixed_parts(sets, mix, batch), strict=True)):
-        sampler, own = SamplerConfig(kind="uniform", batch=part), seed * 1009 + number  # else all sets' images change alike
-        streams.append(
-            BatchStream(face_set.train, sampler, loader, augment, cache, None, face_set.etags, share, own, start, stop)
-        )
-    return MixedStream(streams)
+def known_labels(split: Split, columns: Sequence[str], *, make_roll: bool) -> npt.NDArray[np.bool_]:
+    """Which labels each image has in training, [M, C]: half a point is none, and with ``make_roll`` all have a roll."""
+    still = np.zeros((len(split), 4), np.float32)
+    return ~np.isnan(moved_labels(labels_by_position(split, columns), columns, still, (1, 1), make_roll=make_roll))
 
 
-def mixed_parts(sets: Sequence[FaceSet], mix: MixConfig, batch: int) -> list[int]:
-    """Samples of each set in a global batch; raises InputError."""
+class Part(NamedTuple):
+    """What a set gives to the batches of a stage: ``each`` samples of each, out of those that have a label of its tasks."""
+
+    number: int  # of the set among the run's
+    faces: FaceSet
+    each: int
+
+
+def mixed_parts(sets: Sequence[FaceSet], mix: MixConfig, batch: int, tasks: Collection[str], *, make_roll: bool) -> list[Part]:
+    """What each set gives to a global batch of a stage that trains these tasks; a set without a label of them gives nothing.
+
+    Raises:
+        InputError: the weights are not one for each set, no set has such a label, or a set has too few such images.
+    """
     weights = mix.weights or (1.0,) * len(sets)
     if len(weights) != len(sets):
         raise InputError(f"{len(weights)} weights for {len(sets)} sets", "--mix.weights", "give one for each set of --data")
-    parts = parts_of(batch, weights, mix.unit)
-    for face_set, part in zip(sets, parts, strict=True):
-        if part > len(face_set.train):
-            what = f"{part} of {batch} samples of a batch come from a set of {len(face_set.train)} training images"
-            raise InputError(what, face_set.index.url, "lower --batch, or the set's share by --mix.weights")
-    return parts
+    columns = [column for task in tasks for column in TASKS[task].columns]
+    told = [np.logical_or.reduce(known_labels(face_set.train, columns, make_roll=make_roll), axis=1) for face_set in sets]
+    chosen = {n: replace(sets[n], train=sets[n].train.only(has)) for n, has in enumerate(told) if has.any()}
+    if not chosen:
+        raise InputError(f"no training image has a label of {', '.join(tasks)}", sets[0].index.url, "train other tasks")
+    counts = parts_of(batch, [weights[number] for number in chosen], mix.unit)
+    for faces, count in zip(chosen.values(), counts, strict=True):
+        if count > len(faces.train):
+            what = f"{count} of {batch} samples of a batch come from a set of {len(faces.train)} training images"
+            where = f"{faces.index.url}, labels of {', '.join(tasks)}"
+            raise InputError(what, where, "lower --batch, or the set's share by --mix.weights")
+    return [Part(number, faces, count) for (number, faces), count in zip(chosen.items(), counts, strict=True)]
+
+
+def mixed_stream(
+    parts: Sequence[Part], loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig, share: Share, seed: tuple[int, int],
+    first: int, start: int, stop: int,
+) -> MixedStream:  # fmt: skip
+    """Batches of steps ``start`` .. ``stop`` - 1 of a stage that begins with step ``first``; each set is drawn evenly, every
+    sample once before any comes twice. ``seed``: the run's, and the stage's number."""
+    streams = []
+    for part in parts:
+        sampler = SamplerConfig(kind="uniform", batch=part.each)
+        own = int(generator(seed[0], "stage", seed[1], part.number).integers(2**62))  # else all sets' images change alike
+        streams.append(BatchStream(
+            part.faces.train, sampler, loader, augment, cache, None, part.faces.etags, share, own, start - first, stop - first
+        ))  # fmt: skip
+    return MixedStream(streams, first)
 
 
 def with_targets(
-    batches: Iterable[Batch], sets: Sequence[FaceSet], columns: Sequence[str], size: tuple[int, int], *, make_roll: bool
+    batches: Iterable[Batch], parts: Sequence[Part], columns: Sequence[str], size: tuple[int, int], *, make_roll: bool
 ) -> Iterator[Batch]:
-    """The batches with "targets", float32 [b, C]: the images' labels, changed as the images were; NaN where absent."""
-    tables = [labels_by_position(face_set.train, columns) for face_set in sets]
+    """The batches of `mixed_stream` with "targets", float32 [b, C]: the labels, changed as the images were; NaN where absent."""
+    tables = [labels_by_position(part.faces.train, columns) for part in parts]
     starts = np.cumsum([0, *(len(table) for table in tables)])
     labels = np.concatenate(tables)
     for batch in batches:

@@ -1,26 +1,20 @@
 """What the runs of all jobs have in common: a name, a folder, a seed, and the rules of starting and resuming."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.errors import InputError
-from trainers.engine.config import flat, from_json, to_json
+from trainers.engine.config import HARMLESS, from_json, settings_of, to_json
 from trainers.engine.console import LiveLine
 from trainers.engine.run import CONFIG, METRICS, Run
 from trainers.engine.scalars import Scalars
 
-BESIDE = (  # beginnings of the names of settings that a run's figures do not depend on
-    "name", "runs", "resume", "config", "cluster.", "cache.", "loader.workers", "loader.ahead", "evaluate_every",
-    "checkpoint_every", "record_every",
-)  # fmt: skip
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -28,21 +22,21 @@ C = TypeVar("C", bound="JobConfig")
 class JobConfig:
     """Settings of any job's run; a job's own config adds to them."""
 
-    name: str = ""
+    name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time."""
-    config: str = ""
+    config: str = field(default="", metadata=HARMLESS)
     """A JSON file of settings, such as a run's config.json or a sweep's best.json, that the options default to."""
-    runs: str = ""
+    runs: str = field(default="", metadata=HARMLESS)
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=HARMLESS)
     """Go on with the run of that name: its settings are the defaults then."""
     seed: int = 0
     """Draws first weights, batches and augmentation: the same seed and settings give the same run."""
-    evaluate_every: int = 0
+    evaluate_every: int = field(default=0, metadata=HARMLESS)
     """Steps between evaluations; 0: before and after training only."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = field(default=200, metadata=HARMLESS)
     """Steps between checkpoints."""
-    record_every: int = 10
+    record_every: int = field(default=10, metadata=HARMLESS)
     """Steps between records of loss and speed."""
 
     def __post_init__(self) -> None:
@@ -65,8 +59,8 @@ def absolute(runs: str) -> str:
     return runs if "://" in runs else str(Path(runs).absolute())
 
 
-def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
-    """The folder of a run that may start: a used name needs --resume, and the settings named in ``fixed`` ("a.b") stay.
+def start_run(config: JobConfig) -> Run:
+    """The folder of a run that may start: a used name needs --resume, and settings that may not change stay (`settings_of`).
 
     Raises:
         InputError: it may not start; nothing was written.
@@ -78,12 +72,7 @@ def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
         return run
     if not config.resume:
         raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
-    before = stored_config(type(config), run)
-    for name in fixed:
-        was = attrgetter(name)(before)
-        if was != attrgetter(name)(config):
-            what = f"the run was started with another {name}: {was}"
-            raise InputError(what, run.url, "resume without changing it, or start a new run")
+    _check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
     return run
 
 
@@ -135,21 +124,27 @@ def ended_run(config: Any) -> Run:
     """
     run = Run(config.runs, config.name)
     if run.exists():
-        before, now = _what_counts(stored_config(type(config), run)), _what_counts(config)
-        if other := [name for name in now if now[name] != before[name]]:
-            what = f"the run was trained with another {other[0]}: {before[other[0]]}"
-            raise InputError(what, run.url, "compare under another --name")
+        _check_same(config, run, ("harmless",), "compare under another --name")
     if not (run.exists() and run.objects.exists(METRICS)):
         replace(config, resume=run.exists()).run()
     return run
 
 
-def _what_counts(config: Any) -> dict[str, Any]:
-    """The settings, by dotted names, that a run's figures depend on; addresses in full."""
-    rows = {name: value for name, value in flat(json.loads(to_json(config))) if not name.startswith(BESIDE)}
-    for name in {"data", "source", "target"} & {name for name, value in rows.items() if value}:
-        rows[name] = absolute(rows[name]) if isinstance(rows[name], str) else [absolute(url) for url in rows[name]]
-    return rows
+def _check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:
+    """Raise InputError, naming the first one, where settings differ from those that the run was last started with, but for those
+    that ``may``."""
+    before = {name: _in_full(name, value) for name, value, _ in settings_of(stored_config(type(config), run))}
+    for name, value, change in settings_of(config):
+        if change not in may and _in_full(name, value) != before[name]:
+            was = before[name] or repr(before[name])  # not an empty text
+            raise InputError(f"the run was trained with another {name}: {was}", run.url, remedy)
+
+
+def _in_full(name: str, value: Any) -> Any:
+    """A setting's value, of one that says where data lie the full addresses."""
+    if name not in ("data", "source", "target") or not value:
+        return value
+    return absolute(value) if isinstance(value, str) else tuple(absolute(url) for url in value)
 
 
 def config_file(kind: type[C], path: str) -> C:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 from datasets.sampling import generator
+from trainers.engine.config import ALLOWED
 
 Batch = dict[str, Any]
 
@@ -25,7 +26,7 @@ class OptimiserConfig:
     """AdamW, or SGD with Nesterov's momentum of 0.9."""
     weight_decay: float = 5e-4
     """How strongly weights are drawn to zero."""
-    amp: bool = True
+    amp: bool = field(default=True, metadata=ALLOWED)
     """bfloat16 autocast on GPUs that have it."""
 
     def __post_init__(self) -> None:
@@ -85,11 +86,14 @@ def steps(
 
     ``first``: the step with which this stage of the run began, and from which its learning rate is counted. ``beside``: further
     optimisers of other parameters, each with its own config; one backward pass serves all.
+
+    Raises:
+        InputError: weights take no part in the loss, for whose gradients DistributedDataParallel would wait in vain.
     """
     task.train()
     amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     pairs = ((optimiser, config), *beside)
-    began = time.perf_counter()
+    began, checked = time.perf_counter(), not isinstance(task, DistributedDataParallel)
     for batch in batches:
         waited = time.perf_counter() - began
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
@@ -103,11 +107,21 @@ def steps(
         for each, _ in pairs:
             each.zero_grad(set_to_none=True)
         results["loss"].backward()
+        if not checked:
+            _check_used(task)
+            checked = True
         for each, _ in pairs:
             each.step()
         now = time.perf_counter()
         yield Step(batch["step"] + 1, batch, {k: v.detach() for k, v in results.items()}, waited, now - began)
         began = time.perf_counter()
+
+
+def _check_used(task: nn.Module) -> None:
+    idle = [name for name, parameter in task.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if idle:
+        what = f"{len(idle)} of the model's weights take no part in its output, so that several workers cannot train it"
+        raise InputError(what, ", ".join(idle[:3]), "leave these layers out of the model, or freeze them: requires_grad_(False)")
 
 
 class Meter:

@@ -5,7 +5,7 @@ that every rank ends it at the same step; and the state is plain data in the run
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datasets.errors import InputError
+from trainers.engine.config import ALLOWED
 from trainers.engine.loop import OptimConfig, OptimiserConfig
 
 DECAY = 0.95  # of the smoothed loss, a step
@@ -23,20 +24,23 @@ CHECK = 10  # steps between two looks at it: reading the loss makes the device w
 class StageConfig:
     """How one stage is trained, and when it ends."""
 
-    threshold: float = 0.0
+    threshold: float = field(default=0.0, metadata=ALLOWED)
     """T: the stage ends when its smoothed loss is under this."""
-    least: int = 50
+    least: int = field(default=50, metadata=ALLOWED)
     """Steps that it trains at least."""
-    most: int = 300
+    most: int = field(default=300, metadata=ALLOWED)
     """Steps after which it ends all the same, and says so."""
-    lr: float = 2e-3
+    lr: float = field(default=2e-3, metadata=ALLOWED)
     """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
-    warmup: int = 20
+    warmup: int = field(default=20, metadata=ALLOWED)
     """Steps in which the learning rate rises linearly."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InputError(f"a stage of {self.least} to {self.most} steps", "stage", "give 1 <= least <= most")
+        if not 0 < self.lr < math.inf or self.warmup < 0:
+            what = f"a learning rate of {self.lr} with a warm-up of {self.warmup} steps"
+            raise InputError(what, "stage", "give a rate above 0 and a warm-up of at least 0")
         if not 0 <= self.threshold < math.inf:
             raise InputError(f"a threshold of {self.threshold}", "stage", "give 0 (never) or more")
 
@@ -77,6 +81,11 @@ class StageLog:
     def enter(self, step: int) -> None:
         """Begin the next stage."""
         self.entries.append({"first": step, "steps": 0, "mean": 0.0, "ended": ""})
+
+    def cut(self, stage: StageConfig) -> None:
+        """End the stage if it has had its most steps already: a resumed run may have fewer of them than before."""
+        if not self.over and self.entries[-1]["steps"] >= stage.most:
+            self.entries[-1]["ended"] = f"it had {self.entries[-1]['steps']} steps when its most became {stage.most}"
 
     def add(self, loss: Tensor, stage: StageConfig) -> bool:
         """Take a step's loss in; tells whether the stage is over."""

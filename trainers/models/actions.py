@@ -1,4 +1,4 @@
-"""Models of single actions by torchvision's registry names: ours (c3d, i3d, cnn_lstm) and torchvision's video models.
+"""Models of single actions by torchvision's registry names: ours (c3d, i3d, cnn_lstm) and its video models; and a user's own.
 
 B batch, V views of a clip, L frames, C classes.
 """
@@ -18,6 +18,7 @@ from trainers.models.backbones import MEAN, SMALL, STD, check_backbone
 from trainers.models.c3d import WIDTH
 from trainers.models.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
 from trainers.models.i3d import i3d  # noqa: F401 - registers it
+from trainers.models.users import DOCS, build_users, check_users, described, is_users, try_users
 
 OURS = ("c3d", "i3d", "cnn_lstm")
 MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # to -1..1
@@ -33,25 +34,27 @@ class ActionModelConfig:
     """A model of single actions."""
 
     name: str = "i3d"
-    """c3d, i3d, cnn_lstm or a video model of torchvision: s3d, r3d_18, mc3_18, r2plus1d_18, mvit_v2_s, swin3d_t, ..."""
+    """c3d, i3d, cnn_lstm, a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own: package.module:function."""
     weights: str = ""
     """Trained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model itself."""
     width: int = WIDTH
     """c3d and i3d: channels of the first convolution; all others follow. 64 is the papers'."""
     backbone: str = SMALL
-    """cnn_lstm: the backbone, by torchvision's name."""
+    """cnn_lstm: the backbone, by torchvision's name, or your own: package.module:function."""
     hidden: int = 256
     """cnn_lstm: width of the LSTM."""
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown name, backbone or weights."""
-        if self.name not in action_model_names():
+        if is_users(self.name):
+            check_users(self.name)
+        elif self.name not in action_model_names():
             close = difflib.get_close_matches(self.name.lower(), action_model_names(), n=3, cutoff=0.4)
             raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")
         if self.name == "cnn_lstm":
             check_backbone(self.backbone, self.weights)
-        else:
+        elif not is_users(self.name):
             source = "googlenet" if self.name == "i3d" else self.name
             known = [] if self.name == "c3d" else list(models.get_model_weights(source).__members__)
             if self.weights and self.weights not in known:
@@ -85,7 +88,16 @@ class Actions(nn.Module):
 
 
 def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
-    """Raise InputError when the model cannot take clips of that shape; without weights, so that it costs nothing."""
+    """Raise InputError when the model cannot take clips of that shape; ours and torchvision's without weights, so that it costs
+    nothing."""
+    inputs = torch.zeros(2, 3, clip.frames, *clip.size)
+    found = try_users(
+        config.backbone if config.name == "cnn_lstm" else config.name, lambda: Actions(config, classes, clip, stream), inputs
+    )
+    if found is not None:
+        if not isinstance(found, Tensor) or found.shape != (2, classes):
+            raise InputError(f"of 2 clips it gives {described(found)}, not logits [2, {classes}]", config.name, DOCS)
+        return
     try:
         with torch.device("meta"), torch.no_grad():
             model = Actions(replace(config, weights=""), classes, clip, stream).eval()
@@ -118,6 +130,8 @@ def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: 
     elif config.name == "cnn_lstm":
         own |= {"backbone": config.backbone, "hidden": config.hidden}
     try:
+        if is_users(config.name):
+            return build_users(config.name, config.weights, num_classes=classes)
         if config.name not in OURS:
             return _of_torchvision(config.name, config.weights or None, classes)
         model: nn.Module = models.get_model(config.name, weights=config.weights or None, num_classes=classes, **own)
@@ -143,7 +157,7 @@ def _statistics(name: str, stream: str) -> tuple[tuple[float, ...], tuple[float,
         return (128 / 255,) * 3, (127 / 255,) * 3
     if name == "cnn_lstm":
         return MEAN, STD
-    if name in OURS:
+    if name in OURS or is_users(name):
         return MIDDLE
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     return tuple(transforms.mean), tuple(transforms.std)

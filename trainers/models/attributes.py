@@ -28,7 +28,8 @@ class FaceModelConfig:
     """The face model."""
 
     backbone: str = SMALL
-    """A small network for small images, or a name of torchvision's: resnet18, mobilenet_v3_small, shufflenet_v2_x1_0, ..."""
+    """A small network for small images, or a name of torchvision's: resnet18, mobilenet_v3_small, ...; or your own:
+    package.module:function"""
     weights: str = ""
     """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
     width: int = 64
@@ -54,6 +55,11 @@ class Decoupler(nn.Module):
 
     def __init__(self, channels: Sequence[int], tasks: Sequence[str], width: int) -> None:
         super().__init__()
+        if not channels:
+            remedy = "choose another backbone, or an arm without the decoupling part: --arm staged"
+            raise InputError(
+                "the backbone has no feature maps [B, C, h, w] on the way to its features", "--model.backbone", remedy
+            )
         self.tasks = tuple(tasks)  # POSE last
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.norm = nn.LayerNorm(width)

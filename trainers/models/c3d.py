@@ -1,9 +1,9 @@
 """C3D (Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", ICCV 2015), in torchvision's registry."""
 
 from torch import Tensor, nn
-from torchvision.models import _api
 
 from datasets.errors import InputError
+from trainers.models.registry import register_model
 
 WIDTH = 64  # channels of the paper's first convolution
 STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # widths of the convolutions before each pooling, in units of the first
@@ -51,7 +51,7 @@ class C3D(nn.Module):
         return logits
 
 
-@_api.register_model()  # type: ignore[untyped-decorator]
+@register_model()  # type: ignore[untyped-decorator]
 def c3d(
     *, weights: None = None, num_classes: int = 487, width: int = WIDTH, channels: int = 3, frames: int = 16,
     size: tuple[int, int] = (112, 112), dropout: float = 0.5,

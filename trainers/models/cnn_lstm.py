@@ -1,9 +1,9 @@
 """CNN + LSTM: a 2D backbone per frame, an LSTM over time (Donahue et al., CVPR 2015), in torchvision's registry."""
 
 from torch import Tensor, nn
-from torchvision.models import _api
 
 from trainers.models.backbones import SMALL, build_backbone
+from trainers.models.registry import register_model
 
 
 class CNNLSTM(nn.Module):
@@ -26,7 +26,7 @@ class CNNLSTM(nn.Module):
         return logits
 
 
-@_api.register_model()  # type: ignore[untyped-decorator]
+@register_model()  # type: ignore[untyped-decorator]
 def cnn_lstm(
     *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5
 ) -> CNNLSTM:

@@ -24,9 +24,11 @@ from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d, MultiScaleR
 
 from datasets.errors import InputError
 from trainers.models.backbones import Normalise
+from trainers.models.users import DOCS, SIDE, ask, build_users, check_users, described, first_line, is_users
 
 SMALL, VGG16 = "small", "vgg16"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+HIDDEN = 1024  # width of the head around a user's backbone
 POOLED = 7  # cells a side of a region's features
 LEAST = 16  # pixels; smaller images have no feature map to speak of
 
@@ -36,7 +38,8 @@ class DetectorConfig:
     """The detector."""
 
     backbone: str = SMALL
-    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 .. resnet152 (feature pyramid)"""
+    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 .. resnet152 (feature pyramid),
+    or your own: package.module:function"""
     weights: str = ""
     """torchvision's name of trained weights of the backbone, such as DEFAULT; empty begins at random"""
     anchors: tuple[int, ...] = ()
@@ -46,10 +49,14 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
-        if self.backbone not in (known := (SMALL, VGG16, *RESNETS)):
+        if is_users(self.backbone):
+            check_users(self.backbone)
+        elif self.backbone not in (known := (SMALL, VGG16, *RESNETS)):
             raise InputError(f"unknown backbone '{self.backbone}'", "model", f"use one of {', '.join(known)}")
-        offered = [] if self.backbone == SMALL else list(models.get_model_weights(self.backbone).__members__)
-        if self.weights and self.weights not in offered:
+        offered = (
+            [] if self.backbone == SMALL or is_users(self.backbone) else list(models.get_model_weights(self.backbone).__members__)
+        )
+        if self.weights and self.weights not in offered and not is_users(self.backbone):
             remedy = f"use one of {', '.join(offered)}" if offered else "leave the weights out: it has none"
             raise InputError(f"backbone {self.backbone} has no weights '{self.weights}'", "model", remedy)
         if self.regions < 8 or any(side < 1 for side in self.anchors):
@@ -73,7 +80,7 @@ class Detector(nn.Module):
         super().__init__()
         self.regions = config.regions
         parts = FasterRCNN(
-            num_classes=None if config.backbone in (SMALL, VGG16) else classes + 1, **_parts(config, classes, fetch=fetch),
+            num_classes=classes + 1 if config.backbone in RESNETS else None, **_parts(config, classes, fetch=fetch),
             rpn_pre_nms_top_n_train=2000, rpn_post_nms_top_n_train=max(2 * config.regions, 256),
             rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_test=max(config.regions, 256),
             box_batch_size_per_image=config.regions, box_score_thresh=0.02,
@@ -152,6 +159,9 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
         )  # fmt: skip
         sides = config.anchors or (32, 64, 128, 256, 512)
         return {"backbone": backbone, "rpn_anchor_generator": _anchors([(side,) for side in sides])}
+    if is_users(config.backbone):
+        own = _fetched(config, lambda: build_users(config.backbone, weights or ""))
+        return _around(own, config, classes)
     if config.backbone == VGG16:
         vgg = _fetched(config, lambda: models.vgg16(weights=weights))
         backbone = vgg.features[:-1]  # without the last pooling: one map of 1/16
@@ -164,6 +174,34 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
         "box_roi_pool": MultiScaleRoIAlign(["0"], POOLED, 2),
         "box_head": TwoMLPHead(backbone.out_channels * POOLED**2, hidden),
         "box_predictor": FastRCNNPredictor(hidden, classes + 1),
+    }
+
+
+def _around(backbone: nn.Module, config: DetectorConfig, classes: int) -> dict[str, Any]:
+    """The same around a user's backbone: images -> a map [B, C, h, w], or a dict of such maps with the same C, the largest first.
+
+    Raises InputError when it gives something else, or the anchors are not one for each of several maps.
+    """
+    found = ask(backbone, torch.zeros(1, 3, SIDE, SIDE))
+    maps = {"0": found} if isinstance(found, Tensor) else found
+    tensors = list(maps.values()) if isinstance(maps, dict) else []
+    if not tensors or not all(isinstance(t, Tensor) and t.ndim == 4 and t.shape[1] == tensors[0].shape[1] for t in tensors):
+        told = first_line(found) if isinstance(found, Exception) else described(found)
+        raise InputError(f"for an image of {SIDE}x{SIDE} it gives no maps [1, C, h, w] ({told})", config.backbone, DOCS)
+    backbone.out_channels = tensors[0].shape[1]  # where torchvision looks for it
+    strides = [SIDE // t.shape[2] for t in tensors]
+    if len(tensors) == 1:
+        sides = [config.anchors or tuple(strides[0] * factor for factor in (2, 4, 8, 16))]
+    else:
+        sides = [(side,) for side in config.anchors or [8 * stride for stride in strides]]
+    if len(sides) != len(tensors):
+        raise InputError(f"{len(sides)} anchors for {len(tensors)} levels", "model", "give one side for each level")
+    return {
+        "backbone": backbone,
+        "rpn_anchor_generator": _anchors(sides),
+        "box_roi_pool": MultiScaleRoIAlign(list(maps), POOLED, 2),
+        "box_head": TwoMLPHead(tensors[0].shape[1] * POOLED**2, HIDDEN),
+        "box_predictor": FastRCNNPredictor(HIDDEN, classes + 1),
     }
 
 

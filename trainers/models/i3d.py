@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import _api
 from torchvision.models.googlenet import BasicConv2d
 
 from datasets.errors import InputError
+from trainers.models.registry import register_model
 
 WIDTH = 64  # channels of the paper's first convolution
 Plan = tuple[int, int, int, int, int, int]  # [1^3 a] || [1^3 b -> 3^3 c] || [1^3 d -> 3^3 e] || [max 3^3 -> 1^3 f]
@@ -134,7 +134,7 @@ def inflate(flat: nn.Module, deep: I3D) -> None:
         three.bn.load_state_dict(two.bn.state_dict())
 
 
-@_api.register_model()  # type: ignore[untyped-decorator]
+@register_model()  # type: ignore[untyped-decorator]
 def i3d(
     *, weights: str | None = None, num_classes: int = 400, width: int = WIDTH, channels: int = 3, dropout: float = 0.5
 ) -> I3D:

@@ -19,7 +19,8 @@ class ModelConfig:
     """The embedder."""
 
     backbone: str = SMALL
-    """A small network for small images, or a name of torchvision's: resnet50, mobilenet_v3_large, shufflenet_v2_x1_0, ..."""
+    """A small network for small images, or a name of torchvision's: resnet50, mobilenet_v3_large, ...; or your own:
+    package.module:function"""
     embedding: int = 128
     """D, the number of features that an image becomes."""
     dropout: float = 0.0

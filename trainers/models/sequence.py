@@ -25,7 +25,7 @@ class SequenceModelConfig:
     """A model of action sequences."""
 
     backbone: str = SMALL
-    """By torchvision's name; not used for skeletons."""
+    """By torchvision's name, or your own: package.module:function; not used for skeletons."""
     weights: str = ""
     """torchvision's name of the backbone's trained weights; empty begins at random."""
     cell: Literal["gru", "lstm"] = "gru"
