@@ -245,7 +245,7 @@ def open_trained(runs: str, name: str) -> Trained:
     """The model of a run, on the GPU if there is one."""
     run = Run(absolute(runs), name)
     config, state = stored_config(Train, run), run.read_model()
-    model = Actions(replace(config.model, weights=""), len(state["classes"]), config.clip, state["stream"])
+    model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], fetch=False)
     model.load_state_dict(state["model"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kept = (tuple(state["classes"]), state["stream"], state["rate"], state["side"])
