@@ -77,7 +77,7 @@ def test_units_and_pools_round_up() -> None:
 
 @pytest.fixture(scope="module")
 def flat() -> nn.Module:
-    """A GoogLeNet of random weights whose batch norms hold statistics that they have seen: else no picture would leave a trace."""
+    """A GoogLeNet of random weights whose batch norms hold statistics that they have seen: else all pictures look alike."""
     torch.manual_seed(0)
     net = models.googlenet(weights=None, num_classes=10, aux_logits=False, init_weights=False)
     for module in net.modules():
@@ -89,7 +89,7 @@ def flat() -> nn.Module:
 
 
 def still(flat: nn.Module, side: int, frames: int, stages: int | None = None) -> tuple[Tensor, Tensor]:
-    """What a GoogLeNet finds in a picture, and what the I3D inflated from it finds in the midst of a video that shows nothing else.
+    """What a GoogLeNet finds in a picture, and what the I3D inflated from it finds in the middle of a video of that picture.
 
     ``stages``: after so many of the I3D's, which the third pool ends; None: at the end.
     """
@@ -108,8 +108,8 @@ def still(flat: nn.Module, side: int, frames: int, stages: int | None = None) ->
     return seen[0], maps[:, :, maps.shape[2] // 2]
 
 
-# Far from both ends, 99 frames being seen, time's padding plays no part. Of 63 pixels "SAME" pads as GoogLeNet does, of 64 it moves
-# the picture, of 65 it makes larger maps.
+# Far from both ends, 99 frames being seen, time's padding plays no part. Of 63 pixels "SAME" pads as GoogLeNet does, of 64 it
+# moves the picture, of 65 it makes larger maps.
 @pytest.mark.parametrize("side", [63, 64, 65, pytest.param(224, marks=pytest.mark.slow)])
 def test_an_inflated_network_sees_a_still_video_as_the_flat_one_sees_its_frame(flat: nn.Module, side: int) -> None:
     expected, found = still(flat, side, 161 if side < 224 else 113)

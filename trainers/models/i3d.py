@@ -64,7 +64,8 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pads, k, s = same_padding(tuple(x.shape[2:]), self.kernel, self.stride), self.kernel[1], self.stride[1]
         if self.flat:
-            pads[:4] = [pad for length in (x.shape[4], x.shape[3]) for pad in (0, -(length - k) % s if length > k else k - length)]
+            ends = [-(length - k) % s if length > k else k - length for length in (x.shape[4], x.shape[3])]
+            pads[:4] = [0, ends[0], 0, ends[1]]
         # Zeros do no harm: everything here comes out of a ReLU.
         return F.max_pool3d(F.pad(x, pads), self.kernel, self.stride)
 
