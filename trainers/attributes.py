@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
@@ -48,6 +47,7 @@ from trainers.engine.frames import frames_of_files, frames_of_stream
 from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimiserConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
@@ -58,6 +58,7 @@ INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
     "data", "seed", "arm", "batch", "mix", "augment", "loader.size", "make_roll", "model", "optim.kind", "optim.weight_decay",
+    "optim.sync_batch_norm",
 )  # fmt: skip
 BATCH = 32  # images of files told at once
 DECOUPLED_FROM = 2  # the stage, of 0, 1, 2, that begins with the decoupling part
@@ -233,7 +234,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
     """Train one stage from where the journal stands to its end."""
     config, worker, journal, log = job.config, job.worker, job.journal, job.log
-    model = DistributedDataParallel(job.task) if worker.group else job.task
+    model = spread(job.task, worker.group, sync_batch_norm=config.optim.sync_batch_norm)
     stream = mixed_stream(
         job.sets, config.mix, config.batch, config.loader, config.augment, config.cache,
         Share(worker.rank, worker.world), config.seed, journal.step, log.first + stage.most,
@@ -241,7 +242,7 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     labelled = with_targets(batches, job.sets, job.task.model.columns, config.size, make_roll=config.rolls_made)
     bad = BadSamples(config.loader.bad_share, sum(len(face_set.train) for face_set in job.sets))
-    meter, tally, optim = Meter(), Tally(config.loader.workers), stage.optim(config.optim)
+    meter, tally, optim = Meter(worker.group), Tally(config.loader.workers), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
         meter.add(step)

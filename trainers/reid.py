@@ -20,7 +20,6 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty import Follower, Publisher, start_service
@@ -44,6 +43,7 @@ from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate
 from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
@@ -52,7 +52,7 @@ from trainers.models.reid import Embedder, ModelConfig, ReidTask
 
 QUANTILES = 101  # of the difficulty vector, kept of each version for the report
 FIXED = (  # what a resumed run keeps: its weights, or the batches that it would have seen, depend on it
-    "data", "seed", "model", "head", "augment", "loader.size", "optim.kind", "optim.weight_decay",
+    "data", "seed", "model", "head", "augment", "loader.size", "optim.kind", "optim.weight_decay", "optim.sync_batch_norm",
     *(f"sampler.{name}" for name in ("kind", "batch", "instances", "uniform_share", "hardest", "temperature", "floor",
                                      "interval", "lag", "begin")),
 )  # fmt: skip
@@ -132,7 +132,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     journal, restored = restore(task, optimiser, data.index)
-    model = spread(task) if worker.group else task
+    model = spread(task, worker.group, sync_batch_norm=config.optim.sync_batch_norm, alone=task.alone)
     if not journal.evaluations:
         evaluate(config, worker, data, task, journal)
     table = VersionTable(len(data.train.counts), config.sampler)
@@ -142,7 +142,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         Share(worker.rank, worker.world), config.seed, journal.step, config.optim.steps,
     )  # fmt: skip
     loader = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    meter, bad, tally = Meter(), BadSamples(config.loader.bad_share, len(data.train)), Tally(config.loader.workers, table)
+    bad = BadSamples(config.loader.bad_share, len(data.train))
+    meter, tally = Meter(worker.group), Tally(config.loader.workers, table)
     for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed, worker.rank):
         journal.note(step)
         journal.notes["batches"] = google_crc32c.extend(journal.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
@@ -169,13 +170,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     confusable = confusable_pairs(task, worker)
     if worker.rank == 0:
         write_results(config, run, data, task, journal, confusable)
-
-
-def spread(task: ReidTask) -> DistributedDataParallel:
-    """The task on all ranks, with gradients that are the mean of the ranks'; rows that a rank alone holds are left to it."""
-    if isinstance(task.head, ClassParallel):
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, ["head.weight"])  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(task)
 
 
 class Exchange:

@@ -175,7 +175,7 @@ def test_length_does_not_matter(length: float) -> None:
 @pytest.mark.parametrize("numbers", ["float32", "int8"])
 @given(st.lists(st.integers(-900, 900), min_size=2, max_size=30), st.integers(0, 1000))
 def test_length_does_not_matter_beyond_float32s_range(numbers: Numbers, powers: list[int], seed: int) -> None:
-    """Float64 rows times powers of two, which change no digit, have the difficulty of the rows to the bit; so do rows of zeros."""
+    """Float64 rows times powers of two, which change no digit, have the difficulty of the rows to the bit."""
     rows = torch.randn(len(powers), 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows[seed % len(rows)] *= seed % 3 > 0
     lengths = torch.tensor([[2.0**power] for power in powers], dtype=torch.float64)

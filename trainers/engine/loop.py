@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 from datasets.sampling import generator
+from trainers.engine.ranks import sum_over_ranks
 
 Batch = dict[str, Any]
 
@@ -27,6 +28,9 @@ class OptimiserConfig:
     """How strongly weights are drawn to zero."""
     amp: bool = True
     """bfloat16 autocast on GPUs that have it."""
+    sync_batch_norm: bool = True
+    """Statistics of batch norm over the samples of all workers, so that their number changes results by rounding alone; off: each
+    worker's own, which saves two messages a layer and step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
@@ -111,10 +115,11 @@ def steps(
 
 
 class Meter:
-    """Means over the steps since the last reading."""
+    """Means over the steps since the last reading, and over the ranks of ``group``, which read at the same steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._steps: list[Step] = []
+        self._group = group
 
     def add(self, step: Step) -> None:
         """Take a step in; nothing is read from the device."""
@@ -128,8 +133,9 @@ class Meter:
             InputError: the loss is not finite any more.
         """
         began = time.perf_counter()
-        sums = {k: torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results}
-        means = {name: float(value) for name, value in sums.items()}
+        results = torch.stack([torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results])
+        world = 1 if self._group is None else dist.get_world_size(self._group)
+        means = dict(zip(self._steps[0].results, (sum_over_ranks(results, self._group) / world).tolist(), strict=True))
         took = sum(step.took for step in self._steps) + time.perf_counter() - began  # here a GPU is waited for
         if not math.isfinite(means["loss"]):
             where = f"steps {self._steps[0].done}-{self._steps[-1].done}"
