@@ -139,8 +139,8 @@ class Sampler:
         hard = config.batch - config.uniform_part
         even = self._epochs.batch(step * config.uniform_part, config.uniform_part)
         drawn = np.concatenate([self._hard(rng, hard, version), even])
-        # Both parts are spread over the batch, so that every rank's slice holds its share of each: a model keeps the
-        # batch-norm statistics of rank 0, and those must not be of the hard samples alone.
+        # Both parts are spread over the batch, so that every rank's slice holds its share of each: where ranks don't share the
+        # statistics of batch norm a model keeps those of rank 0, which must not be of the hard samples alone.
         ends = [np.arange(hard) // config.unit * config.unit / max(hard, 1), np.arange(len(even)) / max(len(even), 1)]
         mixed: Int64s = drawn[np.argsort(np.concatenate(ends), kind="stable")]
         return mixed

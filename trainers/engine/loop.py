@@ -158,7 +158,7 @@ def allreduce_s(model: nn.Module) -> float:
 
 
 def share_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Give all ranks the buffers of rank 0: batch norm's statistics differ, and rank 0's are the model's."""
+    """Give all ranks the buffers of rank 0: its statistics of batch norm are the model's, where ranks don't share them."""
     if group is not None:
         for buffer in task.buffers():
             dist.broadcast(buffer, 0, group=group)

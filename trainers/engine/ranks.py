@@ -24,10 +24,10 @@ def spread(task: nn.Module, group: dist.ProcessGroup | None, *, sync_batch_norm:
     ``sync_batch_norm``: the task's batch norms take their statistics from the batches of all ranks from now on. ``alone``: names
     of parameters that a rank alone holds, and whose gradients are left to it.
     """
-    if group is None:
-        return task
     if sync_batch_norm:
         synchronise_batch_norm(task, group)
+    if group is None:
+        return task
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, list(alone))  # type: ignore[no-untyped-call]
     # Statistics of all ranks' batches are the same on every rank; others are rank 0's.
     return DistributedDataParallel(task, process_group=group, forward_sync_buffers=not sync_batch_norm)
