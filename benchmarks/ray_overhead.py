@@ -59,7 +59,7 @@ def train(share: Share, count: int, worker: Any) -> float:
     data = open_data(CONFIG)
     task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
     optim = OptimConfig(steps=WARM + count)
-    model = spread(task, dist.group.WORLD, sync_batch_norm=optim.sync_batch_norm)
+    model = spread(task, dist.group.WORLD, sync_batch_norm=False)
     stream = BatchStream(
         data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps
     )

@@ -38,7 +38,17 @@ from trainers.engine.clips import TEST, Floats, checksum_of, evaluate_actions
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.ranks import spread
@@ -84,7 +94,7 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
-        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "actions")
+        config = settled(resolved(replace(self, data=absolute(self.data) if self.data else ""), "actions"))
         clips = config.check()
         run = start_run(config, FIXED)
         connect(config.cluster)
@@ -158,7 +168,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
     """Train from where the journal stands to the last step."""
     config, worker, clips, journal = job.config, job.worker, job.clips, job.journal
-    model = spread(job.task, worker.group, sync_batch_norm=config.optim.sync_batch_norm)
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     chosen, last = clips.clips_of("train"), config.optim.steps
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, Share(worker.rank, worker.world), config.seed,

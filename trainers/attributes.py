@@ -44,7 +44,17 @@ from trainers.engine.faces import (
     with_targets,
 )
 from trainers.engine.frames import frames_of_files, frames_of_stream
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimiserConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.ranks import spread
@@ -152,7 +162,7 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
-        config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
+        config = settled(resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes"))
         sets = config.check()
         run = start_run(config, FIXED)
         connect(config.cluster)
@@ -234,7 +244,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
     """Train one stage from where the journal stands to its end."""
     config, worker, journal, log = job.config, job.worker, job.journal, job.log
-    model = spread(job.task, worker.group, sync_batch_norm=config.optim.sync_batch_norm)
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     stream = mixed_stream(
         job.sets, config.mix, config.batch, config.loader, config.augment, config.cache,
         Share(worker.rank, worker.world), config.seed, journal.step, log.first + stage.most,

@@ -43,7 +43,17 @@ from trainers.engine.domains import (
     with_boxes,
 )
 from trainers.engine.frames import frames_of_files
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
 from trainers.engine.ranks import spread
@@ -132,7 +142,7 @@ class Train(JobConfig):
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
         source, target = (absolute(url) if url else "" for url in (self.source, self.target))
-        config = resolved(replace(self, source=source, target=target), "detection")
+        config = settled(resolved(replace(self, source=source, target=target), "detection"))
         domains = config.check()
         run = start_run(config, FIXED)
         connect(config.cluster)
@@ -193,7 +203,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_steps(job: Job, optimiser: torch.optim.Optimizer, others: list[torch.optim.Optimizer]) -> None:
     """Train from where the journal stands to the end."""
     config, worker, domains, journal = job.config, job.worker, job.domains, job.journal
-    model = spread(job.task, worker.group, sync_batch_norm=config.optim.sync_batch_norm)
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     stream = domain_stream(
         domains.labelled, domains.target if config.recipe.both else None, config.batch, config.loader, config.augment,
         config.cache, Share(worker.rank, worker.world), config.seed, journal.step, config.steps,

@@ -40,7 +40,7 @@ from trainers.engine.config import from_json, to_json
 from trainers.engine.console import summary_table
 from trainers.engine.export import exporter
 from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, settled, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.ranks import spread
@@ -81,9 +81,14 @@ class Train(JobConfig):
             what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
             raise InputError(what, "head.triplet", "give --sampler.instances 4")
 
+    @property
+    def batch(self) -> int:
+        """Samples of a global batch."""
+        return self.sampler.batch
+
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
-        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "reid")
+        config = settled(resolved(replace(self, data=absolute(self.data) if self.data else ""), "reid"))
         data = open_data(config)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
@@ -132,7 +137,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     journal, restored = restore(task, optimiser, data.index)
-    model = spread(task, worker.group, sync_batch_norm=config.optim.sync_batch_norm, alone=task.alone)
+    model = spread(task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm), alone=task.alone)
     if not journal.evaluations:
         evaluate(config, worker, data, task, journal)
     table = VersionTable(len(data.train.counts), config.sampler)

@@ -21,6 +21,7 @@ BESIDE = (  # beginnings of the names of settings that a run's figures do not de
     "name", "runs", "resume", "config", "cluster.", "cache.", "loader.workers", "loader.ahead", "evaluate_every",
     "checkpoint_every", "record_every",
 )  # fmt: skip
+ENOUGH = 32  # samples of a worker whose own statistics of batch norm are as good as any
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -58,6 +59,22 @@ def resolved(config: C, job: str) -> C:
     return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
 
 
+def settled(config: C) -> C:
+    """The config with what batch norm goes by, where that is left open: what a run is resumed with, or what fits its workers.
+
+    So it is stored with the run, and does not change with the number of workers.
+    """
+    job: Any = config  # every job has these
+    if job.optim.sync_batch_norm is not None:
+        return config
+    run = Run(job.runs, job.name)
+    if job.resume and run.exists():
+        sync = stored_config(type(job), run).optim.sync_batch_norm
+    else:
+        sync = job.cluster.workers == 1 or job.cluster.fewest > 0 or job.batch < ENOUGH * job.cluster.workers
+    return replace(job, optim=replace(job.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
+
+
 def absolute(runs: str) -> str:
     """An address in full: workers have other working directories. Empty: where runs are kept by default."""
     if not runs:  # a Ray job's working directory is a copy that is thrown away
@@ -84,6 +101,9 @@ def start_run(config: JobConfig, fixed: Sequence[str]) -> Run:
         if was != attrgetter(name)(config):
             what = f"the run was started with another {name}: {was}"
             raise InputError(what, run.url, "resume without changing it, or start a new run")
+    was, now = before.cluster.sizes, config.cluster.sizes  # type: ignore[attr-defined]
+    if not config.optim.sync_batch_norm and {*was, *now} != {now[0]}:  # type: ignore[attr-defined]
+        print("note: each worker has batch norm of its own, so that another number of workers is another training")
     return run
 
 
@@ -135,7 +155,7 @@ def ended_run(config: Any) -> Run:
     """
     run = Run(config.runs, config.name)
     if run.exists():
-        before, now = _what_counts(stored_config(type(config), run)), _what_counts(config)
+        before, now = _what_counts(stored_config(type(config), run)), _what_counts(settled(replace(config, resume=True)))
         if other := [name for name in now if now[name] != before[name]]:
             what = f"the run was trained with another {other[0]}: {before[other[0]]}"
             raise InputError(what, run.url, "compare under another --name")

@@ -28,9 +28,10 @@ class OptimiserConfig:
     """How strongly weights are drawn to zero."""
     amp: bool = True
     """bfloat16 autocast on GPUs that have it."""
-    sync_batch_norm: bool = True
-    """Statistics of batch norm over the samples of all workers, so that their number changes results by rounding alone; off: each
-    worker's own, which saves two messages a layer and step."""
+    sync_batch_norm: bool | None = None
+    """Take batch norm's statistics from the samples of all workers, so that their number changes results by rounding alone; off:
+    from each worker's own, which saves two messages a layer and step. None: off where several workers, their number fixed, have
+    32 samples or more each."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
