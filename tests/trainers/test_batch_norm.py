@@ -71,19 +71,44 @@ def passed(name: str, form: str, group: Group, *, alone: bool = False) -> dict[s
 CASES = [(name, form) for name, (_, shape, *_) in LAYERS.items() for form in FORMS if form != "channels last" or len(shape) == 4]
 
 
-def layers_on(rank: int) -> dict[str, dict[str, Tensor]]:
-    return {f"{name}, {form}": passed(name, form, dist.group.WORLD) for name, form in CASES}
+def check_conversion(group: Group) -> None:
+    """Names, modes and what is evaluated stay as they are when a task is spread over ranks, once or stage after stage."""
+    task, faces = task_of(group), AttributesTask(Attributes(FaceModelConfig(width=8), ("age", "pose"), single=False), group)
+    faces.model.insert_decoupler()
+    faces.enter({"age": 1.0}, freeze=["backbone"])
+    before = [list(task.state_dict()), list(faces.state_dict())]
+    held = [module for module in faces.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    spread(task, group, sync_batch_norm=True)
+    spread(faces, group, sync_batch_norm=True)
+    assert [list(task.state_dict()), list(faces.state_dict())] == before
+    assert all(isinstance(module, SyncBatchNorm) for module in held)
+    trained = [module.training for module in held]
+    spread(faces, group, sync_batch_norm=True)  # as the next stage does
+    assert [module.training for module in held] == trained
+    assert not all(trained)  # a frozen backbone stays so
+    assert any(trained)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = Embedder(ModelConfig(embedding=16))
+    plain.load_state_dict(task.embedder.state_dict())
+    assert torch.equal(plain.eval()(images), task.embedder.eval()(images))
+
+
+def on_rank(rank: int) -> dict[str, dict[str, Tensor]]:
+    """What a rank finds: of every layer; "own": by training without batch norm over all ranks."""
+    check_conversion(dist.group.WORLD)
+    found = {f"{name}, {form}": passed(name, form, dist.group.WORLD) for name, form in CASES}
+    return found | {"own": train(dist.group.WORLD, 6, sync=False)}
 
 
 @pytest.fixture(scope="module")
-def layers() -> list[dict[str, dict[str, Tensor]]]:
-    return on_ranks(2, layers_on)
+def ranks() -> list[dict[str, dict[str, Tensor]]]:
+    return on_ranks(2, on_rank)
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
-def test_a_layer_is_torchs_own_over_the_whole_batch(name: str, form: str, layers: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_a_layer_is_torchs_own_over_the_whole_batch(name: str, form: str, ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     """Outputs and gradients, running statistics and the count of batches; in eval mode too."""
-    whole, (one, other) = passed(name, form, None), (rank[f"{name}, {form}"] for rank in layers)
+    whole, (one, other) = passed(name, form, None), (rank[f"{name}, {form}"] for rank in ranks)
     assert one.keys() == other.keys() == whole.keys()
     near = {"rtol": 1e-9, "atol": 1e-9} if form == "float64" else {"rtol": 1e-4, "atol": 1e-5}
     near = (
@@ -118,9 +143,9 @@ def test_one_value_of_a_channel_is_refused() -> None:
     assert layer.eval()(torch.ones(1, 3)).isfinite().all()
 
 
-def task_of(group: Group, head: HeadConfig | None = None) -> ReidTask:
+def task_of(group: Group) -> ReidTask:
     torch.manual_seed(0)
-    return ReidTask(ModelConfig(embedding=16), head or HeadConfig(triplet=0.5), 6, group)
+    return ReidTask(ModelConfig(embedding=16), HeadConfig(triplet=0.5), 6, group)
 
 
 def batches(first: int, last: int, rank: int, world: int) -> Iterator[Batch]:
@@ -133,10 +158,10 @@ def batches(first: int, last: int, rank: int, world: int) -> Iterator[Batch]:
         yield {"images": images.to(torch.uint8)[mine], "labels": labels[mine], "step": step}
 
 
-def train(group: Group, last: int, folder: str = "", *, sync: bool = True, head: HeadConfig | None = None) -> dict[str, Tensor]:
+def train(group: Group, last: int, folder: str = "", *, sync: bool = True) -> dict[str, Tensor]:
     """Train to a step, from a checkpoint's where there is one: the losses, what was learned; rank 0 leaves a checkpoint."""
     torch.set_num_threads(1)
-    task, config, journal = task_of(group, head), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), Journal()
+    task, config, journal = task_of(group), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), Journal()
     optimiser, rank, world = build_optimiser(config, task), dist.get_rank(group) if group else 0, group.size() if group else 1
     if folder and (Path(folder) / "state.pt").exists():
         state = read_checkpoint(Path(folder))
@@ -153,8 +178,8 @@ def train(group: Group, last: int, folder: str = "", *, sync: bool = True, head:
     return {"losses": torch.tensor(losses)} | task.state_dict()
 
 
-def train_on(rank: int, last: int, folder: str, sync: bool = True) -> dict[str, Tensor]:
-    return train(dist.group.WORLD, last, folder, sync=sync)
+def train_on(rank: int, last: int, folder: str) -> dict[str, Tensor]:
+    return train(dist.group.WORLD, last, folder)
 
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 3)])
@@ -172,36 +197,8 @@ def test_a_run_goes_on_with_another_number_of_workers(worlds: tuple[int, int], t
         torch.testing.assert_close(found[-1][name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_without_it_the_number_of_workers_is_in_the_result(tmp_path: Path) -> None:
+def test_without_it_the_number_of_workers_is_in_the_result(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     """What the option is for, and that these tests would tell."""
-    whole, (one, other) = train(None, 6), on_ranks(2, train_on, 6, "", False)
+    whole, (one, other) = train(None, 6), (rank["own"] for rank in ranks)
     assert (one["losses"] - whole["losses"]).abs().max() > 0.01
     assert not torch.equal(one["embedder.neck.running_mean"], other["embedder.neck.running_mean"])
-
-
-def converted_on(rank: int) -> dict[str, Tensor | list[str]]:
-    """What tasks are after they were spread."""
-    group = dist.group.WORLD
-    task, faces = task_of(group), AttributesTask(Attributes(FaceModelConfig(width=8), ("age", "pose"), single=False), group)
-    faces.model.insert_decoupler()
-    faces.enter({"age": 1.0}, freeze=["backbone"])
-    before = [list(task.state_dict()), list(faces.state_dict())]
-    held = [module for module in faces.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    spread(task, group, sync_batch_norm=True)
-    spread(faces, group, sync_batch_norm=True)
-    assert [list(task.state_dict()), list(faces.state_dict())] == before
-    assert all(isinstance(module, SyncBatchNorm) for module in held)
-    trained = [module.training for module in held]
-    spread(faces, group, sync_batch_norm=True)  # as the next stage does
-    assert [module.training for module in held] == trained
-    assert not all(trained)  # a frozen backbone stays so
-    assert any(trained)
-    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plain = Embedder(ModelConfig(embedding=16))
-    plain.load_state_dict(task.embedder.state_dict())
-    assert torch.equal(plain.eval()(images), task.embedder.eval()(images))
-    return {}
-
-
-def test_names_modes_and_what_is_evaluated_stay_as_they_are() -> None:
-    on_ranks(2, converted_on)
