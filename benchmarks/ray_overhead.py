@@ -21,7 +21,6 @@ import ray
 import torch
 import torch.distributed as dist
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 from cluster.launch import ClusterConfig, connect, launch
 from cluster.worker import this_worker
@@ -31,6 +30,7 @@ from datasets.sampling import SamplerConfig
 from datasets.tally import Tally
 from trainers.engine.console import summary_table
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.ranks import spread
 from trainers.models.reid import ReidTask
 from trainers.reid import Train, open_data
 
@@ -58,11 +58,12 @@ def train(share: Share, count: int, worker: Any) -> float:
     torch.manual_seed(0)
     data = open_data(CONFIG)
     task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
-    model, optim = DistributedDataParallel(task), OptimConfig(steps=WARM + count)
+    optim = OptimConfig(steps=WARM + count)
+    model = spread(task, dist.group.WORLD, sync_batch_norm=False)
     stream = BatchStream(
         data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps
     )
-    meter, tally, began = Meter(), Tally(CONFIG.loader.workers), 0.0
+    meter, tally, began = Meter(dist.group.WORLD), Tally(CONFIG.loader.workers), 0.0
     batches = behind_workers(stream, CONFIG.loader.workers)
     for step in steps(model, build_optimiser(optim, task), optim, batches, torch.device("cpu"), 0, share.rank):
         meter.add(step)

@@ -48,7 +48,7 @@ class ClusterConfig:
     """Training processes; each takes a GPU if the cluster has any, or can grow to have."""
     fewest: int = 0
     """Workers to go on with while nodes are lost; new ones are taken in again, so that any number from these to all must divide a
-    step's samples. 0: all of them, waited for."""
+    step's samples. Batch norm is over all workers then, if it is not set. 0: all of them, waited for."""
     cpus: int = 1
     """CPU cores reserved for each, its loader processes included."""
     gpu: bool | None = None

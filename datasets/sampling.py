@@ -170,8 +170,8 @@ class Sampler:
             return even
         rng = generator(self.seed, config.kind, step)
         chosen = rng.integers(len(self.split), size=hard) if version is None else self._hard(rng, hard, version)
-        # Both parts are spread over the batch, so that every rank's slice holds its share of each: a model keeps the
-        # batch-norm statistics of rank 0, and those must not be of the hard samples alone.
+        # Both parts are spread over the batch, so that every rank's slice holds its share of each: where ranks don't share the
+        # statistics of batch norm a model keeps those of rank 0, which must not be of the hard samples alone.
         ends = [np.arange(count) // config.unit * config.unit / count for count in (hard, part)]
         drawn: Int64s = np.concatenate([chosen, even])[np.argsort(np.concatenate(ends), kind="stable")]
         return drawn

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
@@ -40,9 +39,20 @@ from trainers.engine.clips import Floats, checksum_of, evaluate_actions, evaluat
 from trainers.engine.config import HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.actions import TOP, clip_figures, confusion
 from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, check_clips
@@ -81,7 +91,7 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
-        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "actions")
+        config = settled(resolved(replace(self, data=absolute(self.data) if self.data else ""), "actions"))
         clips = config.check()
         run = start_run(config)
         connect(config.cluster)
@@ -155,14 +165,14 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
     """Train from where the journal stands to the last step."""
     config, worker, clips, journal = job.config, job.worker, job.clips, job.journal
-    model = DistributedDataParallel(job.task) if worker.group else job.task
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     chosen, last = clips.clips_of("train"), config.optim.steps
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, Share(worker.rank, worker.world), config.seed,
         journal.step, last,
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    bad, meter, tally = BadSamples(config.loader.bad_share, len(chosen)), Meter(), Tally(config.loader.workers)
+    bad, meter, tally = BadSamples(config.loader.bad_share, len(chosen)), Meter(worker.group), Tally(config.loader.workers)
     for step in steps(model, optimiser, config.optim, batches, worker.device, config.seed, worker.rank):
         journal.note(step)
         meter.add(step)
@@ -243,7 +253,7 @@ def open_trained(runs: str, name: str) -> Trained:
     """The model of a run, on the GPU if there is one."""
     run = Run(absolute(runs), name)
     config, state = stored_config(Train, run), run.read_model()
-    model = Actions(replace(config.model, weights=""), len(state["classes"]), config.clip, state["stream"])
+    model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], fetch=False)
     model.load_state_dict(state["model"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kept = (tuple(state["classes"]), state["stream"], state["rate"], state["side"])

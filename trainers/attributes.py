@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
@@ -46,9 +45,20 @@ from trainers.engine.faces import (
     with_targets,
 )
 from trainers.engine.frames import frames_of_files, frames_of_stream
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimiserConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.stages import StageConfig, StageLog
 from trainers.losses.attributes import TASKS, Weights
@@ -168,7 +178,7 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
-        config = resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes")
+        config = settled(resolved(replace(self, data=tuple(absolute(url) for url in self.data)), "attributes"))
         sets = config.check()
         run = start_run(config)
         connect(config.cluster)
@@ -253,7 +263,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> None:
     """Train one stage from where the journal stands to its end."""
     config, worker, journal, log = job.config, job.worker, job.journal, job.log
-    model = DistributedDataParallel(job.task) if worker.group else job.task
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     parts = config.parts(job.sets, stage)
     stream = mixed_stream(
         parts, config.loader, config.augment, config.cache, Share(worker.rank, worker.world), (config.seed, log.now),
@@ -262,7 +272,7 @@ def train_stage(job: Job, stage: Stage, optimiser: torch.optim.Optimizer) -> Non
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
     labelled = with_targets(batches, parts, job.task.model.columns, config.size, make_roll=config.rolls_made)
     bad = BadSamples(config.loader.bad_share, sum(len(part.faces.train) for part in parts))
-    meter, tally, optim = Meter(), Tally(config.loader.workers), stage.optim(config.optim)
+    meter, tally, optim = Meter(worker.group), Tally(config.loader.workers), stage.optim(config.optim)
     for step in steps(model, optimiser, optim, labelled, worker.device, config.seed, worker.rank, log.first):
         journal.note(step)
         meter.add(step)

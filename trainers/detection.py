@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
@@ -44,9 +43,20 @@ from trainers.engine.domains import (
     with_boxes,
 )
 from trainers.engine.frames import frames_of_files
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.models.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, Recipe, TeacherConfig
 from trainers.models.detection import Detector, DetectorConfig
@@ -136,7 +146,7 @@ class Train(JobConfig):
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
         source, target = (absolute(url) if url else "" for url in (self.source, self.target))
-        config = resolved(replace(self, source=source, target=target), "detection")
+        config = settled(resolved(replace(self, source=source, target=target), "detection"))
         domains = config.check()
         run = start_run(config)
         connect(config.cluster)
@@ -174,7 +184,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     worker, run, domains = this_worker(settings), Run(config.runs, config.name), config.open()
     torch.manual_seed(config.seed)
-    task = DetectionTask(config.model, len(domains.names), config.recipe, config.align, config.teacher).to(worker.device)
+    task = DetectionTask(config.model, len(domains.names), config.recipe, config.align, config.teacher, worker.group)
+    task = task.to(worker.device)
     optimiser = build_optimiser(config.optim, task.detector)
     others = [] if task.adversaries is None else [build_optimiser(config.adversaries_optim(), task.adversaries)]
     stored = restore_checkpoint(read_checkpoint)
@@ -198,7 +209,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_steps(job: Job, optimiser: torch.optim.Optimizer, others: list[torch.optim.Optimizer]) -> None:
     """Train from where the journal stands to the end."""
     config, worker, domains, journal = job.config, job.worker, job.domains, job.journal
-    model = DistributedDataParallel(job.task) if worker.group else job.task
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     stream = domain_stream(
         domains.labelled, domains.target if config.recipe.both else None, config.batch, config.loader, config.augment,
         config.cache, Share(worker.rank, worker.world), config.seed, journal.step, config.steps,
@@ -207,7 +218,7 @@ def train_steps(job: Job, optimiser: torch.optim.Optimizer, others: list[torch.o
     labelled = with_boxes(batches, domains.labelled, domains.names, config.begin)
     beside = [(other, config.adversaries_optim()) for other in others]
     bad = BadSamples(config.loader.bad_share, len(domains.labelled.train) + len(domains.target.train))
-    meter, tally = Meter(), Tally(config.loader.workers)
+    meter, tally = Meter(worker.group), Tally(config.loader.workers)
     for step in steps(model, optimiser, config.optim, labelled, worker.device, config.seed, worker.rank, beside=beside):
         job.task.follow(step.done)
         journal.note(step)

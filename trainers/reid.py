@@ -20,7 +20,6 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty import Follower, Publisher, start_service
@@ -41,9 +40,10 @@ from trainers.engine.config import HARMLESS, allowed, from_json, to_json
 from trainers.engine.console import summary_table
 from trainers.engine.export import exporter
 from trainers.engine.gallery import FIGURES, can_retrieve, embed_files, evaluate_retrieval, rank_files, rank_split
-from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, shown, start_run, stored_config
+from trainers.engine.job import JobConfig, absolute, resolved, resumed_defaults, settled, shown, start_run, stored_config
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.shares import files_of_rows, read_with_share, write_share
 from trainers.losses.class_parallel import ClassParallel
@@ -79,9 +79,14 @@ class Train(JobConfig):
             what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
             raise InputError(what, "head.triplet", "give --sampler.instances 4")
 
+    @property
+    def batch(self) -> int:
+        """Samples of a global batch."""
+        return self.sampler.batch
+
     def run(self) -> None:
         """Check all that can be checked here, train on the cluster, write the report."""
-        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "reid")
+        config = settled(resolved(replace(self, data=absolute(self.data) if self.data else ""), "reid"))
         data = open_data(config)
         check_shards(data.index)
         Sampler(config.sampler, data.train, config.seed)
@@ -131,7 +136,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     journal, restored = restore(task, optimiser, data.index)
-    model = spread(task) if worker.group else task
+    model = spread(task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm), alone=task.alone)
     if not journal.evaluations:
         evaluate(config, worker, data, task, journal)
     table = VersionTable(len(data.train.counts), config.sampler)
@@ -141,7 +146,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         Share(worker.rank, worker.world), config.seed, journal.step, config.optim.steps,
     )  # fmt: skip
     loader = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    meter, bad, tally = Meter(), BadSamples(config.loader.bad_share, len(data.train)), Tally(config.loader.workers, table)
+    bad = BadSamples(config.loader.bad_share, len(data.train))
+    meter, tally = Meter(worker.group), Tally(config.loader.workers, table)
     for step in steps(model, optimiser, config.optim, loader, worker.device, config.seed, worker.rank):
         journal.note(step)
         journal.notes["batches"] = google_crc32c.extend(journal.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
@@ -170,13 +176,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     confusable = confusable_pairs(task, worker)
     if worker.rank == 0:
         write_results(config, run, data, task, journal, confusable)
-
-
-def spread(task: ReidTask) -> DistributedDataParallel:
-    """The task on all ranks, with gradients that are the mean of the ranks'; rows that a rank alone holds are left to it."""
-    if isinstance(task.head, ClassParallel):
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, ["head.weight"])  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(task)
 
 
 class Exchange:

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
-from torch.nn.parallel import DistributedDataParallel
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import ClusterConfig, connect, launch
@@ -46,10 +45,21 @@ from trainers.engine.clips import Told, checksum_of, evaluate_sequences, evaluat
 from trainers.engine.config import ALLOWED, HARMLESS, from_json, to_json
 from trainers.engine.export import exporter
 from trainers.engine.frames import video_files
-from trainers.engine.job import JobConfig, absolute, compared_defaults, ended_run, resolved, shown, start_run, stored_config
+from trainers.engine.job import (
+    JobConfig,
+    absolute,
+    compared_defaults,
+    ended_run,
+    resolved,
+    settled,
+    shown,
+    start_run,
+    stored_config,
+)
 from trainers.engine.journal import Journal, crc32c_of, read_checkpoint, write_checkpoint
 from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, share_buffers, steps
 from trainers.engine.online import Recogniser, recognise
+from trainers.engine.ranks import spread
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.metrics.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.models.sequence import FromClips, LossKind, SequenceModel, SequenceModelConfig, SequenceTask
@@ -116,7 +126,7 @@ class Train(JobConfig):
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
-        config = resolved(replace(self, data=absolute(self.data) if self.data else ""), "sequences")
+        config = settled(resolved(replace(self, data=absolute(self.data) if self.data else ""), "sequences"))
         clips = config.check()
         run = start_run(config)
         connect(config.cluster)
@@ -171,7 +181,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     worker, run, clips = this_worker(settings), Run(config.runs, config.name), open_clips(config.data)
     joints = joints_of(clips)
     torch.manual_seed(config.seed)
-    task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss).to(worker.device)
+    task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss, worker.group).to(worker.device)
     optimiser = build_optimiser(config.optim, task)
     stored = restore_checkpoint(read_checkpoint)
     if stored and stored["data"] != checksum_of(clips):
@@ -191,14 +201,14 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train(job: Job, optimiser: torch.optim.Optimizer) -> None:
     """Train from where the journal stands to the last step."""
     config, worker, clips, journal = job.config, job.worker, job.clips, job.journal
-    model = DistributedDataParallel(job.task) if worker.group else job.task
+    model = spread(job.task, worker.group, sync_batch_norm=bool(config.optim.sync_batch_norm))
     chosen, last = training_clips(clips, config), config.optim.steps
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, Share(worker.rank, worker.world), config.seed,
         journal.step, last, whole=True, frame_targets=clips.frame_actions() if config.loss == "frames" else (),
     )  # fmt: skip
     batches = behind_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")
-    bad, meter, tally = BadSamples(config.loader.bad_share, len(chosen)), Meter(), Tally(config.loader.workers)
+    bad, meter, tally = BadSamples(config.loader.bad_share, len(chosen)), Meter(worker.group), Tally(config.loader.workers)
     job.task.kind = config.loss_at(journal.step)
     for step in steps(model, optimiser, config.optim, batches, worker.device, config.seed, worker.rank):
         job.task.kind = config.loss_at(step.done)

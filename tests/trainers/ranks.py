@@ -17,6 +17,8 @@ MODULES = [
     "torch.distributed",
     "trainers.engine.difficulty",
     "trainers.engine.gallery",
+    "trainers.losses.margins",
+    "trainers.models.adaptation",
     "trainers.models.reid",
 ]
 

@@ -75,24 +75,61 @@ def test_units_and_pools_round_up() -> None:
     assert Pool((1, 3, 3), (1, 2, 2))(x).shape == (1, 2, 5, 5, 4)
 
 
-@torch.no_grad()
-def test_an_inflated_network_sees_a_repeated_frame_as_the_flat_one_sees_the_frame() -> None:
+@pytest.fixture(scope="module")
+def flat() -> nn.Module:
+    """A GoogLeNet of random weights whose batch norms hold statistics that they have seen: else all pictures look alike."""
     torch.manual_seed(0)
-    flat = models.googlenet(weights=None, num_classes=10, aux_logits=False, init_weights=False).eval()
-    for module in flat.modules():
+    net = models.googlenet(weights=None, num_classes=10, aux_logits=False, init_weights=False)
+    for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-    deep = I3D(10).eval()
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(torch.rand(8, 3, 96, 96) * 2 - 1)
+    return net.eval()
+
+
+def still(flat: nn.Module, side: int, frames: int, stages: int | None = None) -> tuple[Tensor, Tensor]:
+    """What a GoogLeNet finds in a picture, and what the I3D inflated from it finds in the middle of a video of that picture.
+
+    ``stages``: after so many of the I3D's, which the third pool ends; None: at the end.
+    """
+    image, seen = torch.rand(1, 3, side, side) * 2 - 1, list[Tensor]()
+    deep = I3D(10, flat=True).eval()
     inflate(flat, deep)
-    # Of an odd size "SAME" pads as GoogLeNet does. Far from both ends, 99 frames being seen, time's padding plays no part.
-    image = torch.rand(1, 3, 63, 63) * 2 - 1
-    features: list[Tensor] = []
-    flat.avgpool.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
-    flat(image)
-    maps = deep.features(image[:, :, None].expand(-1, -1, 161, -1, -1))
-    torch.testing.assert_close(maps[:, :, maps.shape[2] // 2], features[0], rtol=1e-4, atol=1e-4)
-    assert features[0].abs().max() > 0.1
+    last = flat.inception5b if stages is None else flat.maxpool2
+    hook = last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[union-attr]
+    with torch.no_grad():
+        flat(image)
+        maps = image[:, :, None].expand(-1, -1, frames, -1, -1)
+        for stage in list(deep.stages.values())[:stages]:
+            maps = stage(maps)
+    hook.remove()
+    assert seen[0].std() > 0.1
+    return seen[0], maps[:, :, maps.shape[2] // 2]
+
+
+# Far from both ends, 99 frames being seen, time's padding plays no part. Of 63 pixels "SAME" pads as GoogLeNet does, of 64 it
+# moves the picture, of 65 it makes larger maps.
+@pytest.mark.parametrize("side", [63, 64, 65, pytest.param(224, marks=pytest.mark.slow)])
+def test_an_inflated_network_sees_a_still_video_as_the_flat_one_sees_its_frame(flat: nn.Module, side: int) -> None:
+    expected, found = still(flat, side, 161 if side < 224 else 113)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_an_inflated_stem_sees_a_still_video_as_the_flat_one_sees_its_frame(flat: nn.Module) -> None:
+    """At the size that the weights are trained at; the maps are of 28 x 28 then, as of a smaller picture."""
+    torch.testing.assert_close(*still(flat, 224, 17, stages=5), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_is_loaded_later_pads_as_the_one_that_was_inflated() -> None:
+    """Predictions are made by a model that fetches no weights."""
+    clip = ClipConfig(frames=8, size=(32, 32))
+    for weights in ("", "DEFAULT"):
+        model = Actions(ActionModelConfig("i3d", weights=weights), 3, clip, "rgb", fetch=False)
+        assert isinstance(model.net, I3D)
+        parts = [part for part in model.net.stages.values() if isinstance(part, Unit | Pool) and max(part.stride) > 1]
+        assert len(parts) == 5
+        assert {part.flat for part in parts} == {bool(weights)}
 
 
 def test_inflation_of_flow_and_of_other_widths() -> None:

@@ -59,6 +59,74 @@ def test_voc_by_hand() -> None:
     assert np.isnan(voc_ap50([truth()], twice, 0))
 
 
+def test_a_miss_does_not_use_up_its_true_box() -> None:
+    """The first overlaps by a third: it is wrong, and the second is right."""
+    found = [told((0.0, 0.0, 10.0, 30.0), ONE, scores=[0.9, 0.8])]
+    assert voc_ap50([truth(ONE)], found, 0) == pytest.approx(0.5, abs=1e-12)
+    assert detection_figures([truth(ONE)], found, ("a",))["vocAP50"] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_boxes_without_an_area_are_mistakes() -> None:
+    point = (5.0, 5.0, 5.0, 5.0)
+    assert voc_ap50([truth(ONE, point)], [told(point, ONE, scores=[0.9, 0.8])], 0) == pytest.approx(0.5 * 0.5)
+
+
+def devkit_ap(truth: list[Truth], told: list[Told], minoverlap: float = 0.5) -> float:
+    """VOCevaldet.m and VOCap.m of the development kit (2010 and later), line by line but for the "+ 1" of its pixel boxes."""
+    npos = sum(int((~one.ignored).sum()) for one in truth)
+    det = [np.zeros(len(one.boxes), bool) for one in truth]
+    ids = [i for i, one in enumerate(told) for _ in one.scores]
+    bbs = [box for one in told for box in one.boxes.astype(np.float64)]
+    si = np.argsort(-np.array([score for one in told for score in one.scores]), kind="stable")
+    tp, fp = np.zeros(len(si)), np.zeros(len(si))
+    for d, place in enumerate(si):
+        i, bb, ovmax, jmax = ids[place], bbs[place], -np.inf, -1
+        for j, bbgt in enumerate(truth[i].boxes.astype(np.float64)):
+            bi = [max(bb[0], bbgt[0]), max(bb[1], bbgt[1]), min(bb[2], bbgt[2]), min(bb[3], bbgt[3])]
+            iw, ih = bi[2] - bi[0], bi[3] - bi[1]
+            if iw > 0 and ih > 0:
+                ua = (bb[2] - bb[0]) * (bb[3] - bb[1]) + (bbgt[2] - bbgt[0]) * (bbgt[3] - bbgt[1]) - iw * ih
+                ov = iw * ih / ua
+                if ov > ovmax:
+                    ovmax, jmax = ov, j
+        if ovmax >= minoverlap:
+            if not truth[i].ignored[jmax]:
+                if not det[i][jmax]:
+                    tp[d], det[i][jmax] = 1, True
+                else:
+                    fp[d] = 1
+        else:
+            fp[d] = 1
+    fp, tp = fp.cumsum(), tp.cumsum()
+    with np.errstate(invalid="ignore"):
+        rec, prec = tp / npos, tp / (fp + tp)
+    mrec, mpre = np.array([0, *rec, 1]), np.array([0, *np.nan_to_num(prec), 0])
+    for i in range(len(mpre) - 2, -1, -1):
+        mpre[i] = max(mpre[i], mpre[i + 1])
+    i = np.flatnonzero(mrec[1:] != mrec[:-1]) + 1
+    return float(((mrec[i] - mrec[i - 1]) * mpre[i]).sum())
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 10**6))
+def test_voc_is_the_development_kits_rule(seed: int) -> None:
+    """On crowded images with difficult boxes, some answers near a true box, some anywhere, and many equal scores."""
+    rng = np.random.default_rng(seed)
+    true, found = [], []
+    for _ in range(int(rng.integers(1, 5))):
+        corners = rng.integers(0, 12, (int(rng.integers(0, 6)), 2))
+        boxes = np.concatenate([corners, corners + rng.integers(1, 12, corners.shape)], axis=1)
+        near = boxes[rng.integers(0, len(boxes), 5)] if len(boxes) else np.zeros((0, 4), int)
+        near = np.concatenate([near + rng.integers(-2, 3, near.shape), rng.integers(0, 12, (2, 4)) + np.array([0, 0, 12, 12])])
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        true.append(truth(*boxes.tolist(), ignored=(rng.random(len(boxes)) < 0.3).tolist()))
+        found.append(told(*near.tolist(), scores=(rng.integers(0, 6, len(near)) / 5).tolist()))
+    if not any((~one.ignored).any() for one in true):
+        assert np.isnan(voc_ap50(true, found, 0))
+        return
+    assert voc_ap50(true, found, 0) == pytest.approx(devkit_ap(true, found), abs=1e-12)
+
+
 def test_what_is_ignored_is_no_mistake_and_need_not_be_found() -> None:
     true = [truth(ONE, TWO, ignored=[False, True])]
     for found in (told(ONE, scores=[0.5]), told(ONE, TWO, scores=[0.5, 0.9])):

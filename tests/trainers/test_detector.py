@@ -22,7 +22,7 @@ def test_losses_and_boxes_of_every_backbone(backbone: str, side: int) -> None:
     ]
     losses, found = detector.losses(images, targets)
     assert set(losses) == {"objectness", "proposal", "class", "box"}
-    torch.stack(list(losses.values())).sum().backward()
+    torch.stack([total / count for total, count in losses.values()]).sum().backward()
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
     assert found.features.shape == (sum(len(b) for b in found.boxes), detector.width)
     best = detector.best_regions(images)
@@ -73,7 +73,7 @@ def test_the_small_one_learns() -> None:
     for _ in range(60):
         losses, _ = detector.losses(images, targets)
         optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack([total / count for total, count in losses.values()]).sum().backward()
         optimiser.step()
     told = found_boxes(detector.eval(), images)
     scale = np.array([64, 48, 64, 48], np.float32)

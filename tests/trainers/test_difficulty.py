@@ -172,6 +172,20 @@ def test_length_does_not_matter(length: float) -> None:
     torch.testing.assert_close(difficulty(rows * lengths).cosine, difficulty(rows).cosine, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("numbers", ["float32", "int8"])
+@given(st.lists(st.integers(-900, 900), min_size=2, max_size=30), st.integers(0, 1000))
+def test_length_does_not_matter_beyond_float32s_range(numbers: Numbers, powers: list[int], seed: int) -> None:
+    """Float64 rows times powers of two, which change no digit, have the difficulty of the rows to the bit."""
+    rows = torch.randn(len(powers), 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows[seed % len(rows)] *= seed % 3 > 0
+    lengths = torch.tensor([[2.0**power] for power in powers], dtype=torch.float64)
+    expected, found = difficulty(rows, tile=8, numbers=numbers), difficulty(rows * lengths, tile=8, numbers=numbers)
+    assert same_bits(found, expected)
+    check(found, rows)
+    with pytest.raises(InputError, match="not finite"):
+        difficulty(torch.where(rows == rows.max(), math.inf, rows))
+
+
 @pytest.mark.parametrize("tile", [1, 5, 9, 10, 11, 20, 21])
 def test_tile_sizes(tile: int) -> None:
     rows = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))

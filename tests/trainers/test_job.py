@@ -10,7 +10,7 @@ from cluster.launch import ClusterConfig
 from datasets.errors import InputError
 from trainers.attributes import Stage, Train
 from trainers.engine.config import to_json
-from trainers.engine.job import ended_run
+from trainers.engine.job import ended_run, settled, start_run
 from trainers.engine.run import CONFIG, METRICS, Run
 
 
@@ -22,6 +22,10 @@ def test_an_ended_run_is_read_if_its_settings_are_those_asked_for(tmp_path: Path
     run.write_text(METRICS, json.dumps({"step": 1}))
     assert ended_run(asked).url == run.url
     assert ended_run(replace(asked, cluster=ClusterConfig(workers=1), record_every=20)).url == run.url
+    run.write_text(
+        CONFIG, to_json(settled(replace(asked, data=(str(tmp_path / "set"),), resume=True)))
+    )  # batch norm's choice, too
+    assert ended_run(replace(asked, cluster=ClusterConfig(workers=4))).url == run.url
     for other, told in [
         (replace(asked, data=("another",)), "another data"),
         (replace(asked, seed=1), "another seed: 0"),
@@ -30,3 +34,28 @@ def test_an_ended_run_is_read_if_its_settings_are_those_asked_for(tmp_path: Path
     ]:
         with pytest.raises(InputError, match=f"trained with {told}.*another --name"):
             ended_run(other)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "fewest", "expected"),
+    [(64, 1, 0, True), (64, 2, 0, False), (64, 4, 0, True), (128, 4, 0, False), (96, 4, 0, True), (64, 2, 1, True)],
+)
+def test_batch_norm_is_over_all_workers_where_each_has_few_samples_or_their_number_may_change(
+    batch: int, workers: int, fewest: int, expected: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is decided once: a resumed run keeps it, and says so where that makes its number of workers matter."""
+    config = Train(name="run", runs=str(tmp_path), batch=batch, cluster=ClusterConfig(workers=workers, fewest=fewest))
+    first = settled(config)
+    assert first.optim.sync_batch_norm is expected
+    for chosen in (True, False):
+        assert settled(replace(config, optim=replace(config.optim, sync_batch_norm=chosen))).optim.sync_batch_norm is chosen
+    Run(str(tmp_path), "run").write_text(CONFIG, to_json(first))
+    for others in (1, 2, 4):
+        resumed = settled(replace(config, resume=True, cluster=ClusterConfig(workers=others)))
+        assert resumed.optim.sync_batch_norm is expected
+        start_run(resumed, ("optim.sync_batch_norm",))
+        noted = "another number of workers is another training" in capsys.readouterr().out
+        assert noted == (not expected and others != workers)
+    changed = replace(resumed, optim=replace(resumed.optim, sync_batch_norm=not expected))
+    with pytest.raises(InputError, match=r"another optim\.sync_batch_norm"):
+        start_run(changed, ("optim.sync_batch_norm",))

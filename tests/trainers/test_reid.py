@@ -175,6 +175,29 @@ def test_a_run_that_is_resumed_with_fewer_steps_than_it_had_is_measured_as_it_is
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_resumed_run_is_the_same_on_another_number_of_workers(shards: str, tmp_path: Path) -> None:
+    """Its losses within rounding, and its batches; without batch norm over all workers the losses are others."""
+    records, batches = {}, {}
+    for name, workers, sync in (("one", (1, 1), True), ("fewer", (2, 1), True), ("more", (1, 2), True), ("own", (2, 2), False)):
+        train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=workers[0]))
+        sampler, optim = SamplerConfig(kind="uniform", batch=32), replace(train.optim, steps=10, sync_batch_norm=sync)
+        train = replace(train, name=name, sampler=sampler, optim=optim)
+        train.run()
+        more = replace(optim, steps=20)
+        replace(train, resume=True, optim=more, cluster=ClusterConfig(workers=workers[1])).run()
+        history = json.loads((tmp_path / name / "history.json").read_text())
+        records[name] = [entry["loss"] for entry in history["records"]]
+        batches[name] = metrics_of(train)["batches_crc32c"]
+    assert len(set(batches.values())) == 1
+    for name in ("fewer", "more"):
+        assert records[name] == pytest.approx(records["one"], abs=1e-5)
+    assert max(abs(a - b) for a, b in zip(records["own"], records["one"], strict=True)) > 1e-2
+    with pytest.raises(InputError, match=r"another optim\.sync_batch_norm"):
+        replace(train, resume=True, optim=replace(more, sync_batch_norm=True)).run()
+
+
+@pytest.mark.slow
 def test_a_parallel_head_goes_on_with_another_number_of_workers(shards: str, tmp_path: Path) -> None:
     train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=2), head=HeadConfig(parallel=True))
     train = replace(train, optim=OptimConfig(steps=10, warmup=5))

@@ -129,6 +129,12 @@ def test_ties_are_ordered_by_gallery_index(pids: list[int], first: int) -> None:
     assert result.mean_ap == pytest.approx(1 / first)
 
 
+def test_features_beyond_float32s_range_are_refused() -> None:
+    case = one_query([0.9, 0.5], [7, 0], [1, 1])
+    with pytest.raises(ValueError, match="2 of 2 features are not finite"):
+        replace(case, gallery=case.gallery.double() * 1e300).evaluate()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     case = one_query([0.9, 0.5], [7, 0], [1, 1])

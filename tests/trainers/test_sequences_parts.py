@@ -136,6 +136,30 @@ def test_clip_figures_agree_with_scikit_learn() -> None:
     assert figures["mean_class"] == pytest.approx(np.mean([(logits.argmax(1) == c)[labels == c].mean() for c in range(9)]))
 
 
+@settings(max_examples=50)
+@given(st.integers(0, 10**6), st.integers(3, 9))
+def test_equal_logits_count_as_not_found(seed: int, classes: int) -> None:
+    """Against scikit-learn on logits among which many are equal, the true one's being lowered by next to nothing."""
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.integers(0, 4, (40, classes)).astype(np.float32), rng.integers(0, classes, 40)
+    lowered = logits.copy()
+    lowered[np.arange(40), labels] -= 0.5
+    figures, every = clip_figures(logits, labels), list(range(classes))
+    for name, k in (("top1", 1), ("top5", 5)):
+        expected = top_k_accuracy_score(labels, lowered, k=k, labels=every) if k < classes else 1
+        assert figures[name] == pytest.approx(expected)
+    right = (lowered.argmax(1) == labels) & (np.sort(lowered)[:, -1] > np.sort(lowered)[:, -2])
+    assert figures["mean_class"] == pytest.approx(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+
+
+def test_a_model_that_tells_nothing_apart_has_found_nothing() -> None:
+    labels = np.arange(12) % 6
+    for logits in (np.zeros((12, 6), np.float32), np.full((12, 6), np.nan, np.float32)):
+        figures = clip_figures(logits, labels)
+        assert [figures[name] for name in ("top1", "top5", "mean_class")] == [0, 0, 0]
+    assert clip_figures(np.zeros((4, 5), np.float32), labels[:4])["top5"] == 1  # of five classes all are among the first five
+
+
 @pytest.fixture(params=["gru", "lstm"])
 def model(request: pytest.FixtureRequest) -> SequenceModel:
     torch.manual_seed(0)

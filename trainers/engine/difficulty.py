@@ -165,10 +165,18 @@ def _unit(rows: Tensor, tile: int, space: Tensor) -> Tensor:
     They come to stand at the beginning of ``space``, float32 [n or more, D]; that part of it is returned.
     """
     for start in range(0, len(rows), tile):
-        part = space[start : min(start + tile, len(rows))].copy_(rows[start : start + tile])  # their order in memory matters
+        some = _scaled(rows[start : start + tile])
+        part = space[start : start + len(some)].copy_(some)  # their order in memory matters
         part /= _largest(part)[:, None].clamp_min_(torch.finfo(part.dtype).tiny)
         part /= vector_norm(part, dim=1, keepdim=True).clamp_min_(1e-12)  # 1 or more, or 0: no square over- or underflowed
     return space[: len(rows)]
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Float64 rows, each divided by its largest value, since they may lie beyond float32's range; others as they are."""
+    if rows.dtype != torch.float64:
+        return rows
+    return rows / _largest(rows)[:, None].clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _largest(rows: Tensor) -> Tensor:
@@ -183,7 +191,8 @@ def _check_finite(rows: Tensor, tile: int, count: int, first: int, group: dist.P
     """
     bad = torch.zeros(count, dtype=torch.uint8, device=rows.device)
     for start in range(0, len(rows), tile):
-        some = rows[start : start + tile].detach().float()
+        some = rows[start : start + tile].detach()
+        some = some if some.dtype == torch.float64 else some.float()
         bad[first + start : first + start + len(some)] = ~torch.isfinite(_largest(some))
     if group is not None:
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)

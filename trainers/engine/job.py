@@ -15,6 +15,7 @@ from trainers.engine.console import LiveLine
 from trainers.engine.run import CONFIG, METRICS, Run
 from trainers.engine.scalars import Scalars
 
+ENOUGH = 32  # samples of a worker whose own statistics of batch norm are as good as any
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -52,6 +53,22 @@ def resolved(config: C, job: str) -> C:
     return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
 
 
+def settled(config: C) -> C:
+    """The config with what batch norm goes by, where that is left open: what a run is resumed with, or what fits its workers.
+
+    So it is stored with the run, and does not change with the number of workers.
+    """
+    job: Any = config  # every job has these
+    if job.optim.sync_batch_norm is not None:
+        return config
+    run = Run(job.runs, job.name)
+    if job.resume and run.exists():
+        sync = stored_config(type(job), run).optim.sync_batch_norm
+    else:
+        sync = job.cluster.workers == 1 or job.cluster.fewest > 0 or job.batch < ENOUGH * job.cluster.workers
+    return replace(job, optim=replace(job.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
+
+
 def absolute(runs: str) -> str:
     """An address in full: workers have other working directories. Empty: where runs are kept by default."""
     if not runs:  # a Ray job's working directory is a copy that is thrown away
@@ -73,6 +90,9 @@ def start_run(config: JobConfig) -> Run:
     if not config.resume:
         raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
     _check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
+    was, now = stored_config(type(config), run).cluster.sizes, config.cluster.sizes  # type: ignore[attr-defined]
+    if not config.optim.sync_batch_norm and {*was, *now} != {now[0]}:  # type: ignore[attr-defined]
+        print("note: each worker has batch norm of its own, so that another number of workers is another training")
     return run
 
 
@@ -124,7 +144,7 @@ def ended_run(config: Any) -> Run:
     """
     run = Run(config.runs, config.name)
     if run.exists():
-        _check_same(config, run, ("harmless",), "compare under another --name")
+        _check_same(settled(replace(config, resume=True)), run, ("harmless",), "compare under another --name")
     if not (run.exists() and run.objects.exists(METRICS)):
         replace(config, resume=run.exists()).run()
     return run

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.errors import InputError
 from datasets.sampling import generator
 from trainers.engine.config import ALLOWED
+from trainers.engine.ranks import sum_over_ranks
 
 Batch = dict[str, Any]
 
@@ -28,6 +29,10 @@ class OptimiserConfig:
     """How strongly weights are drawn to zero."""
     amp: bool = field(default=True, metadata=ALLOWED)
     """bfloat16 autocast on GPUs that have it."""
+    sync_batch_norm: bool | None = None
+    """Take batch norm's statistics from the samples of all workers, so that their number changes results by rounding alone; off:
+    from each worker's own, which saves two messages a layer and step. None: off where several workers, their number fixed, have
+    32 samples or more each."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
@@ -125,10 +130,11 @@ def _check_used(task: nn.Module) -> None:
 
 
 class Meter:
-    """Means over the steps since the last reading."""
+    """Means over the steps since the last reading, and over the ranks of ``group``, which read at the same steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._steps: list[Step] = []
+        self._group = group
 
     def add(self, step: Step) -> None:
         """Take a step in; nothing is read from the device."""
@@ -142,8 +148,9 @@ class Meter:
             InputError: the loss is not finite any more.
         """
         began = time.perf_counter()
-        sums = {k: torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results}
-        means = {name: float(value) for name, value in sums.items()}
+        results = torch.stack([torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results])
+        world = 1 if self._group is None else dist.get_world_size(self._group)
+        means = dict(zip(self._steps[0].results, (sum_over_ranks(results, self._group) / world).tolist(), strict=True))
         took = sum(step.took for step in self._steps) + time.perf_counter() - began  # here a GPU is waited for
         if not math.isfinite(means["loss"]):
             where = f"steps {self._steps[0].done}-{self._steps[-1].done}"
@@ -166,7 +173,7 @@ def allreduce_s(model: nn.Module) -> float:
 
 
 def share_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Give all ranks the buffers of rank 0: batch norm's statistics differ, and rank 0's are the model's."""
+    """Give all ranks the buffers of rank 0: its statistics of batch norm are the model's, where ranks don't share them."""
     if group is not None:
         for buffer in task.buffers():
             dist.broadcast(buffer, 0, group=group)

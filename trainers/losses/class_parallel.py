@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.engine.difficulty import share_of
+from trainers.engine.ranks import gather, gathered
 from trainers.losses.heads import INITIAL_STD, HeadConfig
 
 BLOCK = 1024  # rows that are drawn together at the start, whoever owns them
@@ -56,8 +57,7 @@ class ClassParallel(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         mine = slice(self.rank * len(labels), (self.rank + 1) * len(labels))  # of the global batch
         with torch.autocast(features.device.type, enabled=False):
-            features = _Gather.apply(features.float(), self.group)
-            labels = _gathered(labels, self.group)
+            features, labels = gather(features.float(), self.group, partial=True), gathered(labels, self.group)
             own = torch.nonzero((labels >= self.first) & (labels < self.end)).squeeze(1)  # the samples whose row is here
             targets = (own, labels[own] - self.first)
             scores = F.linear(features, self.weight) if self.margin is None else F.linear(_unit(features), _unit(self.weight))
@@ -93,34 +93,6 @@ def _unit(rows: Tensor) -> Tensor:
 def _reduce(values: Tensor, how: Any, group: dist.ProcessGroup | None) -> None:
     if group is not None:
         dist.all_reduce(values, how, group=group)
-
-
-def _gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All ranks' values, [R b, ...], in the order of the ranks."""
-    if group is None:
-        return values
-    whole = values.new_empty(dist.get_world_size(group) * len(values), *values.shape[1:])
-    dist.all_gather_single(whole, values.contiguous(), group=group)
-    return whole
-
-
-class _Gather(torch.autograd.Function):
-    """Features of all ranks [B, D] from each one's [b, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group, ctx.own = group, len(features)
-        return _gathered(features, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].contiguous()
-        if ctx.group is None:
-            return gradient, None
-        dist.all_reduce(gradient, group=ctx.group)  # each rank knows what its rows contribute
-        rank, world = dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
-        # Of the sum over samples this rank goes on with its own; DistributedDataParallel will take the mean over ranks.
-        return gradient[rank * ctx.own : (rank + 1) * ctx.own] * world, None
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -36,7 +36,7 @@ class HeadConfig:
     scale: float | None = None
     """What multiplies the cosines (None: sqrt 2 ln(N - 1)), or in sphereface the feature norms (1); softmax has none."""
     triplet: float = 0.0
-    """Weight of the triplet loss; 0 leaves it out."""
+    """Weight of the triplet loss, whose triplets are sought in the batch of all workers together; 0 leaves it out."""
     triplet_margin: float = 0.3
     """By how much the farthest image of the same identity must be nearer than the nearest one of another."""
     parallel: bool = False

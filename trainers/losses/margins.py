@@ -8,9 +8,11 @@ import math
 import warnings
 
 import torch
+import torch.distributed as dist
 from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor, nn
 
+from trainers.engine.ranks import gather, gathered
 from trainers.losses.heads import INITIAL_STD, HeadConfig
 
 
@@ -66,17 +68,19 @@ class BatchHardTriplet(nn.Module):
     """Mean over anchors of max(0, margin + d(anchor, farthest positive) - d(anchor, nearest negative)).
 
     d is Euclidean, of features that are not normalised. Anchors without a positive or a negative in the batch are
-    left out of the mean; with none left the loss is 0.
+    left out of the mean; with none left the loss is 0. With a group the batch is that of all ranks together, whose features
+    [b, D] are gathered; every rank gets the same loss.
     """
 
-    def __init__(self, margin: float) -> None:
+    def __init__(self, margin: float, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
+        self.group = group
         distance = distances.LpDistance(normalize_embeddings=False)
         self.miner = miners.BatchHardMiner(distance=distance)
         self.loss = losses.TripletMarginLoss(margin=margin, distance=distance, reducer=reducers.MeanReducer())
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+            features, labels = gather(features.float(), self.group, partial=False), gathered(labels, self.group)
             loss: Tensor = self.loss(features, labels, self.miner(features, labels))
             return loss

@@ -55,7 +55,9 @@ def detection_figures(truth: Sequence[Truth], told: Sequence[Told], names: Seque
 def voc_ap50(truth: Sequence[Truth], told: Sequence[Told], number: int) -> float:
     """VOC's average precision of a class (2010 and later: the area under the whole curve, precision made to fall).
 
-    By falling score, a found box is right if the true box that it overlaps most, by at least a half, was not found before.
+    By falling score, a found box is right if the true box that it overlaps most, by at least a half, was not found before. One
+    that overlaps none by a half is a mistake, and leaves the true boxes to others. Equal scores are in the order of the images.
+    The rule is that of the development kit's VOCevaldet.m; a box's far edges are not counted as pixels of their own, as there.
     """
     scores, right, total = [], [], 0
     for true, found in zip(truth, told, strict=True):
@@ -70,7 +72,8 @@ def voc_ap50(truth: Sequence[Truth], told: Sequence[Told], number: int) -> float
                 continue
             scores.append(found.scores[mine][place])
             right.append(hit and best not in seen)
-            seen.add(best)
+            if hit:
+                seen.add(best)
     if not total:
         return float("nan")
     hits = np.array(right, np.float64)[np.argsort(-np.array(scores), kind="stable")]
@@ -80,12 +83,12 @@ def voc_ap50(truth: Sequence[Truth], told: Sequence[Told], number: int) -> float
     return float((np.diff(recall) * falling).sum())
 
 
-def _overlaps(box: Floats, boxes: Floats) -> Floats:
-    """Intersection over union of one box [4] with others [n, 4]."""
-    inner = np.maximum(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0).prod(axis=1)
-    areas: Floats = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union: Floats = areas + (box[2:] - box[:2]).prod() - inner
-    overlaps: Floats = inner / union
+def _overlaps(box: Floats, boxes: Floats) -> npt.NDArray[np.float64]:
+    """Intersection over union of one box [4] with others [n, 4]; 0 of two without an area."""
+    one, others = box.astype(np.float64), boxes.astype(np.float64)
+    inner = np.maximum(np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2]), 0).prod(axis=1)
+    union = (others[:, 2:] - others[:, :2]).prod(axis=1) + (one[2:] - one[:2]).prod() - inner
+    overlaps: npt.NDArray[np.float64] = inner / np.maximum(union, np.finfo(np.float64).tiny)
     return overlaps
 
 

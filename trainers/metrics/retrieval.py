@@ -105,9 +105,10 @@ def _rank_matches(cosines: Tensor, same_pid: Tensor, kept: Tensor) -> tuple[Tens
 def _normalised(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(f"features must be a matrix with at least one row, not {tuple(features.shape)}")
+    features = features.float()  # first: float64 reaches further
     if not features.isfinite().all():
         raise ValueError(f"{int((~features.isfinite()).any(1).sum())} of {len(features)} features are not finite")
-    return F.normalize(features.float(), dim=1)
+    return F.normalize(features, dim=1)
 
 
 def _check_lengths(features: Tensor, pids: Tensor, camids: Tensor) -> None:

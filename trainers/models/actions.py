@@ -4,7 +4,7 @@ B batch, V views of a clip, L frames, C classes.
 """
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,19 +68,20 @@ class ActionModelConfig:
 class Actions(nn.Module):
     """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]: what is trained, used and exported.
 
+    ``fetch``: get the trained weights, where the config names some; others will be loaded otherwise, into the same layers.
     Raises InputError when C3D cannot take clips of that shape, or the weights cannot be fetched.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
+    def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, *, fetch: bool = True) -> None:
         super().__init__()
         self.channels = 2 if stream == "flow" and config.name in ("c3d", "i3d") else 3
         mean, std = _statistics(config.name, stream)
         self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
-        self.net = _build(config, classes, clip, self.channels)
+        self.net = _build(config, classes, clip, self.channels, fetch)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net((images[:, : self.channels] - self.mean) / self.std)
@@ -100,7 +101,7 @@ def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, strea
         return
     try:
         with torch.device("meta"), torch.no_grad():
-            model = Actions(replace(config, weights=""), classes, clip, stream).eval()
+            model = Actions(config, classes, clip, stream, fetch=False).eval()
             model(torch.zeros(1, 3, clip.frames, *clip.size))
     except (RuntimeError, ValueError, IndexError) as error:
         what = f"{config.name} cannot take clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}"
@@ -121,20 +122,21 @@ class ActionsTask(nn.Module):
         return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
 
 
-def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int) -> nn.Module:
+def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, fetch: bool) -> nn.Module:
     own: dict[str, Any] = {"dropout": config.dropout}
+    weights = config.weights if fetch and config.weights else None
     if config.name == "c3d":
         own |= {"width": config.width, "channels": channels, "frames": clip.frames, "size": clip.size}
     elif config.name == "i3d":
-        own |= {"width": config.width, "channels": channels}
+        own |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
     elif config.name == "cnn_lstm":
         own |= {"backbone": config.backbone, "hidden": config.hidden}
     try:
         if is_users(config.name):
             return build_users(config.name, config.weights, num_classes=classes)
         if config.name not in OURS:
-            return _of_torchvision(config.name, config.weights or None, classes)
-        model: nn.Module = models.get_model(config.name, weights=config.weights or None, num_classes=classes, **own)
+            return _of_torchvision(config.name, weights, classes)
+        model: nn.Module = models.get_model(config.name, weights=weights, num_classes=classes, **own)
     except OSError as error:
         remedy = "fetch them where there is a network, into TORCH_HOME, or train without weights"
         raise InputError(f"the weights of {config.name} can't be fetched", f"{config.weights} ({error})", remedy) from error

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from datasets.errors import InputError
+from trainers.engine.ranks import means_over_ranks, sum_over_ranks
 from trainers.losses.alignment import domain_loss, fooling_loss, telling_loss
 from trainers.models.detection import Detector, DetectorConfig, Found
 from trainers.models.region_alignment import (
@@ -115,10 +117,19 @@ class DetectionTask(nn.Module):
     The loss is one sum, whose terms each reach only those whom they are to train: the detector's term takes the adversaries'
     weights for constants, the adversaries' terms the detector's features. So one backward pass serves both optimisers, and
     gradients are exchanged between ranks once.
+
+    The detector's means are over the anchors and regions of all ranks of ``group``, however many an image has. Its gradient on R
+    ranks is that of one rank with all images only where nothing is left to chance: each rank draws for itself the strong views,
+    which of too many anchors and regions it learns from, the first centres of k-means and the members of clusters. Of those the
+    gradient is another draw, with the same mean.
     """
 
-    def __init__(self, config: DetectorConfig, classes: int, recipe: Recipe, align: AlignConfig, teacher: TeacherConfig) -> None:
+    def __init__(
+        self, config: DetectorConfig, classes: int, recipe: Recipe, align: AlignConfig, teacher: TeacherConfig,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.group = group
         self.recipe, self.align, self.teaching = recipe, align, teacher
         self.detector = Detector(config, classes)
         self.size = max(config.regions // align.clusters, 1)  # m
@@ -147,10 +158,12 @@ class DetectionTask(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = strong_views(batch["images"]) if self.recipe.strong else batch["images"]
-        parts, found = self.detector.losses(images, list(_targets(batch)))
-        terms = dict(parts)
+        sums, found = self.detector.losses(images, list(_targets(batch)))
         if self.recipe.pseudo:
-            terms |= self._pseudo_terms(batch["target_images"], batch["active"])
+            sums |= self._pseudo_sums(batch["target_images"], batch["active"])
+        terms = means_over_ranks(sums, self.group)
+        if self.recipe.pseudo:
+            terms["pseudo"] = terms.pop("pseudo_objectness") + terms.pop("pseudo_class")
         if self.recipe.align:
             target = strong_views(batch["target_images"]) if self.recipe.strong else batch["target_images"]
             terms |= self._alignment_terms(images, found, target, self.detector.best_regions(target), batch["active"])
@@ -171,20 +184,25 @@ class DetectionTask(nn.Module):
         assert self.adversaries is not None
         return self.adversaries.estimate.weights(clusters) if self.align.weighting else clusters.new_ones(clusters.shape[:2])
 
-    def _pseudo_terms(self, images: Tensor, active: Tensor) -> dict[str, Tensor]:
-        """Learn from what the mean is sure of, on strong views; only what is there, as in Unbiased Teacher, not where exactly."""
+    def _pseudo_sums(self, images: Tensor, active: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """Learn from what the mean is sure of, on strong views; only what is there, as in Unbiased Teacher, not where exactly.
+
+        Sums and counts over the images in which it is sure of something, weighted by their share of all ranks' images.
+        """
         assert self.mean is not None
         zero = images.new_zeros((), dtype=torch.float32)
-        if not active.item():
-            return {"pseudo": zero}
-        with torch.no_grad():
-            told = self.mean(images)
-        targets = [_sure(own, self.teaching.threshold) for own in told]
-        some = [i for i, own in enumerate(targets) if len(own["boxes"])]  # elsewhere it may just not be sure
-        if not some:
-            return {"pseudo": zero}
-        losses, _ = self.detector.losses(strong_views(images[some]), [targets[i] for i in some])
-        return {"pseudo": self.teaching.weight * (losses["objectness"] + losses["class"]) * len(some) / len(images)}
+        sums, sure = {"objectness": (zero, 0), "class": (zero, 0)}, 0
+        if active.item():
+            with torch.no_grad():
+                told = self.mean(images)
+            targets = [_sure(own, self.teaching.threshold) for own in told]
+            some = [i for i, own in enumerate(targets) if len(own["boxes"])]  # elsewhere it may just not be sure
+            if some:
+                sums, _ = self.detector.losses(strong_views(images[some]), [targets[i] for i in some])
+            sure = len(some)
+        of, among = sum_over_ranks(torch.tensor([sure, len(images)], device=images.device), self.group).tolist()
+        weight = self.teaching.weight * of / among
+        return {f"pseudo_{name}": (weight * sums[name][0], sums[name][1]) for name in ("objectness", "class")}
 
     def _alignment_terms(
         self, source_images: Tensor, source: Found, target_images: Tensor, target: Found, active: Tensor

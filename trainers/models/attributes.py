@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+from trainers.engine.ranks import means_over_ranks
 from trainers.losses.attributes import TASKS, loss_sum, values_of
 from trainers.models.backbones import SMALL, Normalise, build_level_backbone, check_backbone
 
@@ -146,8 +147,8 @@ class AttributesTask(nn.Module):
     """What a run trains: the model and, of the tasks that the stage trains, the weighted sum of losses.
 
     A batch holds "images" [B, 3, H, W] uint8 and "targets" float32 [B, C] in the model's columns, NaN where absent; forward
-    returns "loss" and, detached, "loss_<task>". Each task's mean is over the labels of the batches of all ranks together, so
-    that the sum of the ranks' gradients is that of one great batch, however the labels fall.
+    returns "loss" and, detached, "loss_<task>". Each task's mean is over the labels of the batches of all ranks together
+    (`means_over_ranks`), so the gradient of R ranks is that of one with all samples, but for batch norm.
     """
 
     def __init__(self, model: Attributes, group: dist.ProcessGroup | None = None) -> None:
@@ -188,11 +189,6 @@ class AttributesTask(nn.Module):
         raw, columns = self.model.raw(batch["images"]), self.model.columns
         places = {task: [columns.index(column) for column in TASKS[task].columns] for task in self.weights}
         sums = {task: loss_sum(TASKS[task], raw[task].float(), batch["targets"][:, places[task]]) for task in self.weights}
-        counts = torch.stack([count for _, count in sums.values()]).float()
-        world = 1
-        if self.group is not None:
-            world = dist.get_world_size(self.group)
-            dist.all_reduce(counts, group=self.group)
-        means = [total * world / count.clamp(min=1) for (total, _), count in zip(sums.values(), counts, strict=True)]
-        loss = torch.stack([mean * weight for mean, weight in zip(means, self.weights.values(), strict=True)]).sum()
-        return {"loss": loss, **{f"loss_{task}": mean.detach() for task, mean in zip(sums, means, strict=True)}}
+        means = means_over_ranks(sums, self.group)
+        loss = torch.stack([mean * self.weights[task] for task, mean in means.items()]).sum()
+        return {"loss": loss, **{f"loss_{task}": mean.detach() for task, mean in means.items()}}

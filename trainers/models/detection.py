@@ -72,6 +72,18 @@ class Found(NamedTuple):
     features: Tensor
 
 
+class _Counted:
+    """torchvision's draw of the anchors that a step learns from, and how many they were."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw, self.count = draw, 0
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = self.draw(labels)
+        self.count = sum(int(mask.sum()) for mask in (*positive, *negative))
+        return positive, negative
+
+
 class Detector(nn.Module):
     """RGB images [B, 3, H, W], uint8 or float in 0..255 -> for each a dict of boxes [n, 4] in pixels, labels [n], scores [n]."""
 
@@ -87,6 +99,7 @@ class Detector(nn.Module):
         )  # fmt: skip
         self.normalise = Normalise()
         self.backbone, self.rpn, self.roi_heads = parts.backbone, parts.rpn, parts.roi_heads
+        self.rpn.fg_bg_sampler = _Counted(self.rpn.fg_bg_sampler)
 
     @property
     def width(self) -> int:
@@ -99,17 +112,23 @@ class Detector(nn.Module):
         maps = self.backbone(self.normalise(images))
         return {"0": maps} if isinstance(maps, Tensor) else maps
 
-    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Found]:
-        """The four losses, and the regions that they were computed on. A target has boxes [n, 4] float, labels [n] int64."""
+    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Found]:
+        """The four losses, each as a sum and the count of what was summed, and the regions that they were computed on.
+
+        A target has boxes [n, 4] float, labels [n] int64. At most 256 anchors of an image and ``regions`` of its proposals are
+        learned from: of more a random part, by torch's global generator.
+        """
         maps, targets, sizes = self.maps(images), list(targets), _sizes(images)
         proposals, of_rpn = self.rpn(ImageList(images, sizes), maps, targets)
         boxes, _, labels, deltas = self.roi_heads.select_training_samples(proposals, targets)
         found = Found(boxes, self.pooled(maps, boxes, sizes))
         of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(found.features), labels, deltas)
-        losses = {
+        means = {
             "objectness": of_rpn["loss_objectness"], "proposal": of_rpn["loss_rpn_box_reg"], "class": of_class, "box": of_box
         }  # fmt: skip
-        return losses, found
+        anchors, drawn = self.rpn.fg_bg_sampler.count, len(found.features)
+        counts = {"objectness": anchors, "proposal": anchors, "class": drawn, "box": drawn}
+        return {name: (mean * counts[name], counts[name]) for name, mean in means.items()}, found
 
     def best_regions(self, images: Tensor) -> Found:
         """The regions that are most likely to hold something, at most ``regions`` of each image and at least one."""

@@ -1,6 +1,8 @@
 """Inception-I3D (Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017), in torchvision's registry, and inflation.
 
-Clips [B, C, T, H, W], float in -1..1. GoogLeNet's channel plan, 3D, with TensorFlow's "SAME" padding, as published.
+Clips [B, C, T, H, W], float in -1..1. GoogLeNet's channel plan, 3D, with TensorFlow's "SAME" padding, as published. One that is
+inflated from torchvision's GoogLeNet pads height and width as that does ("flat"): at 224 pixels "SAME" would move the picture by
+one, and the features of a still video would differ from those of its frame (by 32% of their norm, for noise and random weights).
 """
 
 import torch
@@ -33,30 +35,39 @@ def same_padding(size: tuple[int, ...], kernel: Three, stride: Three) -> list[in
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch norm, ReLU, "SAME": [B, inputs, T, H, W] -> [B, outputs, T/s, H/s, W/s], up."""
+    """Convolution without bias, batch norm, ReLU: [B, inputs, T, H, W] -> [B, outputs, T/s, H/s, W/s], rounded up.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+    "SAME"; ``flat``: height and width by half the kernel on every side.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, flat: bool = False) -> None:
         super().__init__()
-        self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
+        self.kernel, self.stride, self.flat = (kernel,) * 3, (stride,) * 3, flat
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
         self.bn = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.01)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, same_padding(tuple(x.shape[2:]), self.kernel, self.stride))
-        return F.relu(self.bn(self.conv(padded)), inplace=True)
+        pads = same_padding(tuple(x.shape[2:]), self.kernel, self.stride)
+        if self.flat:
+            pads[:4] = [self.kernel[1] // 2] * 4
+        return F.relu(self.bn(self.conv(F.pad(x, pads))), inplace=True)
 
 
 class Pool(nn.Module):
-    """Max pooling, "SAME"."""
+    """Max pooling, "SAME"; ``flat``: height and width padded at the end alone, as far as the last window reaches."""
 
-    def __init__(self, kernel: Three, stride: Three) -> None:
+    def __init__(self, kernel: Three, stride: Three, *, flat: bool = False) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride, self.flat = kernel, stride, flat
 
     def forward(self, x: Tensor) -> Tensor:
+        pads, k, s = same_padding(tuple(x.shape[2:]), self.kernel, self.stride), self.kernel[1], self.stride[1]
+        if self.flat:
+            ends = [-(length - k) % s if length > k else k - length for length in (x.shape[4], x.shape[3])]
+            pads[:4] = [0, ends[0], 0, ends[1]]
         # Zeros do no harm: everything here comes out of a ReLU.
-        return F.max_pool3d(F.pad(x, same_padding(tuple(x.shape[2:]), self.kernel, self.stride)), self.kernel, self.stride)
+        return F.max_pool3d(F.pad(x, pads), self.kernel, self.stride)
 
 
 class Block(nn.Module):
@@ -78,20 +89,26 @@ class Block(nn.Module):
 
 
 class I3D(nn.Module):
-    """Clips [B, C, T, H, W] -> logits [B, classes], averaged over time. 12.7M parameters for 400 classes at the paper's width."""
+    """Clips [B, C, T, H, W] -> logits [B, classes], averaged over time. 12.7M parameters for 400 classes at the paper's width.
 
-    def __init__(self, num_classes: int = 400, *, width: int = WIDTH, channels: int = 3, dropout: float = 0.5) -> None:
+    ``flat``: padded as torchvision's GoogLeNet is, which `inflate` needs.
+    """
+
+    def __init__(
+        self, num_classes: int = 400, *, width: int = WIDTH, channels: int = 3, dropout: float = 0.5, flat: bool = False
+    ) -> None:
         super().__init__()
 
         def scaled(count: int) -> int:
             return max(count * width // WIDTH, 1)
 
         stages: dict[str, nn.Module] = {
-            "1a": Unit(channels, scaled(64), 7, 2), "pool2": Pool((1, 3, 3), (1, 2, 2)),
-            "2b": Unit(scaled(64), scaled(64), 1), "2c": Unit(scaled(64), scaled(192), 3), "pool3": Pool((1, 3, 3), (1, 2, 2)),
+            "1a": Unit(channels, scaled(64), 7, 2, flat=flat), "pool2": Pool((1, 3, 3), (1, 2, 2), flat=flat),
+            "2b": Unit(scaled(64), scaled(64), 1), "2c": Unit(scaled(64), scaled(192), 3),
+            "pool3": Pool((1, 3, 3), (1, 2, 2), flat=flat),
         }  # fmt: skip
         inputs = scaled(192)
-        pools = {"4b": Pool((3, 3, 3), (2, 2, 2)), "5b": Pool((2, 2, 2), (2, 2, 2))}
+        pools = {"4b": Pool((3, 3, 3), (2, 2, 2), flat=flat), "5b": Pool((2, 2, 2), (2, 2, 2), flat=flat)}
         for name, (a, b, c, d, e, f) in PLANS.items():
             if name in pools:
                 stages[f"pool{name[0]}"] = pools[name]
@@ -117,8 +134,9 @@ class I3D(nn.Module):
 def inflate(flat: nn.Module, deep: I3D) -> None:
     """Start an I3D from torchvision's GoogLeNet: each 2D kernel repeated N times along time and divided by N.
 
-    So a video of one repeated frame has the features of that frame. With other than 3 input channels (flow) the first kernel is
-    the mean over the colours. Raises InputError when the widths differ.
+    So a video of one repeated frame has the features of that frame, where the I3D is padded ``flat`` and far from the video's two
+    ends, which are padded with zeros. With other than 3 input channels (flow) the first kernel is the mean over the colours.
+    Raises InputError when the widths differ.
     """
     flats = [unit for name, unit in flat.named_modules() if isinstance(unit, BasicConv2d) and not name.startswith("aux")]
     units = [module for module in deep.modules() if isinstance(module, Unit)]
@@ -136,10 +154,12 @@ def inflate(flat: nn.Module, deep: I3D) -> None:
 
 @register_model()  # type: ignore[untyped-decorator]
 def i3d(
-    *, weights: str | None = None, num_classes: int = 400, width: int = WIDTH, channels: int = 3, dropout: float = 0.5
-) -> I3D:
-    """Build an I3D; ``weights`` are those of torchvision's GoogLeNet that it is inflated from, such as "IMAGENET1K_V1"."""
-    model = I3D(num_classes, width=width, channels=channels, dropout=dropout)
+    *, weights: str | None = None, num_classes: int = 400, width: int = WIDTH, channels: int = 3, dropout: float = 0.5,
+    flat: bool = False,
+) -> I3D:  # fmt: skip
+    """Build an I3D; ``weights`` are those of torchvision's GoogLeNet that it is inflated from, such as "IMAGENET1K_V1"; ``flat``:
+    padded as with such weights, which will be loaded otherwise."""
+    model = I3D(num_classes, width=width, channels=channels, dropout=dropout, flat=flat or weights is not None)
     if weights is not None:
         inflate(models.get_model("googlenet", weights=weights), model)
     return model

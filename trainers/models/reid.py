@@ -72,7 +72,9 @@ class ReidTask(nn.Module):
 
     A batch holds "images" [B, 3, H, W] uint8 and "labels" [B] int64 in 0..N-1; forward returns "loss" (scalar,
     differentiable) and, detached, "accuracy" (share of the batch whose own row scores highest), "head_loss" and,
-    where used, "triplet_loss". ``group``: the ranks that a parallel head's rows are shared out over.
+    where used, "triplet_loss". ``group``: the ranks that a parallel head's rows are shared out over, and whose samples the
+    triplet loss compares. The gradient of R ranks is that of one with all samples, but for batch norm and dropout
+    (`trainers.engine.ranks`).
     """
 
     def __init__(self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None) -> None:
@@ -86,8 +88,13 @@ class ReidTask(nn.Module):
         if head.triplet:
             from trainers.losses.margins import BatchHardTriplet  # here, as in `build_head`
 
-            self.triplet = BatchHardTriplet(head.triplet_margin)
+            self.triplet = BatchHardTriplet(head.triplet_margin, group)
         self.triplet_weight = head.triplet
+
+    @property
+    def alone(self) -> list[str]:
+        """Names of the parameters that a rank alone holds."""
+        return ["head.weight"] if isinstance(self.head, ClassParallel) else []
 
     @property
     def classifier(self) -> Tensor:

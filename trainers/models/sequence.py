@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -108,12 +109,13 @@ class SequenceTask(nn.Module):
     """What a run trains, by one of three losses; the latter two are baselines that need, or guess, each frame's action.
 
     A batch holds "clips" [B, T, ...], "lengths" [B], "targets" [B, U] padded with -1, and for "frames" also
-    "frame_targets" [B, T].
+    "frame_targets" [B, T]. ``group``: the ranks whose frames count together. The gradient of R ranks is that of one with all
+    videos, but for batch norm (`trainers.engine.ranks`) and dropout.
     """
 
-    def __init__(self, model: SequenceModel, kind: LossKind) -> None:
+    def __init__(self, model: SequenceModel, kind: LossKind, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
-        self.model, self.kind = model, kind
+        self.model, self.kind, self.group = model, kind, group
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         lengths, targets = batch["lengths"], batch["targets"]
@@ -121,7 +123,7 @@ class SequenceTask(nn.Module):
         if self.kind == "ctc":
             return {"loss": ctc(log_probs, lengths, targets)}
         frame_targets = batch["frame_targets"] if self.kind == "frames" else even_targets(lengths, targets)
-        return {"loss": frame_wise(log_probs, lengths, frame_targets)}
+        return {"loss": frame_wise(log_probs, lengths, frame_targets, self.group)}
 
 
 class FromClips(nn.Module):
