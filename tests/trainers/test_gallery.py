@@ -246,7 +246,7 @@ def test_rank_split(market: Index) -> None:
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(InputError, match=r"cannot read an image \(not an image, or one that is cut off\): .*text\.jpg"):
+    with pytest.raises(InputError, match=r"cannot read an image \(not a JPEG, PNG, BMP or WebP image\): .*text\.jpg"):
         embed_files(Pixels(), [tmp_path / "text.jpg"], SIZE, CPU)
     with pytest.raises(InputError, match=r"cannot read an image \(No such file or directory\): .*gone\.jpg"):
         embed_files(Pixels(), [tmp_path / "gone.jpg"], SIZE, CPU)
