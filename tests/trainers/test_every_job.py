@@ -1,6 +1,7 @@
-"""Every job trains, from its command's config to its report: four steps of each on small sets, one or two workers, in one Ray.
+"""Every job trains, from its command's config to its report: four steps of each on small sets, in this process, and one in Ray.
 
-What each job does in full is tested at length elsewhere, slowly; this is there so that no job breaks unseen.
+A worker that is killed resumes to the same weights. What each job does in full is tested at length elsewhere, slowly; this is
+there so that no job breaks unseen. Re-identification runs in Ray in `test_reid`.
 """
 
 import sys
@@ -14,6 +15,7 @@ import torch
 from boxdata import put_voc
 from clipdata import npz_folder
 from facedata import faces
+from local import LocalRay
 
 from cluster.launch import ClusterConfig
 from datasets.clips import ClipConfig
@@ -29,7 +31,6 @@ from trainers.models.attributes import FaceModelConfig
 from trainers.models.detection import DetectorConfig
 from trainers.models.sequence import SequenceModelConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
 MOVES = ("right", "left", "down", "up")
 STEPS = 4
 
@@ -76,12 +77,11 @@ def sequence_run(root: Path, **how: Any) -> sequences.Train:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("run_of", [face_run, box_run, action_run, sequence_run])
-def test_a_job_trains_from_config_to_report(run_of: Callable[..., Any], tmp_path: Path) -> None:
-    how = {"name": "run", "runs": str(tmp_path / "runs"), "checkpoint_every": 2, "record_every": 1}
-    train = run_of(tmp_path, cluster=ClusterConfig(workers=2 if run_of is box_run else 1, max_failures=0), **how)
+def trained(run_of: Callable[..., Any], root: Path, cluster: ClusterConfig) -> dict[str, Any]:
+    """Train, check all that a run leaves, and return its metrics."""
+    train = run_of(root, cluster=cluster, name="run", runs=str(root / "runs"), checkpoint_every=2, record_every=1)
     train.run()
-    run, folder = Run(train.runs, "run"), tmp_path / "runs" / "run"
+    run, folder = Run(train.runs, "run"), root / "runs" / "run"
     metrics, history = run.read_json("metrics.json"), run.read_json("history.json")
     assert metrics["step"] == STEPS
     assert [record["step"] for record in history["records"]] == list(range(1, STEPS + 1))
@@ -91,3 +91,21 @@ def test_a_job_trains_from_config_to_report(run_of: Callable[..., Any], tmp_path
     assert "<html" in (folder / "report.html").read_text()[:200]
     assert all(torch.isfinite(t).all() for t in run.read_model()["model"].values())
     assert sys.modules[type(train).__module__].open_trained(train.runs, "run").run.url == run.url
+    return {name: metrics[name] for name in ("weights_crc32c", "draws_crc32c", "after")}
+
+
+@pytest.mark.parametrize("run_of", [face_run, box_run, action_run, sequence_run])
+def test_a_job_trains_from_config_to_report_and_resumes_exactly(
+    run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = {face_run: attributes, box_run: detection, action_run: actions, sequence_run: sequences}[run_of]
+    LocalRay(module, monkeypatch)
+    whole = trained(run_of, tmp_path / "whole", ClusterConfig(workers=1))
+    killed = LocalRay(module, monkeypatch, dies_after="step-00000002")
+    assert trained(run_of, tmp_path / "killed", ClusterConfig(workers=1)) == whole
+    assert not killed.dies_after  # it did die
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_job_trains_on_two_workers_in_ray(tmp_path: Path) -> None:
+    trained(box_run, tmp_path, ClusterConfig(workers=2, max_failures=0))

@@ -72,7 +72,9 @@ def test_strategy_a_gives_the_hardest_their_share(planted: tuple[Split, Version]
     hardest = np.argsort(-version.cosine, kind="stable")[:2]
     counts = np.bincount(labels.ravel(), minlength=IDENTITIES)
     counts[hardest] -= 8 * DRAWS  # half of the batch is theirs, and each has half of that
-    assert counts.max() - counts.min() <= EACH  # the other half comes from shuffled epochs: even, but for the first and the last one
+    assert (
+        counts.max() - counts.min() <= EACH
+    )  # the other half comes from shuffled epochs: even, but for the first and the last one
 
 
 def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Version]) -> None:
