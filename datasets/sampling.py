@@ -96,8 +96,8 @@ class SamplerConfig:
     def unit(self) -> int:
         """Samples of a batch that are drawn together: K of an identity, and in pairs as many of its nearest one.
 
-        They stay together on a rank, since a triplet loss looks for its pairs there alone. For that, units begin at multiples of
-        this in the batch, and `check_world` refuses numbers of ranks whose slices are no such multiple.
+        They stay together on a rank: units begin at multiples of this in the batch, and `check_world` refuses numbers of ranks
+        whose slices are no such multiple.
         """
         return {"pk": self.each, "proportional": self.each, "pairs": 2 * self.each}.get(self.kind, 1)
 
