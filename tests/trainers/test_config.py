@@ -62,6 +62,7 @@ def test_what_is_missing_is_the_default() -> None:
         ('{"inner": {"shear": 1}}', "unknown settings: shear"),
         ("", "not the config of a Outer run"),
         ("{", "not the config of a Outer run"),
+        ("[" * 100_000, "not the config of a Outer run"),
         ("[]", "not the config of a Outer run"),
         ("null", "not the config of a Outer run"),
         ('"name"', "not the config of a Outer run"),

@@ -59,3 +59,13 @@ def test_batch_norm_is_over_all_workers_where_each_has_few_samples_or_their_numb
     changed = replace(resumed, optim=replace(resumed.optim, sync_batch_norm=not expected))
     with pytest.raises(InputError, match=r"another optim\.sync_batch_norm"):
         start_run(changed)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xfe\xfa", b"{", b"[" * 100_000])
+def test_a_damaged_file_of_a_run_is_one_line(damaged: bytes, tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "run")
+    run.write_text(CONFIG, to_json(Train()))
+    run.objects.put(METRICS, damaged)
+    with pytest.raises(InputError, match=r"metrics\.json") as error:
+        run.read_json(METRICS)
+    assert str(error.value).isprintable()

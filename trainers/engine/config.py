@@ -51,7 +51,7 @@ def from_json(kind: type[T], text: str, where: str) -> T:
     """
     try:
         return typing.cast(T, _build(kind, json.loads(text), kind()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"not the config of a {kind.__name__} run ({error})", where, "was it written by another version?"
         ) from error

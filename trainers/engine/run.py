@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from datasets.objects import open_objects
+from datasets.texts import json_of, text_of
 from trainers.engine.checkpoint import read_state, write_state
 
 CONFIG, METRICS, HISTORY, MODEL, REPORT = "config.json", "metrics.json", "history.json", "model.pt", "report.html"
@@ -46,7 +47,7 @@ class Run:
             raise InputError(f"no run '{self.name}'", self.runs, "name one with --name; is --runs right?")
         if not self.objects.exists(name):
             raise InputError(f"the run has no {name} yet", self.url, "let it finish: resume it with --resume")
-        return self.objects.get(name).decode()
+        return text_of(self.objects.get(name), f"{self.url}/{name}")
 
     def write_text(self, name: str, text: str) -> None:
         """Put a text into the folder, whole or not at all."""
@@ -54,7 +55,7 @@ class Run:
 
     def read_json(self, name: str) -> Any:
         """A JSON document of the folder; raises as `read_text`."""
-        return json.loads(self.read_text(name))
+        return json_of(self.read_text(name), f"{self.url}/{name}", "it is damaged: let the run write it again by --resume")
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON document into the folder."""
