@@ -26,6 +26,7 @@ from datasets.loader import LoaderConfig
 from datasets.pack import Options, pack
 from trainers.attributes import COUPLED, Compare, Evaluate, Export, Predict, Stage, Train, defaults, open_trained
 from trainers.engine.faces import MixConfig
+from trainers.engine.job import settled
 from trainers.engine.run import Run
 from trainers.sweep import Sweep, SweepConfig
 
@@ -182,7 +183,7 @@ def test_arms(sets: tuple[str, ...], tmp_path: Path) -> None:
 def test_settings_from_a_file(trained: Train, tmp_path: Path) -> None:
     stored = Path(trained.runs) / trained.name / "config.json"
     found = defaults("train", ["--config", str(stored)])
-    assert found == replace(trained, name="", runs="", config=str(stored))
+    assert found == replace(settled(trained), name="", runs="", config=str(stored))
     assert defaults("compare", ["--config", str(stored), "--seeds", "1", "2"]).train == found
     assert defaults("train", []) is None
     with pytest.raises(InputError, match="cannot read the settings"):

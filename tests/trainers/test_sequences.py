@@ -258,6 +258,7 @@ def test_skeletons_of_jhmdb(cluster: None, tmp_path: Path) -> None:
         str(tmp_path / "set"),
         tmp_path / "runs",
         clip=ClipConfig(size=(16, 16)),
+        flat_start=0.2,
         batch=16,
         optim=OptimConfig(steps=60, warmup=5, lr=1e-2),
     )
