@@ -6,10 +6,8 @@ from pathlib import PurePosixPath
 
 from datasets.decode import IMAGES
 from datasets.layouts import Listing
-from datasets.source import Source
+from datasets.source import Source, left_out_line
 from datasets.splits import counted
-
-FIRST = 3  # names that stand for a rule
 
 
 def left_out(source: Source, listing: Listing, unreadable: Collection[str]) -> dict[str, list[str]]:
@@ -38,6 +36,4 @@ def account(source: Source, listing: Listing, unreadable: Collection[str] = ()) 
 
 def lines_of(rules: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """A line for each rule by which files were left out: how many, and the first names."""
-    for rule, names in rules.items():
-        more = f" (+{len(names) - FIRST:,} more)" if len(names) > FIRST else ""
-        yield f"left out {len(names):,}, {rule}: {', '.join(names[:FIRST])}{more}"
+    return (left_out_line(rule, len(names), names) for rule, names in rules.items())

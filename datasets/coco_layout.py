@@ -37,14 +37,16 @@ def coco(source: Source, held_out: HeldOut) -> Listing:
     if not files:
         raise InputError("no JSON of boxes", source.where, "COCO has annotations/instances_train2017.json and the like")
     places = Places(images_in(source, list(source.sizes)))
-    told = [_coco_file(source, file, places) for file in files]
-    splits = _coco_splits(told, held_out, source)
+    parsed = [_coco_file(source, file, places) for file in files]
+    splits = _coco_splits(parsed, held_out, source)
     boxes = BoxCollector(source, headers_of(source, splits.of))
-    for one in told:
+    for one in parsed:
         for image, said in one.sizes.items():
             boxes.annotate(image, said, f"{image}, of {source.place(one.file)}")
-    subsets = _coco_boxes(told, boxes, source)
-    return boxes.listing(splits, [name for one in told for name in one.names.values()], notes=subsets, others="named by no JSON")
+    subsets = _coco_boxes(parsed, boxes, source)
+    return boxes.listing(
+        splits, [name for one in parsed for name in one.names.values()], notes=subsets, others="named by no JSON"
+    )
 
 
 def _coco_file(source: Source, file: str, places: Places) -> _CocoFile:
@@ -67,27 +69,27 @@ def _coco_file(source: Source, file: str, places: Places) -> _CocoFile:
     return _CocoFile(file, images, sizes, names, lists["annotations"], split)
 
 
-def _coco_splits(told: Sequence[_CocoFile], held_out: HeldOut, source: Source) -> Splits:
+def _coco_splits(parsed: Sequence[_CocoFile], held_out: HeldOut, source: Source) -> Splits:
     of: dict[str, str] = {}
     said_by: dict[str, str] = {}
-    for one in told:
+    for one in parsed:
         for image in one.images.values():
             if one.split and of.setdefault(image, one.split) != one.split:
                 what = f"the image {image} is in {of[image]} by {said_by[image]} and in {one.split} by another file"
                 raise InputError(what, source.place(one.file), "take it out of one of them")
             said_by.setdefault(image, one.file)
-    unsaid = {image: split_by_hash(image, held_out) for one in told for image in one.images.values() if image not in of}
+    unsaid = {image: split_by_hash(image, held_out) for one in parsed for image in one.images.values() if image not in of}
     by = ["the names of the files and their folders"] if of else []
     by += [f"a hash of each file's name, a share of {held_out.share:g} for test"] if unsaid else []
     return Splits(of | unsaid, "; else ".join(by))
 
 
-def _coco_boxes(told: Sequence[_CocoFile], boxes: BoxCollector, source: Source) -> tuple[str, ...]:
+def _coco_boxes(parsed: Sequence[_CocoFile], boxes: BoxCollector, source: Source) -> tuple[str, ...]:
     """Add the boxes of all files, each once; returns which files add none to those before, in words."""
     seen: set[tuple[object, ...]] = set()
     by_id: dict[tuple[object, ...], str] = {}
     subsets = []
-    for one in sorted(told, key=lambda one: -len(one.annotations)):
+    for one in sorted(parsed, key=lambda one: -len(one.annotations)):
         where, fresh = source.place(one.file), 0
         for annotation in one.annotations:
             if annotation["image_id"] not in one.images or annotation["category_id"] not in one.names:
@@ -108,7 +110,7 @@ def _coco_boxes(told: Sequence[_CocoFile], boxes: BoxCollector, source: Source) 
     return tuple(subsets)
 
 
-def _coco_lists(told: Any, where: str) -> dict[str, list[dict[str, Any]]]:
+def _coco_lists(parsed: Any, where: str) -> dict[str, list[dict[str, Any]]]:
     """The three lists of COCO's JSON, each entry checked to have what is read of it, of the right type."""
     needed: dict[str, dict[str, tuple[type, ...]]] = {
         "images": {"id": (int, float, str), "file_name": (str,)},
@@ -116,13 +118,13 @@ def _coco_lists(told: Any, where: str) -> dict[str, list[dict[str, Any]]]:
         "categories": {"id": (int, float, str), "name": (str, int)},
     }
     for name, keys in needed.items():
-        if not isinstance(told, dict) or not isinstance(told.get(name), list):
+        if not isinstance(parsed, dict) or not isinstance(parsed.get(name), list):
             raise InputError(f"not COCO's JSON: no list '{name}'", where, COCO)
-        for number, one in enumerate(told[name]):
+        for number, one in enumerate(parsed[name]):
             for key, types in keys.items():
                 value = one.get(key) if isinstance(one, dict) else None
                 whole = isinstance(value, types) and not isinstance(value, bool)
                 if not whole or (isinstance(value, list) and len(value) != 4):
                     what = f"not COCO's JSON: entry {number} of {name} has no {key} that can be read"
                     raise InputError(what, where, COCO)
-    return {name: told[name] for name in needed}
+    return {name: parsed[name] for name in needed}

@@ -24,11 +24,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image
 cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would fight them, and hangs after a fork
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an image as shown, from its header. Raises ValueError as `decode`."""
-    return read_header(data).shown
-
-
 def decode(data: bytes | memoryview) -> Image:
     """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is spread over the channels, alpha is dropped.
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import tyro
 from rich.console import Console
 
-from datasets.account import FIRST, lines_of
+from datasets.account import lines_of
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.destination import claim, forget
 from datasets.errors import InputError, printable, run_main
@@ -35,7 +35,7 @@ from datasets.layouts import Sample
 from datasets.objects import Folder, open_objects
 from datasets.pack import Bytes, progress, write_shards
 from datasets.plan import index_of, plan_shards
-from datasets.source import Source, open_source
+from datasets.source import NAMED, Source, open_source
 from datasets.splits import HeldOut, counted
 from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.video import read_video, shrunk
@@ -137,7 +137,7 @@ def pack_videos(
         shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
         written = write_shards(shards, strips, objects, fingerprint, 0, console)
     left, seen = _left_out(listing, opened), len(opened.sizes) + sum(map(len, opened.left_out.values()))
-    left_out = {rule: {"files": len(names), "first": [printable(name) for name in names[:FIRST]]} for rule, names in left.items()}
+    left_out = {rule: {"files": len(names), "first": [printable(name) for name in names[:NAMED]]} for rule, names in left.items()}
     classes = sorted({action for clip, _, _ in cut.clips.values() for action in clip.actions})
     about = {
         "layout": layout, "source": source.resolve().name, "mirror": listing.mirror, **asdict(options), "classes": classes,

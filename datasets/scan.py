@@ -19,9 +19,9 @@ from datasets.errors import InputError
 from datasets.index import BLOCK_COLUMNS, MANIFEST, PACKING, SAMPLE_COLUMNS, Index, Shard, columns, write_index
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.quality import DRAW, quality_of
-from datasets.source import LITTER, is_litter
+from datasets.source import LITTER, NAMED, is_litter
 from datasets.splits import SPLITS, counted, split_of_file, split_word
-from datasets.tape import NAMED, Group, LeftOut, Tape, groups
+from datasets.tape import Group, LeftOut, Tape, groups
 from datasets.whose import Rules, Whose
 
 PROBE = "index/probe"

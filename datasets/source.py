@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,7 @@ LITTER = "hidden files and what desktops leave behind"
 NOWHERE = "links to what is not there"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
 PATH_MAX = 4096  # bytes of a link's target
+NAMED = 3  # first names that a summary gives of what a rule leaves out
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ class _Files:
 
     def leave_out(self, rule: str, name: str) -> None:
         self.left_out[rule].append(name)
+
+
+def left_out_line(rule: str, count: int, names: Sequence[str]) -> str:
+    """A summary's line about files that a rule leaves out: how many, and the first of their names."""
+    more = f" (+{count - NAMED:,} more)" if count > NAMED else ""
+    return f"left out {count:,}, {rule}: {', '.join(names[:NAMED])}{more}"
 
 
 def is_litter(name: str) -> bool:

@@ -11,14 +11,13 @@ from typing import IO, cast
 from datasets.decode import IMAGES
 from datasets.errors import InputError
 from datasets.objects import Bucket, Folder
-from datasets.source import LITTER, is_litter
+from datasets.source import LITTER, NAMED, is_litter, left_out_line
 from datasets.tar import key_and_ending, member_path, members, padded
 
 CHUNK = 8 << 20  # bytes of a read
 MAX_SAMPLE = 256 << 20  # bytes of a sample's members, with what lies between them: a reader asks for all of them at once
 MAX_KEPT = 1 << 30  # bytes in memory: a block, a sample and what is left out between them
 SORTED = "write the tar sorted by name: tar --sort=name -cf"
-NAMED = 3  # names of what is left out that are told
 
 
 @dataclass
@@ -37,9 +36,7 @@ class LeftOut:
 
     def lines(self) -> Iterator[str]:
         """A line for each rule: how many files, and the first names."""
-        for rule, count in self.counts.items():
-            more = f" (+{count - NAMED:,} more)" if count > NAMED else ""
-            yield f"left out {count:,}, {rule}: {', '.join(self.first[rule])}{more}"
+        return (left_out_line(rule, count, self.first[rule]) for rule, count in self.counts.items())
 
 
 @dataclass

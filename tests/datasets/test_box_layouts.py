@@ -10,8 +10,9 @@ from pictures import Files, put
 from testdata import archive
 
 from datasets.box_layouts import BOX_LAYOUTS, BoxName
-from datasets.decode import decode, size_of
+from datasets.decode import decode
 from datasets.errors import InputError
+from datasets.image_header import read_header
 from datasets.index import Index, read_index, split_of
 from datasets.inspect import facts, faults
 from datasets.layouts import Listing
@@ -148,8 +149,8 @@ def test_odd_images_are_taken(tmp_path: Path) -> None:
     odd = {name: cv2.imencode(".png", pixels)[1].tobytes() for name, pixels in (("a", alpha), ("g", grey), ("d", deep))}
     for name, expected in (("a", image), ("g", np.dstack([grey] * 3)), ("d", image)):
         np.testing.assert_array_equal(decode(odd[name]), expected)
-        assert size_of(odd[name]) == (48, 64)
-    assert size_of(encoded(image, ".jpg")) == (48, 64)
+        assert read_header(odd[name]).shown == (48, 64)
+    assert read_header(encoded(image, ".jpg")).shown == (48, 64)
     files = {f"JPEGImages/{name}.png": data for name, data in odd.items()}
     files |= {f"Annotations/{name}.xml": xml(things) for name in odd}
     index = pack("voc", put(tmp_path / "images", files), str(tmp_path / "set"), EVEN)
