@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 import tyro
 
-from trainers.engine.console import summary_table
-from trainers.models.attributes import Attributes, FaceModelConfig
+from trainers.reports.console import summary_table
+from trainers.tasks.attributes.model import Attributes, FaceModelConfig
 
 ONE, DECOUPLED, SEVEN = "one model", "one model + decoupler", "seven models"
 

@@ -21,18 +21,21 @@ import numpy as np
 import tyro
 
 from benchmarks.loading import KINDS, Loading, aside, job_of
-from datasets import cache as cache_module
-from datasets import sampling as sampling_module
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
+from datasets.difficulty import Difficulty
 from datasets.errors import run_main
-from datasets.index import Index, read_index, split_of
-from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
-from datasets.sampling import Kind, SamplerConfig, Version, generator
-from datasets.store import shard_etags
-from datasets.versions import VersionTable
+from datasets.loading import cache as cache_module
+from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import shard_etags
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
+from datasets.sampling import sampler as sampling_module
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import Kind, SamplerConfig
+from datasets.seeding import generator
+from datasets.shards.index import Index, read_index, split_of
 from tests.proxy import ProxyProcess
-from trainers.engine.console import summary_table
+from trainers.reports.console import summary_table
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,26 @@ def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProces
     """A training of pauses, from an empty cache: in a process of its own."""
     cache_module.CHECK_EVERY = 1 << 20  # the set is small: keep the cache to its size more closely
     if case.cache < 1:  # and mix as small a share of it as of one that a cache of the default size does not hold
-        sampling_module.MIXED = sum(shard.size for shard in index.shards) // 16
+        sampling_module.MIXED_BYTES = sum(shard.size for shard in index.shards) // 16
     sampler = SamplerConfig(kind=case.kind, batch=options.batch)
     split, start = split_of(index, "train"), 0 if case.place == "new" else RESUMED
     gib = max(case.cache * 1.1 * sum(shard.size for shard in index.shards) / 2**30, 1e-6)  # flags and blocks of the disk
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table = VersionTable(len(cosine), sampler)
+    table = DifficultyTable(len(cosine), sampler)
     for done in range(0, start + 1, sampler.interval):
-        table.put(Version(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+        table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
     stream = BatchStream(
         split, sampler, LoaderConfig(workers=options.workers), AugmentConfig(), CacheConfig(folder, gib), table,
-        shard_etags(index), Share(0, 1), 0, start, 10**9,
+        shard_etags(index), RankSlice(0, 1), 0, start, 10**9,
     )  # fmt: skip
     before, began = proxy.set(), time.perf_counter()
-    batches = behind_workers(stream, options.workers)
+    batches = load_in_workers(stream, options.workers)
     next(batches)
     first, at_first, waited = time.perf_counter(), proxy.set(), 0.0
     for done in range(start + 1, start + options.steps + 1):
         time.sleep(case.step_ms / 1000)
         if done % sampler.interval == 0:
-            table.put(Version(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+            table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked

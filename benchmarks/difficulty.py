@@ -20,8 +20,8 @@ import tyro
 from torch import Tensor
 
 from datasets.errors import run_main
-from trainers.engine.console import summary_table
-from trainers.engine.difficulty import difficulty
+from trainers.difficulty.vector import difficulty
+from trainers.reports.console import summary_table
 
 STRIP = 4096  # rows of the plain product at a time
 MIB = 2**20

@@ -28,15 +28,15 @@ import ray
 import tyro
 from ray.cluster_utils import Cluster
 
-from cluster.auth import take_token
 from cluster.launch import QUIET
 from cluster.progress import running
+from cluster.ray_compat import use_auth_token
 from datasets.errors import InputError, run_main
 from datasets.pack import pack
 from datasets.shipped import ARCHIVE, OPTIONS
 from tests.s3server import S3Server
-from trainers.engine.console import summary_table
 from trainers.engine.run import METRICS, Run
+from trainers.reports.console import summary_table
 
 ROOT = Path(__file__).parent.parent
 Kind = Literal["worker", "actor", "storage", "node"]
@@ -83,7 +83,7 @@ class Stage:
         os.environ.update(self.server.environment(), PYTHONPATH=str(ROOT), RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
         self.server.make_bucket("faults")
         pack("omniglot", ARCHIVE, "s3://faults/data", OPTIONS)
-        take_token()  # as the run will: with it to a cluster without one it would not be answered
+        use_auth_token()  # as the run will: with it to a cluster without one it would not be answered
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.node: Any = self.cluster.add_node(num_cpus=1)
         ray.init(self.cluster.address, **QUIET)

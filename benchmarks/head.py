@@ -25,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.difficulty import MIB, status
 from datasets.errors import run_main
-from trainers.engine.console import summary_table
-from trainers.losses.class_parallel import ClassParallel
-from trainers.losses.heads import HeadConfig, build_head
+from trainers.reports.console import summary_table
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.heads import build_head
+from trainers.tasks.reid.sharded_head import ShardedHead
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def train(rank: int, world: int, options: Head, parallel: bool) -> list[float]:
     """Make a head and train it; the seconds of each step."""
     config = HeadConfig(parallel=parallel)
     model: nn.Module = (
-        ClassParallel(config, options.identities, options.features, dist.group.WORLD) if parallel
+        ShardedHead(config, options.identities, options.features, dist.group.WORLD) if parallel
         else build_head(config, options.identities, options.features)
     )  # fmt: skip
     optimiser = torch.optim.AdamW(model.parameters())

@@ -37,20 +37,23 @@ import tyro
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.peers import PEERS, Job, bound, stack
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
-from datasets.decode import Decoder
+from datasets.difficulty import Difficulty
 from datasets.errors import run_main
-from datasets.index import read_index, split_of
-from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
+from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import read_samples, shard_etags
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
+from datasets.media.decode import Decoder
 from datasets.objects import open_objects
 from datasets.pack import Options, pack
-from datasets.sampling import Kind, SamplerConfig, Version, generator
-from datasets.store import read_samples, shard_etags
-from datasets.versions import VersionTable
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import Kind, SamplerConfig
+from datasets.seeding import generator
+from datasets.shards.index import read_index, split_of
 from tests.proxy import ProxyProcess
 from tests.s3server import S3Server
-from trainers.engine.console import summary_table
+from trainers.reports.console import summary_table
 
 Batches = Callable[[], Iterable[Any]]
 FORK = multiprocessing.get_context("fork")
@@ -105,15 +108,15 @@ def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gi
     sampler = SamplerConfig(
         kind=kind, batch=job.batch, instances=options.instances, uniform_share=0.0, interval=1, lag=0, mode="freshest"
     )
-    table = VersionTable(len(split.counts), sampler)
+    table = DifficultyTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table.put(Version(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
     loader = LoaderConfig(workers=job.workers, size=options.size)
 
     def start() -> Iterable[Any]:
         cache = CacheConfig(job.fresh(), gib)
-        stream = BatchStream(split, sampler, loader, augment, cache, table, etags, Share(0, 1), 0, 1, 10**9)
-        return behind_workers(stream, job.workers)
+        stream = BatchStream(split, sampler, loader, augment, cache, table, etags, RankSlice(0, 1), 0, 1, 10**9)
+        return load_in_workers(stream, job.workers)
 
     return start
 

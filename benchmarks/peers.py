@@ -1,4 +1,4 @@
-"""Other loaders, set to do what ours does: read JPEGs, decode them by `datasets.decode`, stack them, in as many processes.
+"""Other loaders, set to do what ours does: read JPEGs, decode them by `datasets.media.decode`, stack them, in as many processes.
 
 Each writes the same images in its own form, if it has one, and gives batches from a folder or from S3. One that is not
 installed is left out by name. wids is no package of its own: it came with webdataset before 1.0.
@@ -19,8 +19,8 @@ import boto3
 import numpy as np
 from torch.utils.data import DataLoader
 
-from datasets.decode import decode
-from datasets.index import Index
+from datasets.media.decode import decode
+from datasets.shards.index import Index
 
 COPIES = 6  # of the images in a peer's own form: its epochs are that long, so that a measurement ends within one
 

@@ -22,17 +22,21 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from cluster.launch import ClusterConfig, connect, launch
+from cluster.config import ClusterConfig
+from cluster.launch import connect, launch
 from cluster.worker import this_worker
 from datasets.errors import InputError, run_main
-from datasets.loader import BatchStream, Share, behind_workers
-from datasets.sampling import SamplerConfig
-from datasets.tally import Tally
-from trainers.engine.console import summary_table
-from trainers.engine.loop import Meter, OptimConfig, allreduce_s, build_optimiser, steps
-from trainers.engine.ranks import spread
-from trainers.models.reid import ReidTask
-from trainers.reid import Train, open_data
+from datasets.loading.batches import BatchStream, RankSlice
+from datasets.loading.stats import LoaderStats
+from datasets.loading.workers import load_in_workers
+from datasets.sampling.sampler import SamplerConfig
+from trainers.engine.distributed import allreduce_s
+from trainers.engine.loop import Meter, steps
+from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.reid import Train
+from trainers.reports.console import summary_table
+from trainers.tasks.reid.data import open_data
+from trainers.tasks.reid.model import ReidTask
 
 WARM, EVERY = 50, 10  # steps before the clock runs; steps between records
 CONFIG = Train(sampler=SamplerConfig(kind="uniform"))
@@ -53,21 +57,21 @@ class Overhead:
             raise InputError(f"workers and rounds must be at least 1, steps at least {EVERY}")
 
 
-def train(share: Share, count: int, worker: Any) -> float:
+def train(share: RankSlice, count: int, worker: Any) -> float:
     """Steps a second of one rank, the process group being there; ``worker``: Ray's, which is told every tenth step, or None."""
     torch.manual_seed(0)
     data = open_data(CONFIG)
     task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
     optim = OptimConfig(steps=WARM + count)
-    model = spread(task, dist.group.WORLD, sync_batch_norm=False)
+    model = distribute(task, dist.group.WORLD, sync_batch_norm=False)
     stream = BatchStream(
         data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps
     )
-    meter, tally, began = Meter(dist.group.WORLD), Tally(CONFIG.loader.workers), 0.0
-    batches = behind_workers(stream, CONFIG.loader.workers)
+    meter, tally, began = Meter(dist.group.WORLD), LoaderStats(CONFIG.loader.workers), 0.0
+    batches = load_in_workers(stream, CONFIG.loader.workers)
     for step in steps(model, build_optimiser(optim, task), optim, batches, torch.device("cpu"), 0, share.rank):
         meter.add(step)
-        tally.note(step.batch)
+        tally.count(step.batch)
         if step.done % EVERY == 0:
             record = {
                 "step": step.done,
@@ -86,7 +90,7 @@ def under_ray(settings: dict[str, Any]) -> float:
     """One worker's part under Ray Train."""
     torch.set_num_threads(1)
     worker = this_worker(settings)
-    return train(Share(worker.rank, worker.world), settings["steps"], worker)
+    return train(RankSlice(worker.rank, worker.world), settings["steps"], worker)
 
 
 def by_ray(workers: int, count: int) -> float:
@@ -114,7 +118,7 @@ def torchrun_worker(count: int) -> None:
     """One worker's part under torchrun; rank 0 prints its speed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    speed = train(Share(dist.get_rank(), dist.get_world_size()), count, None)
+    speed = train(RankSlice(dist.get_rank(), dist.get_world_size()), count, None)
     if dist.get_rank() == 0:
         print(speed, flush=True)
     dist.destroy_process_group()

@@ -22,11 +22,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
+from datasets.difficulty import Difficulty
 from datasets.errors import run_main
-from datasets.index import Index, Shard, Split, read_index, split_of, write_index
 from datasets.objects import open_objects
-from datasets.sampling import Kind, Sampler, SamplerConfig, Version, generator
-from trainers.engine.console import summary_table
+from datasets.sampling.sampler import Kind, Sampler, SamplerConfig
+from datasets.seeding import generator
+from datasets.shards.index import Index, Shard, Split, read_index, split_of, write_index
+from trainers.reports.console import summary_table
 
 KINDS: tuple[Kind, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
 SPAN = 4608  # bytes of a sample in its shard
@@ -105,7 +107,7 @@ def draw_times(split: Split, kind: Kind, options: Scale) -> dict[str, float]:
     config = SamplerConfig(kind=kind, batch=options.batch)
     count = len(split.identities)
     cosine = generator(0, "vector").random(count, dtype=np.float32)
-    version = Version(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))
+    version = Difficulty(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))
     sampler = Sampler(config, split, 0)
     first, _ = timed(lambda: sampler.draw(0, version))
     renewed, _ = timed(lambda: sampler.draw(1, version._replace(number=2)))

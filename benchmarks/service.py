@@ -24,15 +24,18 @@ import torch
 import tyro
 
 from benchmarks.claim_reid import median_interval, train_here
-from cluster.difficulty import Follower, Publisher, start_service
-from cluster.launch import ClusterConfig, connect
+from cluster.config import ClusterConfig
+from cluster.difficulty_service import Follower, Publisher, start_service
+from cluster.launch import connect
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
-from datasets.loader import LoaderConfig
-from datasets.sampling import SamplerConfig, Version, generator
-from datasets.versions import VersionTable
-from trainers.engine.console import summary_table
-from trainers.engine.loop import OptimConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
+from datasets.seeding import generator
+from trainers.engine.optim import OptimConfig
 from trainers.reid import Train
+from trainers.reports.console import summary_table
 
 SAMPLER = SamplerConfig()
 PATIENCE = 120.0  # seconds until a version must have come
@@ -61,14 +64,14 @@ class Reader:
     """A rank's end: follows into memory, and notes when each version was there."""
 
     def __init__(self, name: str, identities: int) -> None:
-        self.table = VersionTable(identities, SAMPLER)
+        self.table = DifficultyTable(identities, SAMPLER)
         self.seen: dict[int, float] = {}
-        self.follower = Follower(name, 0, self.put, Version, print)
+        self.follower = Follower(name, 0, self.put, print)
 
-    def put(self, version: Version) -> None:
+    def put(self, version: Difficulty) -> None:
         """Take a version in."""
         self.table.put(version)
-        self.seen[version.number] = time.time()
+        self.seen[version.version] = time.time()
 
     def wait(self, number: int) -> float:
         """When a version was there; waits for it."""
@@ -85,10 +88,10 @@ class Reader:
         return time.process_time()
 
 
-def made_up(number: int, identities: int) -> Version:
+def made_up(number: int, identities: int) -> Difficulty:
     """A version like one of a training with that many identities."""
     rng = generator(0, "version", number)
-    return Version(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities, np.int32))
+    return Difficulty(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities, np.int32))
 
 
 def measure(identities: int, options: Service, folder: str) -> dict[str, float]:

@@ -24,21 +24,24 @@ import numpy.typing as npt
 import tyro
 
 from benchmarks.loading import Loading, make_images
-from datasets import store
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
-from datasets.decode import decode
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
-from datasets.index import Index, Split, read_index, split_of
-from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
+from datasets.loading import store
+from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import shard_etags
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
+from datasets.media.decode import decode
 from datasets.objects import open_objects
 from datasets.pack import Options, pack
-from datasets.sampling import Kind, SamplerConfig, Version, generator
-from datasets.store import shard_etags
-from datasets.versions import VersionTable
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import Kind, SamplerConfig
+from datasets.seeding import generator
+from datasets.shards.index import Index, Split, read_index, split_of
 from tests.proxy import Faults, ProxyProcess
 from tests.s3server import KEY, NEXT_KEY, SECRET, S3Server
-from trainers.engine.console import summary_table
+from trainers.reports.console import summary_table
 
 SIZE = (64, 32)
 SHARES = Faults(slow_down=0.01, reset=0.01, stall=0.005, freeze=0.005, truncate=0.01, corrupt=0.01)
@@ -116,16 +119,26 @@ def read_through(
 ) -> dict[str, int]:
     """Whole epochs until half of the faults were injected; the credentials expire after the first ten batches."""
     sampler = SamplerConfig(kind=kind, batch=options.batch, instances=2, uniform_share=0.0, interval=1, lag=0, mode="freshest")
-    table = VersionTable(len(split.counts), sampler)
+    table = DifficultyTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table.put(Version(1, cosine, np.roll(np.arange(len(cosine)), 1)))
+    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine)), 1)))
     loader, augment = LoaderConfig(workers=options.workers, size=SIZE), AugmentConfig(flip=False, shift=0)
     stream = BatchStream(
-        split, sampler, loader, augment, CacheConfig(gib=0), None if kind == "uniform" else table, etags, Share(0, 1), 0, 0, 10**6
+        split,
+        sampler,
+        loader,
+        augment,
+        CacheConfig(gib=0),
+        None if kind == "uniform" else table,
+        etags,
+        RankSlice(0, 1),
+        0,
+        0,
+        10**6,
     )
     epoch = len(split) // options.batch
     before = proxy.set(faults=SHARES)
-    for batch in behind_workers(stream, options.workers):
+    for batch in load_in_workers(stream, options.workers):
         watch.note(batch)
         done = batch["step"] + 1
         if done == 10:

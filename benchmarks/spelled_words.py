@@ -21,7 +21,7 @@ import tyro
 
 from datasets.arrays import arrays_of
 from datasets.errors import InputError, run_main
-from datasets.source import Source, open_source
+from datasets.layouts.archive import Source, open_source
 
 HELD_OUT_SPEAKERS = 2  # of the ten
 NOISE = 2  # greatest change of a still frame's pixels in a pause

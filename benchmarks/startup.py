@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from datasets.errors import InputError, run_main
-from trainers.engine.console import summary_table
+from trainers.reports.console import summary_table
 
 PHASES = (  # what the run prints when a phase is over
     ("run ", "imports, data checks, Ray's start"),

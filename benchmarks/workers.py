@@ -23,14 +23,17 @@ import tyro
 from torch import Tensor
 
 from datasets.errors import InputError, run_main
-from datasets.loader import BatchStream, Share, behind_workers
-from datasets.sampling import SamplerConfig
+from datasets.loading.batches import BatchStream, RankSlice
+from datasets.loading.workers import load_in_workers
+from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.checkpoint import read_state, write_state
-from trainers.engine.console import summary_table
-from trainers.engine.loop import OptimConfig, build_optimiser, steps
-from trainers.engine.ranks import spread
-from trainers.models.reid import ReidTask
-from trainers.reid import Train, open_data
+from trainers.engine.distributed import distribute
+from trainers.engine.loop import steps
+from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.reid import Train
+from trainers.reports.console import summary_table
+from trainers.tasks.reid.data import open_data
+from trainers.tasks.reid.model import ReidTask
 
 
 @dataclass(frozen=True)
@@ -53,24 +56,24 @@ def one_rank(rank: int, world: int, folder: str, options: Workers, sync: bool) -
     """A rank's process; rank 0 leaves in the folder what it found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(seconds=300), world, rank)
-    found = train(Share(rank, world), options, sync)
+    found = train(RankSlice(rank, world), options, sync)
     if rank == 0:
         write_state(Path(folder, "found.pt"), found)
     dist.destroy_process_group()
 
 
-def train(share: Share, options: Workers, sync: bool) -> dict[str, Any]:
+def train(share: RankSlice, options: Workers, sync: bool) -> dict[str, Any]:
     """Train; the first gradient, each identity's nearest one at the end, the loss, and the seconds of each step."""
     config = Train(sampler=SamplerConfig(kind="uniform", batch=options.batch), optim=OptimConfig(steps=options.steps))
     data, group = open_data(config), dist.group.WORLD if share.world > 1 else None
     torch.manual_seed(0)
     task = ReidTask(config.model, config.head, len(data.train.counts), group).to(memory_format=torch.channels_last)
-    model, optimiser = spread(task, group, sync_batch_norm=sync), build_optimiser(config.optim, task)
+    model, optimiser = distribute(task, group, sync_batch_norm=sync), build_optimiser(config.optim, task)
     stream = BatchStream(
         data.train, config.sampler, config.loader, config.augment, config.cache, None, data.etags, share, 0, 0, options.steps
     )
     gradient, walls, processors, began = Tensor(), list[float](), list[float](), time.process_time()
-    for step in steps(model, optimiser, config.optim, behind_workers(stream, 0), torch.device("cpu"), 0, share.rank):
+    for step in steps(model, optimiser, config.optim, load_in_workers(stream, 0), torch.device("cpu"), 0, share.rank):
         if step.done == 1:
             gradient = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
             began = time.process_time()

@@ -14,7 +14,7 @@ from cluster.errors import ClusterError
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 ON_TIME = timedelta(minutes=5)  # a start no later than this is not a missed one
-MOST = 1000  # missed times that are looked at
+MAX_MISSED = 1000  # missed times that are looked at
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Due(NamedTuple):
 def due(schedule: Schedule, done: datetime, now: datetime) -> list[Due]:
     """What to do at ``now`` when all times up to ``done`` have been dealt with; oldest first."""
     behind = times(schedule, now + timedelta(seconds=1), back=True)  # a time that is now, too
-    passed = list(islice(takewhile(lambda time: time > done, behind), MOST))[::-1]
+    passed = list(islice(takewhile(lambda time: time > done, behind), MAX_MISSED))[::-1]
     late = [time for time in passed if now - time > ON_TIME]
     starts = passed[len(late) :]
     if schedule.missed == "all":

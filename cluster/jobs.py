@@ -11,8 +11,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.auth import take_token
 from cluster.errors import ClusterError
+from cluster.ray_compat import use_auth_token
 
 LOCAL = "http://127.0.0.1:8265"
 RUNNING = ("PENDING", "RUNNING")
@@ -31,7 +31,7 @@ class Jobs:
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ClusterError("not the address of a cluster's jobs", self.address, "give http://host:8265, the dashboard's")
-        take_token()
+        use_auth_token()
         try:  # Ray's client knows no timeout
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
             socket.create_connection((parts.hostname, port), timeout=5).close()

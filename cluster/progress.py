@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from cluster.metrics import failures, run_step
+from cluster.prometheus import failures, run_step
 
 NAMESPACE = "hardshard"
 PREFIX = "progress:"  # of the actors' names

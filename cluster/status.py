@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from cluster.connection import join
 from cluster.errors import ClusterError, run_main
-from cluster.launch import join
 from cluster.progress import running
 
 COLUMNS = ("run", "step", "stage", "ETA", "loss", "samples/s", "data wait", "mAP", "vector", "told", "failures", "last error")

@@ -20,9 +20,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from cluster import metrics
+from cluster import prometheus as metrics
 from cluster.errors import ClusterError
-from cluster.launch import CALLBACKS, storage_uri
+from cluster.ray_train import CALLBACKS
+from cluster.storage import storage_uri
 
 # What runs report with their checkpoints. Tune's own count of reports starts anew in a restored trial.
 METRIC, TIME = "score", "step"
@@ -91,7 +92,7 @@ def sweep(
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
         how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
         kept = tune.RunConfig(
-            callbacks=[_Told(name)],
+            callbacks=[_TrialReporter(name)],
             name=name,
             storage_path=storage_uri(runs),
             failure_config=tune.FailureConfig(max_failures=1),
@@ -100,7 +101,7 @@ def sweep(
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
     with _stopped_by_ctrl_c():
         results = tuner.fit()
-    return [_told(name, result) for result in results]
+    return [_trial_of(name, result) for result in results]
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-class _Told(tune.Callback):
+class _TrialReporter(tune.Callback):
     """Tells of each trial that has ended, and how many trials are in which state."""
 
     def __init__(self, name: str) -> None:
@@ -162,7 +163,7 @@ def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_
         CALLBACKS.reset(token)
 
 
-def _told(name: str, result: Any) -> Trial:
+def _trial_of(name: str, result: Any) -> Trial:
     figures = result.metrics or {}
     failure = figures.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
     score = float("nan") if failure else float(figures.get(METRIC, math.nan))

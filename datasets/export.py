@@ -22,10 +22,10 @@ from typing import IO, Annotated, Literal, NamedTuple, cast
 import tyro
 
 from datasets.errors import InputError, printable, run_main
-from datasets.index import Index, Shard, check_shards, read_index
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.tape import Tape, no_part_of_a_sample
-from datasets.tar import member_path, members, padded
+from datasets.shards.index import Index, Shard, check_shards, read_index
+from datasets.shards.tar import member_path, members, padded
+from datasets.shards.tar_reader import Tape, no_part_of_a_sample
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"

@@ -1,415 +1,61 @@
-"""The index of a shard set: which sample lies where, who is on it, and which bytes make a block.
+"""``python -m datasets.index URL``: index WebDataset shards that somebody else wrote, in one streaming pass, packing nothing."""
 
-Shards are plain WebDataset tar files; the index is an addition beside them, in Parquet, so that any tool can read it:
-
-    index.json                 written last: a set without it is not whole
-    index/samples.parquet      key, identity, block, offset, size, camera       one row a sample, in the order of (block, offset)
-    index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c    in the order of (shard, offset)
-    index/identities.parquet   name, sorted; the row number is the identity
-    index/labels.parquet       only where images have labels: a float32 column each, NaN where absent; rows as the samples'
-    index/boxes.parquet        only of sets with boxes: lists of corners, class, ignored (`datasets.boxes`); rows as the samples'
-    index/clips.parquet        only where identities are clips: file, frames, actions, frame_actions; rows as the identities'
-
-A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
-member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
-In memory the index takes 13 bytes a sample, 29 a block and an identity's name (17 and 33 in a set whose shards pass 4 GiB, a byte
-more with more than 127 cameras); keys stay on disk until somebody asks.
-
-M samples, K blocks, N identities.
-"""
-
-import ctypes
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import eq
-from typing import Any
+from typing import Annotated
 
-import google_crc32c
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from datasets import index_checks as checks
-from datasets.boxes import BoxTable, boxes_of_table
-from datasets.errors import InputError
-from datasets.objects import Bucket, Folder, checked, open_objects
-from datasets.splits import evaluation_split
-from datasets.texts import json_of
-
-FORMAT, VERSION = "hardshard", 1
-MANIFEST = "index.json"
-PACKING = "_packing"  # a folder of notes that is there while a set is being packed
-SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
-LABELS, BOXES, CLIPS = "index/labels.parquet", "index/boxes.parquet", "index/clips.parquet"
-JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
-
-SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
-BLOCK_COLUMNS = {
-    "shard": np.int32, "identity": np.int32, "split": np.int8, "offset": np.int64,
-    "size": np.int32, "first": np.int64, "count": np.int32, "crc32c": np.int64,
-}  # fmt: skip
-
-NARROW: dict[Any, Any] = {np.int64: np.uint32, np.int16: np.int8}  # in memory
-
-Int64s = npt.NDArray[np.int64]
+from datasets.errors import InputError, run_main
+from datasets.objects import open_objects
+from datasets.shards.identity_rules import Rules
+from datasets.shards.index import MANIFEST, PACKING, write_index
+from datasets.shards.locality import DRAW, quality_of
+from datasets.shards.scan import PROBE, scan, shards_of
+from datasets.shards.tar_reader import LeftOut
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One tar file; ``size`` in bytes."""
+class Command(Rules):
+    """Index WebDataset shards that somebody else wrote, and say how good their order is for drawing identities."""
 
-    name: str
-    size: int
-    split: str
-
-
-class Names(Sequence[str]):
-    """Names as Arrow holds them, in a few bytes each; a Python text is made of one when it is asked for."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column.combine_chunks()
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, place: Any) -> Any:
-        found = self._column[place]
-        return found.to_pylist() if isinstance(place, slice) else found.as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 1 << 16):
-            yield from self[start : start + (1 << 16)]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
-
-    __hash__ = None  # type: ignore[assignment]  # as a list's
+    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
+    """The folder or s3://bucket/prefix that holds the shards."""
+    overwrite: bool = False
+    """Replace an index that is there."""
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """A whole index in memory. ``samples`` and ``blocks`` map a column's name to its array, [M] and [K]."""
-
-    url: str
-    shards: tuple[Shard, ...]
-    splits: tuple[str, ...]
-    cameras: tuple[str, ...]
-    identities: Sequence[str]
-    samples: dict[str, npt.NDArray[Any]]
-    blocks: dict[str, npt.NDArray[Any]]
-    about: dict[str, Any]  # what the packer noted: layout, image size to train at, whether mirroring keeps the identity
-
-    def __len__(self) -> int:
-        return len(self.samples["block"])
-
-    @cached_property
-    def keys(self) -> Sequence[str]:
-        """The key of every sample, [M]; read from the set when first asked for."""
-        where = f"{self.url}/{SAMPLES}"
-        table = checks.parquet(open_objects(self.url).get(SAMPLES), ["key"], len(self), where)
-        keys: list[str] = checks.texts(table.column("key"), "key", where).to_pylist()
-        return keys
-
-    @cached_property
-    def checksum(self) -> int:
-        """crc32c of what the set holds and who is who in it: a repacked set of other content has another."""
-        names = ("crc32c", "identity", "split")
-        parts = [self.blocks[name].astype(BLOCK_COLUMNS[name], copy=False).tobytes() for name in names]
-        parts.append("\n".join(self.identities).encode())
-        return reduce(google_crc32c.extend, parts, 0)
-
-    @cached_property
-    def labels(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
-        table = self._extra(LABELS, len(self))
-        return {} if table is None else checks.labels_of(table, f"{self.url}/{LABELS}")
-
-    @cached_property
-    def boxes(self) -> BoxTable | None:
-        """The images' boxes; None of a set that was packed without. Their classes are named in ``about["classes"]``."""
-        table = self._extra(BOXES, len(self))
-        if table is None:
-            return None
-        checks.check_boxes(table, len(self.about.get("classes", ())), f"{self.url}/{BOXES}")
-        return boxes_of_table(table, f"{self.url}/{BOXES}")
-
-    @cached_property
-    def clips(self) -> pa.Table:
-        """What is known of clips of videos, a row an identity; without columns where there are none."""
-        table = self._extra(CLIPS, len(self.identities))
-        if table is None:
-            return pa.table({})
-        checks.check_clips(table, len(self.about.get("classes", ())), f"{self.url}/{CLIPS}")
-        return table
-
-    def _extra(self, name: str, rows: int) -> pa.Table | None:
-        objects = open_objects(self.url)
-        manifest = _manifest(objects)
-        if name not in manifest["tables"]:
-            return None
-        return checks.parquet(_checked(objects, name, manifest), None, rows, f"{self.url}/{name}")
-
-    def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
-        """The identity of each sample."""
-        identity: npt.NDArray[np.int32] = self.blocks["identity"][self.samples["block"][samples]]
-        return identity
-
-    def blocks_of_shard(self, shard: int) -> tuple[int, int]:
-        """The blocks of a shard are numbered on: first, and one past the last."""
-        first, last = np.searchsorted(self.blocks["shard"], [shard, shard + 1])
-        return int(first), int(last)
-
-    def shards_of(self, blocks: npt.NDArray[np.integer]) -> list[int]:
-        """The shards that hold these blocks, each once, in order."""
-        shards: list[int] = np.flatnonzero(np.bincount(self.blocks["shard"][blocks])).tolist()
-        return shards
-
-    def where(self, sample: int) -> str:
-        """A sample's place in words, for messages."""
-        shard = self.shards[self.blocks["shard"][self.samples["block"][sample]]]
-        return f"{self.keys[sample]} in {self.url}/{shard.name} at byte {self.samples['offset'][sample]}"
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One split's samples as *positions* 0..M-1, identity by identity, so that identity i owns
-    ``identity_starts[i] .. identity_starts[i+1]`` and nothing is stored per sample.
-
-    K blocks in the order of (identity, shard, offset); N identities, numbered within the split: a label.
-    """
-
-    index: Index
-    name: str
-    identities: npt.NDArray[np.int32]  # [N] the label's identity in the index
-    blocks: npt.NDArray[np.int32]  # [K]
-    labels: npt.NDArray[np.int32]  # [K]
-    starts: Int64s  # [K + 1] first position of each block
-    identity_starts: Int64s  # [N + 1]
-    skipped: Int64s | None = None  # [K] samples of the block before its first one here; None: none anywhere
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    @property
-    def names(self) -> list[str]:
-        """The identities' names by label, [N]."""
-        return [self.index.identities[i] for i in self.identities]
-
-    @cached_property
-    def counts(self) -> npt.NDArray[np.int32]:
-        """Samples of each identity, [N]."""
-        return np.diff(self.identity_starts).astype(np.int32)
-
-    @cached_property
-    def smallest(self) -> npt.NDArray[np.int32]:
-        """Samples in the smallest block of each identity, [N]."""
-        first_block = np.searchsorted(self.starts, self.identity_starts[:-1])
-        least: npt.NDArray[np.int32] = np.minimum.reduceat(np.diff(self.starts), first_block).astype(np.int32)
-        return least
-
-    def samples(self, positions: Int64s) -> Int64s:
-        """The index's sample at each position."""
-        block = np.searchsorted(self.starts, positions, side="right") - 1
-        first: Int64s = self.index.blocks["first"][self.blocks[block]] + positions - self.starts[block]
-        return first if self.skipped is None else first + self.skipped[block]
-
-    def labels_of(self, positions: Int64s) -> Int64s:
-        """The label at each position."""
-        labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1].astype(np.int64)
-        return labels
-
-    def only(self, chosen: npt.NDArray[np.bool_]) -> "Split":
-        """The samples at those positions, [M], of which at least one is True; they and their identities are numbered anew.
-
-        Samples that lie side by side in a block make up a block of the new split.
-        """
-        if chosen.all():
-            return self
-        places = np.flatnonzero(chosen)
-        block = np.searchsorted(self.starts, places, side="right") - 1
-        begins = np.flatnonzero((np.diff(places, prepend=-2) != 1) | (np.diff(block, prepend=-1) != 0))
-        of = block[begins]
-        skipped = places[begins] - self.starts[of] + (0 if self.skipped is None else self.skipped[of])
-        return _split(self.index, self.name, self.blocks[of], np.diff(begins, append=len(places)), skipped)
-
-
-def split_of(index: Index, name: str) -> Split:
-    """One split of a set.
-
-    Raises:
-        InputError: the set has no such split.
-    """
-    if name not in index.splits:
-        raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
-    of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
-    order = np.argsort(index.blocks["identity"][of_split], kind="stable")  # blocks stand in the order of (shard, offset)
-    blocks = of_split[order].astype(np.int32)
-    split = _split(index, name, blocks, index.blocks["count"][blocks])
-    _ = split.counts, split.smallest  # every sampler asks for them; what this needed goes back with the rest
-    del of_split, order
-    _release()
-    return split
-
-
-def evaluated_split(index: Index) -> Split | None:
-    """The split to evaluate on: test, else val, else None."""
-    name = evaluation_split(index.splits)
-    return None if name is None else split_of(index, name)
-
-
-def _split(
-    index: Index, name: str, blocks: npt.NDArray[np.int32], counts: npt.NDArray[np.integer], skipped: Int64s | None = None
-) -> Split:
-    """A split of blocks in the order of their identities; of each so many samples, after the ``skipped`` ones."""
-    identity = index.blocks["identity"][blocks]
-    first_block = np.flatnonzero(np.diff(identity, prepend=-1))
-    labels = np.repeat(np.arange(len(first_block), dtype=np.int32), np.diff(first_block, append=len(blocks)))
-    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    identity_starts = starts[np.append(first_block, len(blocks))]
-    return Split(index, name, identity[first_block], blocks, labels, starts, identity_starts, skipped)
-
-
-def read_index(url: str) -> Index:
-    """Read a set's index.
-
-    Raises:
-        InputError: nothing is there, the set is not whole, or the index is damaged or of another format.
-    """
-    objects = open_objects(url)
-    if not objects.exists(MANIFEST):
-        there = objects.sizes()
-        if any(name.startswith(f"{PACKING}/") for name in there):
-            raise InputError("not a whole shard set (its packing was interrupted)", url, "run the same pack again, which ends it")
-        remedy = (
-            "index it with `python -m datasets.index`" if any(name.endswith(".tar") for name in there)
-            else "is the address right? `python -m datasets.pack` makes a shard set"
-        )  # fmt: skip
-        raise InputError("not a whole shard set (no index.json)", url, remedy)
-    manifest = _manifest(objects)
-    where, names = f"{objects.url}/{IDENTITIES}", _checked(objects, IDENTITIES, manifest)
-    column = checks.parquet(names, ["name"], manifest["identities"], where).column("name")
-    index = Index(
-        url=objects.url,
-        shards=tuple(Shard(s["name"], s["size"], s["split"]) for s in manifest["shards"]),
-        splits=tuple(manifest["splits"]),
-        cameras=tuple(manifest["cameras"]),
-        identities=Names(checks.texts(column, "name", where)),
-        samples=_columns(objects, SAMPLES, SAMPLE_COLUMNS, manifest, manifest["samples"]),
-        blocks=_columns(objects, BLOCKS, BLOCK_COLUMNS, manifest, manifest["blocks"]),
-        about=manifest.get("about", {}),
-    )
-    checks.check_tables(
-        index.samples, index.blocks, index.shards, index.splits, len(column), len(index.cameras), objects.url
-    )  # fmt: skip
-    _release()
-    return index
-
-
-def write_index(
-    objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    boxes: pa.Table | None = None, clips: pa.Table | None = None,
-) -> None:  # fmt: skip
-    """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
-    of_sample = index.identity_of(np.arange(len(index)))
-    tables = {
-        SAMPLES: pa.table({"key": pa.array(keys, pa.string()), "identity": of_sample, **index.samples}),
-        BLOCKS: pa.table(index.blocks),
-        IDENTITIES: pa.table({"name": pa.array(index.identities, pa.string())}),
-        **({LABELS: pa.table(dict(labels))} if labels else {}),
-        **({BOXES: boxes} if boxes is not None else {}),
-        **({CLIPS: clips} if clips is not None else {}),
-    }  # fmt: skip
-    marks = {}
-    for name, table in tables.items():
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue()
-        objects.put(name, data)
-        marks[name] = {"size": len(data), "crc32c": google_crc32c.value(data)}
-    manifest = {
-        "format": FORMAT, "version": VERSION,
-        "samples": len(index), "blocks": len(index.blocks["first"]), "identities": len(index.identities),
-        "splits": index.splits, "cameras": index.cameras,
-        "shards": [{"name": s.name, "size": s.size, "split": s.split} for s in index.shards],
-        "tables": marks, "about": index.about,
-    }  # fmt: skip
-    objects.put(MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-def check_shards(index: Index) -> None:
-    """Compare the shards' sizes with the index; costs a listing, reads no shard.
-
-    Raises:
-        InputError: a shard is missing or has another size than the index says.
-    """
-    sizes = open_objects(index.url).sizes()
-    for shard in index.shards:
-        size = sizes.get(shard.name)
-        if size is None:
-            raise InputError(
-                "a shard that the index names is missing", f"{index.url}/{shard.name}", "copy it there or pack again"
-            )
-        if size != shard.size:
-            what = f"the shard has {size} bytes and its index says {shard.size}"
-            raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")
-
-
-def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` as an index holds them."""
-    table = np.array(rows, np.int64).reshape(-1, len(types))
-    return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}
-
-
-def _manifest(objects: Folder | Bucket) -> dict[str, Any]:
-    where = f"{objects.url}/{MANIFEST}"
-    manifest = json_of(objects.get(MANIFEST), where, checks.REMEDY)
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        checks.damaged("no format is told", where)
-    form = (manifest["format"], manifest.get("version"))
-    if form != (FORMAT, VERSION):
-        raise InputError(f"index.json is of format {form}, this reads {(FORMAT, VERSION)}", objects.url, "pack the set again")
-    checks.check_manifest(manifest, (SAMPLES, BLOCKS, IDENTITIES), where)
-    try:
-        for shard in manifest["shards"]:
-            checked(shard["name"])
-    except InputError as error:
-        checks.damaged(f"a shard's name is {error.args[1]}", where)
-    return manifest
-
-
-def _checked(objects: Folder | Bucket, name: str, manifest: dict[str, Any]) -> bytes:
-    data, mark = objects.get(name), manifest["tables"][name]
-    if len(data) != mark["size"] or google_crc32c.value(data) != mark["crc32c"]:
-        raise InputError("the index does not match its checksum", f"{objects.url}/{name}", "copy it again, or pack again")
-    return data
-
-
-def _columns(
-    objects: Folder | Bucket, table: str, types: dict[str, Any], manifest: dict[str, Any], rows: int
-) -> dict[str, npt.NDArray[Any]]:
-    """The columns one by one, so that they aren't all held twice, and those of ``NARROW`` in half the bytes where they fit."""
-    data, where, found = _checked(objects, table, manifest), f"{objects.url}/{table}", {}
-    for name, dtype in types.items():
-        values = checks.integers(checks.parquet(data, [name], rows, where).column(name), dtype, name, where)
-        narrow = NARROW.get(dtype)
-        fits = narrow and len(values) and values.min() >= np.iinfo(narrow).min and values.max() <= np.iinfo(narrow).max
-        found[name] = values.astype(narrow if fits else dtype, copy=False)
-    return found
-
-
-def _release() -> None:
-    """Give the kernel back what decoding and sorting needed, about as much as they leave; Arrow and glibc would keep it."""
-    pa.default_memory_pool().release_unused()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+def main() -> None:
+    """The command."""
+    args = tyro.cli(Command, prog="python -m datasets.index")
+    console = Console(stderr=True)
+    objects = open_objects(args.url)
+    if objects.exists(MANIFEST) and not args.overwrite:
+        raise InputError("an index is there already", f"{objects.url}/{MANIFEST}", "replace it by --overwrite")
+    if objects.sizes(f"{PACKING}/"):
+        raise InputError("an interrupted pack lies there", objects.url, "run it again: what it did not come to would be missing")
+    total = sum(shards_of(objects, LeftOut()).values())
+    numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("indexing"), BarColumn(), *numbers, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("indexing", total=total)
+        objects.put(PROBE, b"")  # learn now, not after the scan, whether anything can be written there
+        objects.delete(PROBE)
+        index, keys, found = scan(args.url, args, lambda length: progress.advance(task, length))
+    objects.delete(MANIFEST)  # only now: an index that could not be replaced stays
+    write_index(objects, index, keys)
+    quality = quality_of(index, args.max_block)
+    lines = [
+        *found.lines(),
+        f"indexed {len(index):,} images of {len(index.identities):,} identities in {len(index.shards)} shards at {index.url}",
+        f"{quality.samples_per_block:.1f} images a block ({quality.ideal_samples_per_block:.1f} at best), "
+        f"{quality.in_one_block:.0%} of identities in one block; a draw of {DRAW} reads {quality.bytes_per_draw / 1024:.0f} KiB "
+        f"for {quality.bytes_wanted / 1024:.0f} KiB of images",
+        quality.verdict,
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    from datasets.errors import run_main
-    from datasets.scan import main  # imports this module by its own name: what runs as __main__ is only this line
-
     run_main(main)

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from datasets.decode import decode_sample
 from datasets.errors import InputError, run_main
-from datasets.index import Index, read_index, split_of
+from datasets.media.decode import decode_sample
 from datasets.objects import open_objects
-from datasets.quality import MAX_BLOCK, quality_of
-from datasets.tar import key_and_ending, member_path
+from datasets.shards.index import Index, read_index, split_of
+from datasets.shards.locality import MAX_BLOCK, quality_of
+from datasets.shards.tar import key_and_ending, member_path
 
 SMALL = 1 << 30  # bytes of a set that is verified without being asked to
 WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once

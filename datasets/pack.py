@@ -1,40 +1,37 @@
 """``python -m datasets.pack LAYOUT SOURCE DESTINATION``: a data set as downloaded becomes shards and their index.
 
-The plan (``datasets.plan``) depends on names, sizes and options alone, so an interrupted pack is finished by running it
+The plan (``datasets.packing.plan``) depends on names, sizes and options alone, so an interrupted pack is finished by running it
 again: a shard is put whole or not at all, then a note about it in ``_packing/``; the index comes last.
 """
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import google_crc32c
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from datasets.account import account
-from datasets.box_layouts import BOX_LAYOUTS, BoxName, renamed
-from datasets.boxes import BoxTable, table_of_boxes
-from datasets.decode import MAX_BYTES, decode_sample, quiet_decoders
-from datasets.degrade import Degradation, degraded
-from datasets.destination import claim, forget, note_name
 from datasets.errors import InputError, printable, run_main
-from datasets.face_layouts import FACE_LAYOUTS, FaceName
-from datasets.index import Index, write_index
-from datasets.layouts import LAYOUTS, Listing, Name
+from datasets.layouts.archive import Source, open_source
+from datasets.layouts.boxes import BOX_LAYOUTS, BoxName, renamed
+from datasets.layouts.degrade import Degradation, degraded
+from datasets.layouts.faces import FACE_LAYOUTS, FaceName
+from datasets.layouts.identities import LAYOUTS, Name
+from datasets.layouts.listing import Listing
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.plan import ShardPlan, Written, boxes_of, index_of, labels_of, plan_shards
-from datasets.source import Source, open_source
+from datasets.packing.destination import claim, forget
+from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
+from datasets.packing.summary import account
+from datasets.packing.write import Bytes, write_shards
+from datasets.shards.boxes import BoxTable, table_of_boxes
+from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut
-from datasets.tar import END, header, padded
 
 VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
 Layout = Literal[Name, FaceName, BoxName]
@@ -42,22 +39,6 @@ KINDS = (
     f"How it lies. Images of identities: {', '.join(LAYOUTS)}; faces with labels: {', '.join(FACE_LAYOUTS)}; "
     f"images with boxes: {', '.join(BOX_LAYOUTS)}."
 )
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes as people write it: 65536, 64MiB, 1GB. Raises ValueError."""
-    number = text.strip().rstrip("KMGiBkmgb")
-    return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
-
-
-Bytes = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="BYTES", instance_from_str=lambda texts: bytes_of(texts[0]),
-        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
-    ),
-]  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -87,7 +68,7 @@ class Options:
     seed: int = 0
     """Draws the order of the images, and the identities that are held out."""
     held_out: float = 0.25
-    """Share kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
+    """RankSlice kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
     rename: tuple[str, ...] = ()
@@ -248,75 +229,6 @@ def _fingerprint(listing: Listing, source: Source, layout: str, options: Options
         told += [sample.boxes] if sample.boxes is not None else []
         digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:16]
-
-
-def write_shards(
-    shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
-) -> list[Written]:
-    """Put every shard that is not there yet, each followed by its note."""
-    there = objects.sizes()
-    written: list[Written] = []
-    unreadable: dict[str, str] = {}
-    with progress(console, sum(len(block) for shard in shards for block in shard.blocks)) as advance:
-        for shard in shards:
-            note = note_name(fingerprint, shard.name)
-            result = Written(**json.loads(objects.get(note))) if note in there else None
-            if result is None or there.get(shard.name) != result.size:
-                with tempfile.NamedTemporaryFile(prefix="hardshard-", suffix=".tar") as file:
-                    result = _write(shard, source, Path(file.name), unreadable, allowed, advance)
-                    objects.put_file(shard.name, Path(file.name))
-                objects.put(note, json.dumps(asdict(result)).encode())
-            else:
-                advance(sum(len(block) for block in shard.blocks))
-            unreadable |= result.unreadable
-            _refuse(unreadable, allowed, source)
-            written.append(result)
-    return written
-
-
-def _write(
-    shard: ShardPlan, source: Source, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
-) -> Written:
-    """Write one shard to a local file. ``unreadable``: those of the shards before."""
-    bad: dict[str, str] = {}
-    crcs: list[int] = []
-    with path.open("wb") as file:
-        for planned in shard.blocks:
-            block = bytearray()
-            for member in planned:
-                data = source.read(member.source, MAX_BYTES)
-                try:
-                    with quiet_decoders():
-                        decode_sample(data)
-                except ValueError as error:
-                    bad[member.source] = str(error)
-                    _refuse(unreadable | bad, allowed, source)
-                else:
-                    block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
-                advance(1)
-            if block:
-                crcs.append(google_crc32c.value(bytes(block)))
-                file.write(block)
-        file.write(END)
-        size = file.tell()
-    return Written(size, crcs, bad)
-
-
-def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
-    if len(unreadable) > allowed:
-        named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
-        remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
-        raise InputError("an image that cannot be decoded", f"{named} in {source.where}", remedy)
-
-
-@contextmanager
-def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar, where there is a terminal; yields the function that advances it."""
-    numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn(verb), BarColumn(), *numbers)
-    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as bar:
-        task = bar.add_task(verb, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def main() -> None:

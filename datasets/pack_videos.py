@@ -1,6 +1,6 @@
 """``python -m datasets.pack_videos LAYOUT SOURCE DESTINATION``: clips of videos, frames or skeletons become shards and an index.
 
-Each clip is an identity whose strips (`datasets.strips`) lie side by side and in order, so that a clip, or a part of it, is one
+Each clip is an identity whose strips (`datasets.shards.frame_strips`) lie side by side and in order, so that a clip, or a part of it, is one
 ranged read. Its actions stand in the index (``clips.parquet``). What cannot be used is left out by rule, counted and named:
 
 - a file that is broken, cut off, empty or too large for memory counts against ``--allow-unreadable``;
@@ -25,21 +25,22 @@ import pyarrow as pa
 import tyro
 from rich.console import Console
 
-from datasets.account import lines_of
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
-from datasets.destination import claim, forget
 from datasets.errors import InputError, printable, run_main
-from datasets.flow import METHOD, flow_of
-from datasets.index import Index, write_index
-from datasets.layouts import Sample
+from datasets.layouts.archive import Source, open_source
+from datasets.layouts.listing import Sample
+from datasets.layouts.videos import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
+from datasets.left_out import NAMED
+from datasets.media.flow import METHOD, flow_of
+from datasets.media.video import read_video, shrunk
 from datasets.objects import Folder, open_objects
-from datasets.pack import Bytes, progress, write_shards
-from datasets.plan import index_of, plan_shards
-from datasets.source import NAMED, Source, open_source
+from datasets.packing.destination import claim, forget
+from datasets.packing.plan import index_of, plan_shards
+from datasets.packing.summary import lines_of
+from datasets.packing.write import Bytes, progress, write_shards
+from datasets.shards.frame_strips import STRIP, SUFFIX, Frames, Stream, strips_of
+from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut, counted
-from datasets.strips import STRIP, SUFFIX, Frames, Stream, strips_of
-from datasets.video import read_video, shrunk
-from datasets.video_layouts import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 
 VERSION = 2  # of the bytes that a listing leads to; part of a pack's fingerprint
 
@@ -61,7 +62,7 @@ class VideoOptions:
     test: str = ""
     """Of video_csv and frames_npz: which rows are for testing, as column=value,value."""
     held_out: float = 0.25
-    """Share of the clips kept for testing where nothing else says."""
+    """RankSlice of the clips kept for testing where nothing else says."""
     seed: int = 0
     """Draws the order of the clips."""
     shard_size: Bytes = 64 << 20

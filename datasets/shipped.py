@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.index import MANIFEST
 from datasets.pack import VERSION, Options, pack
+from datasets.shards.index import MANIFEST
 
 ARCHIVE = Path(__file__).parent / "data" / "omniglot_small.zip"
 OPTIONS = Options(shard_size=512 * 1024)  # small shards, so that a small set too has several to stream and to shuffle

@@ -27,7 +27,8 @@ from hypothesis import HealthCheck, settings
 from proxy import FaultProxy
 from s3server import S3Server, free_ports
 
-from cluster.launch import ClusterConfig, connect
+from cluster.config import ClusterConfig
+from cluster.launch import connect
 from datasets.pack import pack
 from datasets.shipped import ARCHIVE, OPTIONS
 

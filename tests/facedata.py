@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.labels import COLUMNS, POINTS
+from datasets.shards.labels import COLUMNS, POINTS
 
 PLACES = {
     "left_eye": (0.3, 0.4),

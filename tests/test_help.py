@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import tyro
 
-from datasets.box_layouts import BOX_LAYOUTS
-from datasets.face_layouts import FACE_LAYOUTS
-from datasets.layouts import LAYOUTS
+from datasets.layouts.boxes import BOX_LAYOUTS
+from datasets.layouts.faces import FACE_LAYOUTS
+from datasets.layouts.identities import LAYOUTS
 from datasets.pack import Pack
 from trainers import actions, attributes, detection, reid, sequences, sweep
 

@@ -21,15 +21,16 @@ import tyro
 from ray import tune
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.launch import ClusterConfig, connect
+from cluster.config import ClusterConfig
+from cluster.connection import connect
 from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
 from datasets.errors import InputError, run_main
 from trainers.engine.config import changed, from_json, to_json
-from trainers.engine.console import summary_table
 from trainers.engine.job import JobConfig, resolved, stored_config
 from trainers.engine.run import METRICS, Run
-from trainers.engine.sweep_pictures import relations
-from trainers.losses.attributes import TASKS
+from trainers.reports.console import summary_table
+from trainers.reports.sweep import relations
+from trainers.tasks.attributes.losses import TASKS
 
 STAGES = ("stage1", "stage2", "stage3")
 BASE, BEST, TRIALS, PICTURE = "base.json", "best.json", "trials.json", "sweep.png"

@@ -19,8 +19,9 @@ from ray._raylet import GcsClient
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import launch as launch_module
+from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.launch import ClusterConfig, connect, launch, storage_uri
+from cluster.launch import connect, launch, storage_uri
 from cluster.progress import NAMESPACE, PREFIX, Progress
 from cluster.worker import SCRATCH, _scratch, restore_checkpoint, save_checkpoint, this_worker
 from datasets.errors import InputError

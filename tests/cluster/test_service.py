@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import ray
 
-from cluster import difficulty as difficulty_module
-from cluster.difficulty import NAMESPACE, STORED, DifficultyService, Follower, Publisher, start_service
+from cluster import difficulty_service as difficulty_module
+from cluster.difficulty_service import NAMESPACE, STORED, DifficultyService, Follower, Publisher, start_service
 from cluster.errors import ClusterError
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.sampling import SamplerConfig, Version
-from datasets.versions import VersionTable
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
 
 N = 50
 PINNED = SamplerConfig(interval=10, lag=5, patience=2.0)
@@ -24,9 +25,9 @@ PINNED = SamplerConfig(interval=10, lag=5, patience=2.0)
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def version(number: int, seed: int = 0) -> Version:
+def version(number: int, seed: int = 0) -> Difficulty:
     rng = np.random.default_rng([seed, number])
-    return Version(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N, np.int32))
+    return Difficulty(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N, np.int32))
 
 
 @pytest.fixture
@@ -60,20 +61,20 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:
-    table, seen = VersionTable(N, PINNED), list[Version]()
+    table, seen = DifficultyTable(N, PINNED), list[Difficulty]()
     publisher = Publisher(name, 3, [], print, 30)
 
-    def put(new: Version) -> None:
+    def put(new: Difficulty) -> None:
         table.put(new)
         seen.append(new)
 
-    follower = Follower(name, 0, put, Version, print)
+    follower = Follower(name, 0, put, print)
     for number in (1, 2, 3):
         publisher.publish(version(number))
     until(lambda: len(seen) == 3)
     follower.close()
     publisher.close()
-    assert [new.number for new in seen] == [1, 2, 3]
+    assert [new.version for new in seen] == [1, 2, 3]
     newest = table.at(35)
     assert newest is not None
     np.testing.assert_array_equal(newest.cosine, version(3).cosine)
@@ -81,14 +82,14 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
 
 
 def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Path) -> None:
-    said, seen = list[str](), dict[int, Version]()
+    said, seen = list[str](), dict[int, Difficulty]()
     publisher = Publisher(name, 3, [], said.append, 30)
     for number in (1, 2, 3, 4):
         publisher.publish(version(number))
     publisher.close()
     (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as of an actor killed while it wrote
     kill(name, for_good=False)
-    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, said.append)
+    follower = Follower(name, 0, lambda new: seen.update({new.version: new}), said.append)
     until(lambda: len(seen) == 3)
     follower.close()
     for number in (2, 3, 4):
@@ -115,14 +116,14 @@ def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch:
 
 
 def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:
-    publisher, seen = Publisher(name, 3, [], print, 30), dict[int, Version]()
+    publisher, seen = Publisher(name, 3, [], print, 30), dict[int, Difficulty]()
     publisher.publish(version(1))
     publisher.close()
     until((file := tmp_path / STORED / "1.npy").exists)
     file.write_bytes(file.read_bytes()[:-1])
     kill(name, for_good=False)
     publisher = Publisher(name, 3, [version(1)], print, 60)  # the workers' checkpoint has it
-    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
     for end in (follower, publisher):
         end.close()
@@ -130,9 +131,9 @@ def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_p
 
 
 def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
-    seen = dict[int, Version]()
+    seen = dict[int, Difficulty]()
     publisher = Publisher(name, 3, [], print, 30)
-    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     publisher.publish(version(1))
     until(lambda: 1 in seen)
     kill(name, for_good=False)
@@ -148,8 +149,8 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path
         dead.publish(version(number))
     until(lambda: not dead._queue)
     alive = Publisher(name, 3, [version(1)], print, 30)
-    seen = dict[int, Version]()
-    follower = Follower(name, 0, lambda new: seen.update({new.number: new}), Version, print)
+    seen = dict[int, Difficulty]()
+    follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
     dead.publish(version(2))  # of the incarnation that is over: goes unheard
     until(lambda: dead._line.failure is not None)
@@ -167,15 +168,15 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path
 
 def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -> None:
     said = list[str]()
-    pinned = VersionTable(N, PINNED)
-    freshest = VersionTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
+    pinned = DifficultyTable(N, PINNED)
+    freshest = DifficultyTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
 
-    def put(new: Version) -> None:
+    def put(new: Difficulty) -> None:
         pinned.put(new)
         freshest.put(new)
 
     publisher = Publisher(name, 3, [], print, 30)
-    follower = Follower(name, 0, put, Version, said.append)
+    follower = Follower(name, 0, put, said.append)
     publisher.publish(version(1))
     until(lambda: pinned.get(1) is not None)
     kill(name, for_good=True)
@@ -185,7 +186,7 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
         pinned.at(25)
     current = freshest.at(25)
     assert current is not None
-    assert current.number == 1
+    assert current.version == 1
     until(lambda: any("is away" in text for text in said))
     follower.close()
     publisher.close()

@@ -23,7 +23,7 @@ import yaml
 from conftest import Head
 from s3server import SECRET, free_ports
 
-from cluster import metrics
+from cluster import prometheus as metrics
 from cluster.jobs import RUNNING, Jobs
 from cluster.status import row_of, span, table_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pictures import jpeg, put
 
-from datasets.index import Index, read_index
 from datasets.pack import Options, pack
+from datasets.shards.index import Index, read_index
 
 IDENTITIES, EACH = 12, 8
 OPTIONS = Options(held_out=0, shard_size=40 << 10, max_block=8 << 10)  # several blocks an identity, several shards

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, Split, columns, split_of
+from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, Split, columns, split_of
 
 
 def split_with(blocks: Sequence[tuple[int, int, int]], name: str = "train") -> Split:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.augment import MEAN, AugmentConfig, Changes, draw_changes, resize, turned
 from datasets.errors import InputError
+from datasets.media.augment import MEAN, AugmentConfig, Changes, draw_changes, resize, turned
 
 EVERYTHING = AugmentConfig(flip=True, shift=0.3, erase=1.0)
 

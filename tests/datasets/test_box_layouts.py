@@ -9,17 +9,17 @@ from boxdata import CLASSES, coco_files, csv_files, encoded, scene, voc_files, x
 from pictures import Files, put
 from testdata import archive
 
-from datasets.box_layouts import BOX_LAYOUTS, BoxName
-from datasets.decode import decode
 from datasets.errors import InputError
-from datasets.image_header import read_header
-from datasets.index import Index, read_index, split_of
 from datasets.inspect import facts, faults
-from datasets.layouts import Listing
+from datasets.layouts.archive import open_source
+from datasets.layouts.boxes import BOX_LAYOUTS, BoxName
+from datasets.layouts.listing import Listing
+from datasets.loading.store import read_samples
+from datasets.media.decode import decode
+from datasets.media.image_header import read_header
 from datasets.pack import Options, pack
-from datasets.source import open_source
+from datasets.shards.index import Index, read_index, split_of
 from datasets.splits import HeldOut
-from datasets.store import read_samples
 
 NAMELESS = b'{"images": [{"id": 1}], "annotations": [], "categories": []}'
 MISSING = b'{"images": [{"id": 1, "file_name": "7.png"}], "annotations": [], "categories": []}'

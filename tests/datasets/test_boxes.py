@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.augment import AugmentConfig, draw_changes
-from datasets.boxes import Box, box_within, boxes_of_table, moved_boxes, table_of_boxes
 from datasets.errors import InputError
+from datasets.media.augment import AugmentConfig, draw_changes
+from datasets.shards.boxes import Box, box_within, boxes_of_table, moved_boxes, table_of_boxes
 
 
 def test_boxes_survive_their_parquet_form() -> None:

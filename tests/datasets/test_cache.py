@@ -20,16 +20,16 @@ from proxy import FaultProxy, Faults
 from s3server import S3Server
 from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, soon, truth
 
-from datasets import cache as cache_module
-from datasets import store as store_module
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig, CachedShard, NodeCache
 from datasets.errors import InputError
-from datasets.index import Index, split_of
-from datasets.loader import BatchStream, LoaderConfig, Share
+from datasets.loading import cache as cache_module
+from datasets.loading import store as store_module
+from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig, CachedShard, NodeCache
+from datasets.loading.store import BucketStore, shard_etags
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options
-from datasets.sampling import SamplerConfig
-from datasets.store import BucketStore, shard_etags
+from datasets.sampling.sampler import SamplerConfig
+from datasets.shards.index import Index, split_of
 
 SPAWN = multiprocessing.get_context("spawn")
 TINY = 40 / 2**20  # GiB: 40 KiB, about one shard of eight
@@ -148,7 +148,7 @@ def test_training_begins_with_the_blocks_of_its_first_batch(
     split = split_of(index, "train")
     loader = LoaderConfig(workers=0, ahead=1, size=(32, 16))
     sampler = SamplerConfig(kind="uniform", batch=4)
-    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 2)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), RankSlice(0, 1), 0, 0, 2)
     batches = iter(stream)
     first = next(batches)
     counts = dict(s3_proxy.counts)
@@ -176,7 +176,7 @@ def test_training_fills_the_cache_with_its_own_shards(index: Index, config: Cach
     s3_proxy.match = ".tar"
     split = split_of(index, "train")
     loader, sampler = LoaderConfig(workers=0, ahead=1, size=(32, 16)), SamplerConfig(kind="pk", batch=2, instances=1)
-    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 100)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), RankSlice(0, 1), 0, 0, 100)
     batches = iter(stream)
     next(batches)
     assert s3_proxy.counts["bytes"] <= 2 * OPTIONS.max_block
@@ -197,7 +197,7 @@ def test_even_draws_bring_their_neighbours_where_the_cache_keeps_them(
     mixed = sum(index.shards[shard].size for shard in index.shards_of(split.blocks))
     config = replace(config, fill=False, gib=(mixed if keeps else mixed - 1) / 2**30)
     loader, sampler = LoaderConfig(workers=0, ahead=1, size=(32, 16)), SamplerConfig(kind="uniform", batch=2)
-    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), Share(0, 1), 0, 0, 20)
+    stream = BatchStream(split, sampler, loader, AugmentConfig(), config, None, shard_etags(index), RankSlice(0, 1), 0, 0, 20)
     batches = iter(stream)
     next(batches)
     first = len(s3_proxy.ranges)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datasets.errors import InputError
-from datasets.video import at_rate, frames_of_path
-from trainers.engine.frames import frames_of_stream
+from datasets.media.video import at_rate, frames_of_path
+from trainers.engine.inputs import frames_of_stream
 
 RATE = 25.0
 
@@ -42,7 +42,7 @@ def filmed(monkeypatch: pytest.MonkeyPatch, times: list[float], *, real: bool = 
     camera = FakeCamera(times, real=real)
     monkeypatch.setattr(cv2, "VideoCapture", lambda _: camera)
     if not real:
-        monkeypatch.setattr("datasets.camera.clock", lambda: camera.now)
+        monkeypatch.setattr("datasets.media.camera.clock", lambda: camera.now)
     return camera
 
 

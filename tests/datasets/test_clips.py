@@ -10,16 +10,28 @@ from clipdata import moving, npz_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.augment import resize
-from datasets.cache import CacheConfig
-from datasets.clips import ClipConfig, ClipSet, ClipStream, ClipViews, View, cut_of, cuts_of_views, drawn, open_clips, seen
 from datasets.errors import InputError
-from datasets.flow import STILL
-from datasets.loader import LoaderConfig, Share, behind_workers
+from datasets.loading.batches import LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.clips import (
+    ClipConfig,
+    ClipSet,
+    ClipStream,
+    ClipViews,
+    View,
+    cut_of,
+    cuts_of_views,
+    drawn,
+    open_clips,
+    seen,
+)
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import resize
+from datasets.media.flow import STILL
 from datasets.pack_videos import VideoOptions, pack_videos
 
 WORDS = [("right",), ("up", "down"), ("left",), ("down",), ("up",), ("left", "left", "up")]
-ALONE = Share(0, 1)
+ALONE = RankSlice(0, 1)
 CONFIG = ClipConfig(frames=8, size=(16, 24), test_clips=2)
 
 
@@ -32,7 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
     return open_clips(str(root / "set"))
 
 
-def stream(clips: ClipSet, share: Share = ALONE, start: int = 0, stop: int = 4, **more: Any) -> ClipStream:
+def stream(clips: ClipSet, share: RankSlice = ALONE, start: int = 0, stop: int = 4, **more: Any) -> ClipStream:
     chosen = clips.clips_of("train")
     return ClipStream(clips, chosen, CONFIG, 4, LoaderConfig(workers=0), CacheConfig(), share, 7, start, stop, **more)
 
@@ -40,12 +52,12 @@ def stream(clips: ClipSet, share: Share = ALONE, start: int = 0, stop: int = 4, 
 def test_batches_belong_to_their_step(clips: ClipSet) -> None:
     whole = list(stream(clips))
     assert [batch["step"] for batch in whole] == [0, 1, 2, 3]
-    halves = [list(stream(clips, Share(rank, 2), start=2)) for rank in range(2)]
+    halves = [list(stream(clips, RankSlice(rank, 2), start=2)) for rank in range(2)]
     for step in (2, 3):
         for name in ("clips", "labels", "positions"):
             joined = np.concatenate([half[step - 2][name] for half in halves])
             np.testing.assert_array_equal(joined, whole[step][name])
-    workers = list(behind_workers(stream(clips), 2))
+    workers = list(load_in_workers(stream(clips), 2))
     for here, there in zip(whole, workers, strict=True):
         np.testing.assert_array_equal(here["clips"], there["clips"].numpy())
 
@@ -54,7 +66,7 @@ def test_a_bucket_gives_what_a_folder_gives(clips: ClipSet, s3_url: str, tmp_pat
     pack_videos("frames_npz", npz_folder(tmp_path / "npz", WORDS, told=True), s3_url, VideoOptions(test="round=2", min_frames=1))
     cache, chosen = CacheConfig(folder=str(tmp_path / "cache")), clips.clips_of("train")
     remote = ClipStream(open_clips(s3_url), chosen, CONFIG, 4, LoaderConfig(), cache, ALONE, 7, 0, 4)
-    for here, there in zip(stream(clips), behind_workers(remote, 0), strict=True):
+    for here, there in zip(stream(clips), load_in_workers(remote, 0), strict=True):
         np.testing.assert_array_equal(here["clips"], there["clips"].numpy())
         assert not there["bad"]
 
@@ -96,15 +108,17 @@ def test_a_cut_lies_within_its_clip(total: int, frames: int, stride: int, place:
 def test_views(clips: ClipSet) -> None:
     chosen = clips.clips_of("test")
     items = list(
-        ClipViews(clips, chosen, ClipConfig(frames=4, size=(16, 24), test_clips=2, test_crops=3), CacheConfig(), Share(0, 1))
+        ClipViews(clips, chosen, ClipConfig(frames=4, size=(16, 24), test_clips=2, test_crops=3), CacheConfig(), RankSlice(0, 1))
     )
     assert [item["position"] for item in items] == [0, 1]
     assert items[0]["clips"].shape == (6, 4, 16, 24, 3)
-    whole = list(ClipViews(clips, chosen, CONFIG, CacheConfig(), Share(0, 1), whole=True))
+    whole = list(ClipViews(clips, chosen, CONFIG, CacheConfig(), RankSlice(0, 1), whole=True))
     assert [item["clips"].shape[:2] for item in whole] == [(1, 10), (1, 30)]
-    shares = [item["position"] for rank in range(2) for item in ClipViews(clips, chosen, CONFIG, CacheConfig(), Share(rank, 2))]
+    shares = [
+        item["position"] for rank in range(2) for item in ClipViews(clips, chosen, CONFIG, CacheConfig(), RankSlice(rank, 2))
+    ]
     assert sorted(shares) == [0, 1]
-    packed = np.concatenate([item["clips"] for item in ClipViews(clips, chosen[:1], CONFIG, CacheConfig(), Share(0, 1))])
+    packed = np.concatenate([item["clips"] for item in ClipViews(clips, chosen[:1], CONFIG, CacheConfig(), RankSlice(0, 1))])
     direct = cuts_of_views(np.repeat(moving(WORDS[2], seed=2)[..., None], 3, axis=3), CONFIG, "rgb")
     assert np.abs(packed.astype(int) - direct).mean() < 6  # but for the JPEG
 
@@ -139,7 +153,7 @@ def test_a_bad_clip_is_replaced_and_named(clips: ClipSet, tmp_path: Path) -> Non
     assert damaged.index.identities[clip] in batches[0]["bad"][0]
     assert 0 not in batches[0]["positions"]
     assert torch.from_numpy(batches[0]["clips"]).float().std() > 0
-    (view,) = ClipViews(damaged, np.array([clip]), CONFIG, CacheConfig(), Share(0, 1))
+    (view,) = ClipViews(damaged, np.array([clip]), CONFIG, CacheConfig(), RankSlice(0, 1))
     assert view["bad"]
     assert not len(view["clips"])
 

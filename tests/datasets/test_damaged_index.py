@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from datasets.boxes import Box, table_of_boxes
 from datasets.errors import InputError
-from datasets.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns, read_index, split_of, write_index
 from datasets.objects import open_objects
-from datasets.quality import quality_of
+from datasets.shards.boxes import Box, table_of_boxes
+from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns, read_index, split_of, write_index
+from datasets.shards.locality import quality_of
 
 TABLES = ("samples", "blocks", "identities", "labels", "boxes", "clips")
 
@@ -242,7 +242,7 @@ def test_tables_of_another_length(sound: Path, table: str, tmp_path: Path) -> No
 
 
 def test_checks_go_on_past_the_first_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.index_checks.ROWS", 2)
+    monkeypatch.setattr("datasets.shards.index_checks.ROWS", 2)
     use(write(tmp_path / "sound"))
     for table, column, values in ARRAYS[:27]:
         folder = write(tmp_path / "set")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from datasets.decode import Decoder, decode
+from datasets.media.decode import Decoder, decode
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (24, 18, 3), dtype=np.uint8)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets.degrade import DEGRADATIONS, Degradation, degrade
+from datasets.layouts.degrade import DEGRADATIONS, Degradation, degrade
 
 RAMP = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
 CHECKED = (np.indices((48, 64)).sum(axis=0) % 8 < 4)[..., None].repeat(3, axis=2).astype(np.uint8) * 255

@@ -7,16 +7,16 @@ import pytest
 from facedata import faces
 from pictures import Files, jpeg, png, put
 
-from datasets.decode import decode
 from datasets.errors import InputError
-from datasets.face_layouts import FACE_LAYOUTS, FaceName
-from datasets.index import read_index, split_of
-from datasets.labels import COLUMNS, labels_by_position
-from datasets.layouts import Sample
+from datasets.layouts.archive import open_source
+from datasets.layouts.faces import FACE_LAYOUTS, FaceName
+from datasets.layouts.listing import Sample
+from datasets.loading.store import read_samples
+from datasets.media.decode import decode
 from datasets.pack import Options, pack
-from datasets.source import open_source
+from datasets.shards.index import read_index, split_of
+from datasets.shards.labels import COLUMNS, labels_by_position
 from datasets.splits import HeldOut
-from datasets.store import read_samples
 
 HEADER = ("Male", "Eyeglasses", "Smiling", "Attractive", "Blurry", "Young")
 CELEBA_TXT = "2\n" + " ".join(HEADER) + "\n000001.jpg -1  1 1 -1 -1 1\n000002.jpg  1 -1 -1 1 1 -1\n"

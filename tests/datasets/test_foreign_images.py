@@ -22,18 +22,20 @@ from pictures import Files, jpeg, put, tarred
 from PIL import Image as Pillow
 from test_image_header import huge
 
-from datasets.box_layouts import BOX_LAYOUTS
-from datasets.decode import decode
 from datasets.errors import InputError
-from datasets.face_layouts import FACE_LAYOUTS
-from datasets.index import read_index
 from datasets.inspect import faults
-from datasets.layouts import LAYOUTS, Listing
+from datasets.layouts.archive import NOWHERE, open_source
+from datasets.layouts.boxes import BOX_LAYOUTS
+from datasets.layouts.faces import FACE_LAYOUTS
+from datasets.layouts.identities import LAYOUTS
+from datasets.layouts.listing import Listing
+from datasets.left_out import LITTER
+from datasets.loading.store import read_samples
+from datasets.media.decode import decode
 from datasets.pack import Layout, Options, pack
-from datasets.source import LITTER, NOWHERE, open_source
+from datasets.shards.index import read_index
 from datasets.splits import HeldOut
-from datasets.store import read_samples
-from trainers.engine.gallery import read_image
+from trainers.engine.inputs import read_image
 
 ROOT = Path(__file__).parents[2]
 EVERY = {**LAYOUTS, **FACE_LAYOUTS, **BOX_LAYOUTS}

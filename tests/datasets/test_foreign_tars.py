@@ -12,11 +12,11 @@ from test_scan import identities, run, stored
 
 from datasets.errors import InputError
 from datasets.export import export
-from datasets.index import read_index, write_index
 from datasets.inspect import faults
 from datasets.objects import open_objects
-from datasets.scan import Rules, scan
-from datasets.tar import members
+from datasets.shards.index import read_index, write_index
+from datasets.shards.scan import Rules, scan
+from datasets.shards.tar import members
 
 
 def pairs(count: int = 6, folder: str = "data/") -> Files:
@@ -337,11 +337,11 @@ def test_headers_that_lie(data: bytes, mode: str, tmp_path: Path) -> None:
 
 
 def test_a_sample_that_is_too_large_is_named_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.tape.MAX_SAMPLE", 3000)
+    monkeypatch.setattr("datasets.shards.tar_reader.MAX_SAMPLE", 3000)
     for files in ({"a/0.jpg": bytes(4000)}, {"a/0.jpg": jpeg(0), "a/0.npy": bytes(2900)}, {"x": bytes(1500), "y": bytes(1500)}):
         tarred(tmp_path / "t.tar", files)
         assert "a sample, or what lies before one, has more than" in refused(tmp_path)
-    monkeypatch.setattr("datasets.tape.MAX_SAMPLE", 256 << 20)
+    monkeypatch.setattr("datasets.shards.tar_reader.MAX_SAMPLE", 256 << 20)
     with (tmp_path / "t.tar").open("wb") as file:  # a hole: nothing of it may be read
         file.write(forged("a/0.jpg", base256(1 << 40)))
         file.truncate((1 << 40) + 2048)

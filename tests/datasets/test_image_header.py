@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from datasets.decode import Decoder, decode, decode_sample
 from datasets.errors import InputError
-from datasets.image_header import MAX_PIXELS, bare_png, read_header, shown_box, turned_size, upright
+from datasets.media.decode import Decoder, decode, decode_sample
+from datasets.media.image_header import MAX_PIXELS, bare_png, read_header, shown_box, turned_size, upright
 
 ORIENTATION = 0x0112
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -123,7 +123,7 @@ def test_decoders_write_no_lines_of_their_own() -> None:
     damaged[-30] ^= 255
     assert bare_png(picture("PNG", 1))[:8] == b"\x89PNG\r\n\x1a\n"
     code = (
-        "import sys; from datasets.decode import decode\n"
+        "import sys; from datasets.media.decode import decode\n"
         f"decode({with_profile!r})\n"
         f"try: decode({bytes(damaged)!r})\nexcept ValueError as error: print(error)\n"
     )

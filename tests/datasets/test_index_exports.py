@@ -14,10 +14,10 @@ from shardset import packed, pictures_in
 
 from datasets.errors import InputError
 from datasets.export import export
-from datasets.index import Index, read_index, write_index
 from datasets.inspect import faults
 from datasets.objects import open_objects
-from datasets.scan import Rules, scan
+from datasets.shards.index import Index, read_index, write_index
+from datasets.shards.scan import Rules, scan
 
 READERS = Path(__file__).parent / "export_readers.py"
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from pictures import market, png, put, tarred
 
-from datasets.index import read_index, write_index
 from datasets.inspect import facts, faults
 from datasets.objects import open_objects
 from datasets.pack import Options, pack
-from datasets.scan import Rules, scan
+from datasets.shards.index import read_index, write_index
+from datasets.shards.scan import Rules, scan
 
 
 @pytest.fixture

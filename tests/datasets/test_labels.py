@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.augment import AugmentConfig, draw_changes
 from datasets.errors import InputError
-from datasets.labels import COLUMNS, KEYPOINTS, POINTS, check_label, moved_labels
+from datasets.media.augment import AugmentConfig, draw_changes
+from datasets.shards.labels import COLUMNS, KEYPOINTS, POINTS, check_label, moved_labels
 
 
 def test_absent_labels() -> None:

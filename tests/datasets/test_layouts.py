@@ -8,8 +8,9 @@ import pytest
 from pictures import Files, market, omniglot, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.layouts import LAYOUTS, Listing, Name, Sample, clean
-from datasets.source import open_source
+from datasets.layouts.archive import open_source
+from datasets.layouts.identities import LAYOUTS, Name
+from datasets.layouts.listing import Listing, Sample, clean
 from datasets.splits import HeldOut
 
 DUKE = ("bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg", "bounding_box_test/0005_c5_f0051781.jpg")

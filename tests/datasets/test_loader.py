@@ -15,22 +15,26 @@ import torch
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from datasets.augment import AugmentConfig, resize
-from datasets.cache import CacheConfig
-from datasets.decode import decode
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.index import Index, read_index, split_of
-from datasets.loader import BadSamples, Batch, BatchStream, LoaderConfig, Share, SplitStream, behind_workers
+from datasets.loading.batches import Batch, BatchStream, LoaderConfig, RankSlice, SplitStream
+from datasets.loading.cache import CacheConfig
+from datasets.loading.stats import BadSamples
+from datasets.loading.store import read_samples
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig, resize
+from datasets.media.decode import decode
 from datasets.pack import Options, pack
-from datasets.sampling import SamplerConfig, Version, generator
-from datasets.store import read_samples
-from datasets.versions import VersionTable
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
+from datasets.seeding import generator
+from datasets.shards.index import Index, read_index, split_of
 
 SIZE = (16, 12)
 STEPS = 13
 SAMPLER = SamplerConfig(kind="pairs", batch=16, instances=2, uniform_share=0.5, interval=3, lag=2, patience=30)
 PLAIN = AugmentConfig(flip=False, shift=0, erase=0)
-ALONE = Share(0, 1)
+ALONE = RankSlice(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +57,13 @@ def broken(whole: Index, tmp_path: Path) -> Index:
     return read_index(str(tmp_path / "shards"))
 
 
-def version(number: int, identities: int) -> Version:
+def version(number: int, identities: int) -> Difficulty:
     cosine = generator(0, "version", number).random(identities).astype(np.float32)
-    return Version(number, cosine, np.roll(np.arange(identities), number % (identities - 1) + 1))
+    return Difficulty(number, cosine, np.roll(np.arange(identities), number % (identities - 1) + 1))
 
 
 def stream_of(
-    index: Index, sampler: SamplerConfig, table: VersionTable | None, share: Share, start: int, stop: int, **options: Any
+    index: Index, sampler: SamplerConfig, table: DifficultyTable | None, share: RankSlice, start: int, stop: int, **options: Any
 ) -> BatchStream:
     loader = LoaderConfig(size=SIZE, ahead=options.pop("ahead", 4))
     augment = options.pop("augment", AugmentConfig(flip=True, shift=0.1, erase=0.5))
@@ -69,16 +73,16 @@ def stream_of(
 
 
 def train_on(
-    index: Index, sampler: SamplerConfig, share: Share, workers: int, start: int = 0, late: float = 0, ahead: int = 4
+    index: Index, sampler: SamplerConfig, share: RankSlice, workers: int, start: int = 0, late: float = 0, ahead: int = 4
 ) -> list[Batch]:
     """What a training run sees: a version is published when the steps before it are done, ``late`` seconds after."""
     identities = len(split_of(index, "train").counts)
-    table = VersionTable(identities, sampler)
+    table = DifficultyTable(identities, sampler)
     newest = start // sampler.interval
     for number in range(max(newest - sampler.versions_alive + 1, 1), newest + 1):
         table.put(version(number, identities))
     batches, timers = [], []
-    for batch in behind_workers(stream_of(index, sampler, table, share, start, STEPS, ahead=ahead), workers):
+    for batch in load_in_workers(stream_of(index, sampler, table, share, start, STEPS, ahead=ahead), workers):
         batches.append(batch)
         done = batch["step"] + 1
         if done % sampler.interval == 0:
@@ -113,13 +117,13 @@ def alone(whole: Index) -> list[Batch]:
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_ranks_and_workers_change_nothing(whole: Index, alone: list[Batch], world: int, workers: int) -> None:
-    same(alone, [train_on(whole, SAMPLER, Share(rank, world), workers) for rank in range(world)])
+    same(alone, [train_on(whole, SAMPLER, RankSlice(rank, world), workers) for rank in range(world)])
 
 
 @pytest.mark.parametrize("kind", ["uniform", "pk", "hardest", "proportional"])
 def test_every_sampler_is_shared_out_alike(whole: Index, kind: Any) -> None:
     sampler = replace(SAMPLER, kind=kind)
-    same(train_on(whole, sampler, ALONE, 0), [train_on(whole, sampler, Share(rank, 4), 0) for rank in range(4)])
+    same(train_on(whole, sampler, ALONE, 0), [train_on(whole, sampler, RankSlice(rank, 4), 0) for rank in range(4)])
 
 
 def test_batches_use_the_versions_that_the_step_says(alone: list[Batch]) -> None:
@@ -131,7 +135,7 @@ def test_batches_use_the_versions_that_the_step_says(alone: list[Batch]) -> None
 @pytest.mark.parametrize("start", [1, 6, 7, 12])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_in_the_middle_the_rest_is_the_same(whole: Index, alone: list[Batch], start: int, workers: int) -> None:
-    same(alone[start:], [train_on(whole, SAMPLER, Share(rank, 2), workers, start) for rank in range(2)])
+    same(alone[start:], [train_on(whole, SAMPLER, RankSlice(rank, 2), workers, start) for rank in range(2)])
 
 
 @pytest.mark.parametrize("ahead", [1, 9])
@@ -153,19 +157,19 @@ def test_versions_that_come_late_are_waited_for(whole: Index, workers: int) -> N
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_version_that_never_comes_ends_the_run_by_name(whole: Index, workers: int) -> None:
     sampler = replace(SAMPLER, patience=0.1)
-    table = VersionTable(12, sampler)
+    table = DifficultyTable(12, sampler)
     table.note(STEPS)  # the step that it is made at is over: it is overdue
     stream = stream_of(whole, sampler, table, ALONE, 0, STEPS)
     steps = []
     with pytest.raises(InputError) as error:
-        steps.extend(batch["step"] for batch in behind_workers(stream, workers))
+        steps.extend(batch["step"] for batch in load_in_workers(stream, workers))
     assert steps == list(range(5))
     assert str(error.value).startswith("version 1 of the difficulty vector, for step 5, did not come in 0.1 s: sampler; ")
 
 
 def test_freshest_goes_on(whole: Index) -> None:
     sampler = replace(SAMPLER, mode="freshest")
-    batches = list(behind_workers(stream_of(whole, sampler, VersionTable(12, sampler), ALONE, 0, STEPS), 1))
+    batches = list(load_in_workers(stream_of(whole, sampler, DifficultyTable(12, sampler), ALONE, 0, STEPS), 1))
     assert [batch["version"] for batch in batches] == [0] * STEPS
 
 
@@ -182,7 +186,7 @@ def test_pixels_and_labels_are_those_of_the_shards(whole: Index) -> None:
                 assert data is not None
                 members[member.name.removesuffix(".png")] = data.read()
     split = split_of(whole, "train")
-    for batch in behind_workers(stream_of(whole, SAMPLER, None, ALONE, 0, 3, augment=PLAIN), 1):
+    for batch in load_in_workers(stream_of(whole, SAMPLER, None, ALONE, 0, 3, augment=PLAIN), 1):
         assert batch["images"].shape == (16, 3, *SIZE)
         assert batch["images"].dtype == torch.uint8
         assert batch["labels"].dtype == batch["positions"].dtype == torch.int64
@@ -196,7 +200,7 @@ def test_pixels_and_labels_are_those_of_the_shards(whole: Index) -> None:
 
 def test_a_batch_must_be_shared_evenly(whole: Index) -> None:
     with pytest.raises(InputError, match="16 cannot be shared evenly by 3 workers"):
-        stream_of(whole, SAMPLER, None, Share(0, 3), 0, 1)
+        stream_of(whole, SAMPLER, None, RankSlice(0, 3), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def corrupt(index: Index, samples: np.ndarray) -> None:
 def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int) -> None:
     split = split_of(broken, "train")
     uniform = replace(SAMPLER, kind="uniform")
-    before = list(behind_workers(stream_of(broken, uniform, None, ALONE, 0, 4, augment=PLAIN), 0))
+    before = list(load_in_workers(stream_of(broken, uniform, None, ALONE, 0, 4, augment=PLAIN), 0))
     position = before[1]["positions"][[15]]
     sample = split.samples(position.numpy())
     label = int(split.labels_of(position.numpy())[0])
@@ -231,7 +235,7 @@ def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int)
     stand_in = first + (int(position) + 1 - first) % (end - first)  # the next of its identity
     corrupt(broken, sample)
     bad, named = BadSamples(0.05, 1000), []
-    after = list(behind_workers(stream_of(broken, uniform, None, ALONE, 0, 4, augment=PLAIN), workers))
+    after = list(load_in_workers(stream_of(broken, uniform, None, ALONE, 0, 4, augment=PLAIN), workers))
     for batch in after:
         named += bad.note(batch)
     assert len(named) == 1
@@ -250,10 +254,10 @@ def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int)
 
 def test_more_than_the_share_ends_the_run_with_the_list(broken: Index) -> None:
     split = split_of(broken, "train")
-    drawn = next(iter(behind_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)))
+    drawn = next(iter(load_in_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)))
     samples = split.samples(drawn["positions"][:3].numpy())
     corrupt(broken, samples)
-    (batch,) = behind_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)
+    (batch,) = load_in_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)
     with pytest.raises(InputError) as error:
         BadSamples(0.02, 1000).note(batch)
     told = str(error.value)
@@ -267,7 +271,7 @@ def test_a_shard_that_is_cut_off(broken: Index) -> None:
     path = Path(broken.url) / broken.shards[shard].name
     with path.open("r+b") as file:
         file.truncate(1000)
-    found = [name for batch in behind_workers(stream_of(broken, SAMPLER, None, ALONE, 0, 6), 1) for name in batch["bad"]]
+    found = [name for batch in load_in_workers(stream_of(broken, SAMPLER, None, ALONE, 0, 6), 1) for name in batch["bad"]]
     assert found
     assert all(path.name in name and "cut off" in name for name in found)
 
@@ -304,8 +308,8 @@ def test_split_stream_gives_every_sample_once(whole: Index, world: int, workers:
     split = split_of(whole, "gallery")
     positions = []
     for rank in range(world):
-        stream = SplitStream(split, (8, 8), CacheConfig(), {}, Share(rank, world), chunk)
-        for batch in behind_workers(stream, workers):
+        stream = SplitStream(split, (8, 8), CacheConfig(), {}, RankSlice(rank, world), chunk)
+        for batch in load_in_workers(stream, workers):
             assert batch["images"].shape == (len(batch["positions"]), 3, 8, 8)
             positions += batch["positions"].tolist()
     assert sorted(positions) == list(range(len(split)))
@@ -314,7 +318,7 @@ def test_split_stream_gives_every_sample_once(whole: Index, world: int, workers:
 def test_split_stream_leaves_out_what_cannot_be_read(broken: Index) -> None:
     split = split_of(broken, "query")
     corrupt(broken, split.samples(np.array([0, 1, 3])))
-    chunks = list(behind_workers(SplitStream(split, SIZE, CacheConfig(), {}, ALONE, 2), 0))
+    chunks = list(load_in_workers(SplitStream(split, SIZE, CacheConfig(), {}, ALONE, 2), 0))
     assert [chunk["positions"].tolist() for chunk in chunks] == [[], [2]]
     assert [len(chunk["bad"]) for chunk in chunks] == [2, 1]
     assert chunks[0]["images"].shape == (0, 3, *SIZE)
@@ -333,7 +337,7 @@ def test_turned_pictures_are_upright_in_batches(tmp_path: Path) -> None:
     split = split_of(index, "train")
     sampler = SamplerConfig(kind="uniform", batch=6)
     streams = [stream_of(index, sampler, None, ALONE, 0, 2, augment=PLAIN), SplitStream(split, SIZE, CacheConfig(), {}, ALONE, 6)]
-    for batch in (batch for stream in streams for batch in behind_workers(stream, 0)):
+    for batch in (batch for stream in streams for batch in load_in_workers(stream, 0)):
         stored = read_samples(index, split.samples(batch["positions"].numpy()))
         for image, data in zip(batch["images"], stored, strict=True):
             assert isinstance(data, bytes)

@@ -8,14 +8,15 @@ from facedata import faces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.index import Split, read_index, split_of
-from datasets.loader import BatchStream, LoaderConfig, Share, behind_workers
-from datasets.mix import MixedStream, parts_of
+from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.mixed import MixedStream, parts_of
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
 from datasets.pack import pack
-from datasets.sampling import SamplerConfig
+from datasets.sampling.sampler import SamplerConfig
+from datasets.shards.index import Split, read_index, split_of
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> list[Split]:
     return found
 
 
-def mixed(splits: list[Split], share: Share, start: int, stop: int) -> MixedStream:
+def mixed(splits: list[Split], share: RankSlice, start: int, stop: int) -> MixedStream:
     loader, augment = LoaderConfig(size=(32, 32)), AugmentConfig(turn=20)
     streams = [
         BatchStream(
@@ -79,7 +80,7 @@ def mixed(splits: list[Split], share: Share, start: int, stop: int) -> MixedStre
 def rows(stream: MixedStream, workers: int = 0) -> list[list[tuple[int, int, float, int]]]:
     """Of every batch its samples, sorted: set, position, turn, checksum of the pixels."""
     found = []
-    for batch in behind_workers(stream, workers):
+    for batch in load_in_workers(stream, workers):
         pixels = batch["images"].flatten(1).long().sum(dim=1).tolist()
         found.append(
             sorted(zip(batch["set"].tolist(), batch["positions"].tolist(), batch["moves"][:, 1].tolist(), pixels, strict=True))
@@ -88,16 +89,16 @@ def rows(stream: MixedStream, workers: int = 0) -> list[list[tuple[int, int, flo
 
 
 def test_any_number_of_ranks_and_workers_sees_the_same(splits: list[Split]) -> None:
-    alone = rows(mixed(splits, Share(0, 1), 0, 12))
+    alone = rows(mixed(splits, RankSlice(0, 1), 0, 12))
     assert [len(batch) for batch in alone] == [16] * 12
-    assert rows(mixed(splits, Share(0, 1), 0, 12), workers=2) == alone
-    shared = [rows(mixed(splits, Share(rank, 4), 0, 12)) for rank in range(4)]
+    assert rows(mixed(splits, RankSlice(0, 1), 0, 12), workers=2) == alone
+    shared = [rows(mixed(splits, RankSlice(rank, 4), 0, 12)) for rank in range(4)]
     assert [sorted(row for batch in batches for row in batch) for batches in zip(*shared, strict=True)] == alone
-    assert rows(mixed(splits, Share(0, 1), 7, 12)) == alone[7:]
+    assert rows(mixed(splits, RankSlice(0, 1), 7, 12)) == alone[7:]
 
 
 def test_each_set_gives_its_part_and_all_its_samples(splits: list[Split]) -> None:
-    batches = rows(mixed(splits, Share(0, 1), 0, 12))
+    batches = rows(mixed(splits, RankSlice(0, 1), 0, 12))
     assert all([sum(row[0] == number for row in batch) for number in (0, 1)] == [12, 4] for batch in batches)
     assert {row[1] for batch in batches for row in batch if row[0] == 0} == set(range(len(splits[0])))
 
@@ -112,7 +113,7 @@ def test_a_set_of_one_identity_is_drawn_evenly_only(splits: list[Split], tmp_pat
             CacheConfig(),
             None,
             {},
-            Share(0, 1),
+            RankSlice(0, 1),
             0,
             0,
             1,

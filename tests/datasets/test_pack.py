@@ -16,11 +16,12 @@ import webdataset
 from pictures import jpeg, market, omniglot, png, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.index import Index, read_index
 from datasets.inspect import faults
+from datasets.layouts.archive import open_source
 from datasets.objects import open_objects
-from datasets.pack import Options, Part, bytes_of, pack, pack_part, part_of
-from datasets.source import open_source
+from datasets.pack import Options, Part, pack, pack_part, part_of
+from datasets.packing.write import bytes_of
+from datasets.shards.index import Index, read_index
 
 SMALL = Options(shard_size=20_000, max_block=6_000)
 

@@ -17,16 +17,16 @@ import pytest
 from clipdata import film, moving, npz_folder, stairs, video_bytes
 from testdata import archive
 
-from datasets.cache import CacheConfig
-from datasets.clips import Reader, open_clips
 from datasets.errors import InputError
-from datasets.index import read_index, write_index
 from datasets.inspect import faults
+from datasets.layouts.archive import Source
+from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Clip, Name
+from datasets.loading.cache import CacheConfig
+from datasets.loading.clips import Reader, open_clips
 from datasets.objects import open_objects
 from datasets.pack_videos import VideoOptions, frames_of_file, pack_videos
-from datasets.source import Source
+from datasets.shards.index import read_index, write_index
 from datasets.splits import HeldOut
-from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Clip, Name
 
 CHOICE = Choice(HeldOut(0.5))
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.layouts import Sample
-from datasets.plan import Written, index_of, left, plan_shards
-from datasets.tar import END, RECORD, header, padded
+from datasets.layouts.listing import Sample
+from datasets.packing.plan import Written, index_of, left, plan_shards
+from datasets.shards.tar import END, RECORD, header, padded
 
 Listed = tuple[list[Sample], dict[str, int]]
 

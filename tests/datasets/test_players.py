@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from clipdata import film, stairs, trimmed, video_bytes
 
+from datasets.media.video import read_video, timed_frames
 from datasets.pack_videos import VideoOptions, frames_of_file, pack_videos
-from datasets.video import read_video, timed_frames
-from trainers.engine.frames import frames_of_stream
+from trainers.engine.inputs import frames_of_stream
 
 QUARTERS = np.array([[40, 100], [160, 220]])  # brightness of a picture's quarters
 CONTAINERS = [
@@ -145,15 +145,15 @@ def test_variable_rates_keep_their_times() -> None:
 
 
 def test_large_frames_are_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.video.MAX_PIXELS", 1000)
-    monkeypatch.setattr("datasets.video.LIMITS", {"max_pixels": "1000"})
+    monkeypatch.setattr("datasets.media.video.MAX_PIXELS", 1000)
+    monkeypatch.setattr("datasets.media.video.LIMITS", {"max_pixels": "1000"})
     for kind, codec in (("mp4", "libx264"), ("avi", "mpeg4"), ("matroska", "ffv1")):
         with pytest.raises(ValueError, match=r"more than 1,000 pixels \(48x32\)"):
             read_video(io.BytesIO(film(stairs(3), kind, codec)), 25, 128)
 
 
 def test_a_clip_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.video.MAX_BYTES", 5 * 32 * 48 * 3)
+    monkeypatch.setattr("datasets.media.video.MAX_BYTES", 5 * 32 * 48 * 3)
     assert len(read_video(io.BytesIO(film(stairs(9))), 25, 128, end=0.2).frames) == 5
     with pytest.raises(ValueError, match="more than 5 frames of 32x48 in one clip"):
         read_video(io.BytesIO(film(stairs(9))), 25, 128)

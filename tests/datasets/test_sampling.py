@@ -10,29 +10,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from splits import chi_square, identities_of, split_with
 
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.index import Split
-from datasets.loader import Share
-from datasets.sampling import (
-    Kind,
-    Sampler,
-    SamplerConfig,
-    UniformEpochs,
-    Version,
-    distinct,
-    generator,
-    pick,
-    probabilities,
-)
+from datasets.loading.batches import RankSlice
+from datasets.sampling.epochs import UniformEpochs
+from datasets.sampling.sampler import Kind, Sampler, SamplerConfig, distinct, pick, probabilities
+from datasets.seeding import generator
+from datasets.shards.index import Split
 
 GOLDEN = np.array([0.98, 0.96, 0.9, 0.5, 0.46], np.float32)
 BY_CHANCE = 1e-4  # of a test that is right to fail; the seeds are fixed, so it fails always or never
 SPLIT = identities_of(5, 4, 9, 7, 6)
 
 
-def version(cosine: np.ndarray, number: int = 1) -> Version:
+def version(cosine: np.ndarray, number: int = 1) -> Difficulty:
     """A version in which the identity after each one is its nearest."""
-    return Version(number, np.asarray(cosine, np.float32), np.roll(np.arange(len(cosine), dtype=np.int64), -1))
+    return Difficulty(number, np.asarray(cosine, np.float32), np.roll(np.arange(len(cosine), dtype=np.int64), -1))
 
 
 PLAIN = SamplerConfig(temperature=1)  # the source's formula
@@ -42,7 +35,7 @@ def config(kind: Kind, **options: object) -> SamplerConfig:
     return replace(PLAIN, **{"kind": kind, "batch": 16, "instances": 2, "uniform_share": 0.5, "lag": 0, "interval": 1} | options)
 
 
-def hard_part(sampler: Sampler, step: int, of: Version) -> np.ndarray:
+def hard_part(sampler: Sampler, step: int, of: Difficulty) -> np.ndarray:
     """The labels that a sampler without an even part draws."""
     assert sampler.config.uniform_part == 0
     return sampler.split.labels_of(sampler.draw(step, of))
@@ -141,8 +134,8 @@ def test_uniform_gives_every_sample_once_an_epoch(
 ) -> None:
     split = split_with(blocks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.sampling.LEAST", least)
-        patch.setattr("datasets.sampling.MIXED", mixed << 20)  # shards of 1 MiB
+        patch.setattr("datasets.sampling.epochs.MIN_SHARDS", least)
+        patch.setattr("datasets.sampling.epochs.MIXED_BYTES", mixed << 20)  # shards of 1 MiB
         epochs = UniformEpochs(split, seed)
     assert epochs.mixed == min(len(epochs.shards), max(least, mixed))
     stream = np.concatenate([epochs.batch(step * batch, batch) for step in range(2 * len(split) // batch + 1)])
@@ -160,7 +153,7 @@ def test_uniform_batches_straddle_epochs() -> None:
 
 def test_uniform_has_few_shards_open(monkeypatch: pytest.MonkeyPatch) -> None:
     split = identities_of(*[40] * 60, each_shard=3)  # 20 shards of 120 samples
-    monkeypatch.setattr("datasets.sampling.MIXED", 5 * split.index.shards[0].size)
+    monkeypatch.setattr("datasets.sampling.epochs.MIXED_BYTES", 5 * split.index.shards[0].size)
     order = UniformEpochs(split, 0).batch(0, len(split))
     shard = split.index.blocks["shard"][split.index.samples["block"][split.samples(order)]]
     turns = np.stack([np.bincount(turn, minlength=20) for turn in shard.reshape(20, 120)])
@@ -236,7 +229,7 @@ def test_pk_draws_identities_evenly_whatever_their_size() -> None:
 
 def test_pairs_bring_the_nearest_with_each_anchor() -> None:
     split = identities_of(5, 5, 5, 5, 5)
-    of = Version(1, GOLDEN, np.array([3, 0, 4, 1, 2]))
+    of = Difficulty(1, GOLDEN, np.array([3, 0, 4, 1, 2]))
     sampler = Sampler(config("pairs", batch=24, uniform_share=0, instances=3), split, 0)
     for step in range(20):
         labels = hard_part(sampler, step, of).reshape(4, 2, 3)
@@ -268,7 +261,7 @@ def test_proportional_draws_as_often_as_the_formula_says() -> None:
 
 def test_pairs_draw_as_often_as_the_formula_says() -> None:
     split = identities_of(6, 6, 6, 6, 6)
-    of = Version(1, GOLDEN, np.array([1, 0, 1, 0, 3]))
+    of = Difficulty(1, GOLDEN, np.array([1, 0, 1, 0, 3]))
     sampler = Sampler(config("pairs", uniform_share=0), split, 7)
     labels = np.concatenate([hard_part(sampler, step, of).reshape(-1, 2, 2)[:, :, 0] for step in range(3000)])
     p = GOLDEN / GOLDEN.sum()
@@ -345,7 +338,7 @@ def test_even_draws_are_the_uniform_stream_without_a_repeat_or_a_gap(
     """By order: hard draws are of identities 0 and 1 alone, which are left out on both sides. Some versions come late."""
     split = identities_of(2, 3, *[5] * 8)
     sampler = Sampler(replace(options, mode=mode), split, seed)
-    of = Version(1, np.eye(10, dtype=np.float32)[0], np.ones(10, np.int64))
+    of = Difficulty(1, np.eye(10, dtype=np.float32)[0], np.ones(10, np.int64))
     came, drawn = list[int](), 0
     for step in range(20):
         due = options.version_at(step) > 0
@@ -364,7 +357,7 @@ def test_even_draws_are_the_uniform_stream_without_a_repeat_or_a_gap(
 def test_the_default_draws_every_image_once_before_any_twice() -> None:
     """Measured before this held: 528 of the 560 even draws of the ten steps after the first version repeated."""
     options, split = SamplerConfig(), identities_of(*[10] * 800)
-    sampler, of = Sampler(options, split, 0), Version(1, np.eye(800, dtype=np.float32)[0], np.ones(800, np.int64))
+    sampler, of = Sampler(options, split, 0), Difficulty(1, np.eye(800, dtype=np.float32)[0], np.ones(800, np.int64))
     first = next(step for step in range(1000) if options.version_at(step))
     drawn = np.concatenate([sampler.draw(step, None if step < first else of) for step in range(first + 10)])
     others = drawn[split.labels_of(drawn) != 0]
@@ -377,14 +370,14 @@ def test_every_rank_gets_its_share_of_hard_and_even(kind: Kind, world: int) -> N
     """Batch norm keeps rank 0's statistics: those must not be of the hard samples alone."""
     split = identities_of(*[30] * 40)
     sampler = Sampler(config(kind, batch=64, instances=4, hardest=2), split, 0)
-    of = Version(1, np.eye(40, dtype=np.float32)[0], np.ones(40, np.int64))
+    of = Difficulty(1, np.eye(40, dtype=np.float32)[0], np.ones(40, np.int64))
     hard = np.isin(split.labels_of(sampler.draw(0, of)), (0, 1)).reshape(world, -1).sum(axis=1)
     assert abs(hard - 32 / world).max() <= 4
 
 
 def test_groups_stay_whole_and_side_by_side() -> None:
     split = identities_of(*[8] * 12)
-    of = Version(1, np.eye(12, dtype=np.float32)[3], np.full(12, 5, np.int64))
+    of = Difficulty(1, np.eye(12, dtype=np.float32)[3], np.full(12, 5, np.int64))
     positions = Sampler(config("pairs", batch=32, instances=2), split, 0).draw(1, of)
     labels, runs = split.labels_of(positions).tolist(), 0
     for i in range(len(labels) - 3):
@@ -404,12 +397,12 @@ def test_what_is_drawn_together_stays_whole_on_a_rank(options: SamplerConfig, wo
             options.check_world(world)
         return
     options.check_world(world)
-    of = Version(1, np.eye(42, dtype=np.float32)[0], np.ones(42, np.int64))
+    of = Difficulty(1, np.eye(42, dtype=np.float32)[0], np.ones(42, np.int64))
     positions = Sampler(options, split, 0).draw(step + 1, of)
     even = UniformEpochs(split, 0).batch(options.batch + step * options.uniform_part, options.uniform_part)
     assume(not np.any(split.labels_of(even) < 2))
     for rank in range(world):
-        own = positions[Share(rank, world).of(options.batch)]
+        own = positions[RankSlice(rank, world).of(options.batch)]
         own = own[split.labels_of(own) < 2]
         assert len(own) % options.unit == 0
         for unit in own.reshape(-1, options.unit) if options.kind != "hardest" else []:
@@ -446,7 +439,7 @@ def test_draw_depends_on_seed_step_and_version_alone(kind: Kind) -> None:
     split = identities_of(*[7] * 10)
     versions = {1: version(np.linspace(0, 1, 10), 1), 2: version(np.linspace(1, 0, 10) ** 2, 2)}
 
-    def of(step: int) -> Version | None:
+    def of(step: int) -> Difficulty | None:
         return versions.get(step // 5)
 
     one = Sampler(config(kind), split, 11)

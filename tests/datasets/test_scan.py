@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from pictures import Files, jpeg, market, png, put, tarred
 
 from datasets.errors import InputError
-from datasets.index import Index, read_index, write_index
 from datasets.inspect import faults
 from datasets.objects import open_objects
 from datasets.pack import Options, pack
-from datasets.quality import quality_of
-from datasets.scan import Rules, scan
+from datasets.shards.index import Index, read_index, write_index
+from datasets.shards.locality import quality_of
+from datasets.shards.scan import Rules, scan
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
@@ -155,7 +155,7 @@ def test_every_sample_lies_in_one_block(
     for i, order in enumerate(shards):
         tarred(root / f"{i}.tar", classes("".join(order), sidecar_first))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.tape.CHUNK", chunk)  # reads end anywhere
+        patch.setattr("datasets.shards.tar_reader.CHUNK", chunk)  # reads end anywhere
         index, keys, _ = scan(str(root), Rules(max_block=max_block))
     assert identities(index) == list(chain.from_iterable(shards))
     assert stored(root, index) == [jpeg(i) for order in shards for i in range(len(order))]

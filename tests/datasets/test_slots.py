@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import slots as slots_module
-from datasets.decode import OFFSET
-from datasets.loader import Batch, Stream, behind_workers
-from datasets.slots import FREE, LENT, SMALLEST, Placed, Slots
+from datasets.loading import shared_memory as slots_module
+from datasets.loading.batches import Batch, Stream
+from datasets.loading.shared_memory import FREE, LENT, SMALLEST, Placed, Slots
+from datasets.loading.workers import load_in_workers
+from datasets.media.decode import OFFSET
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +151,7 @@ class Numbers(Stream):
 def test_batches_are_whole_whoever_ends_first(counts: list[int], in_room: bool, held: int) -> None:
     """DataLoader asks those that are left for more when a process has ended: they must not write over what is still held."""
     batches: list[Batch] = []
-    for batch in behind_workers(Numbers(counts, in_room=in_room), len(counts)):
+    for batch in load_in_workers(Numbers(counts, in_room=in_room), len(counts)):
         time.sleep(0.01)  # the loaders run ahead as far as they may
         for old in batches[-held:]:
             assert (old["images"] == old["worker"] * 100 + old["item"]).all()

@@ -7,7 +7,7 @@ import pytest
 from pictures import Files, jpeg, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.source import open_source
+from datasets.layouts.archive import open_source
 
 FILES: Files = {"a/x.jpg": jpeg(1), "a/b/y z.jpg": jpeg(2), "top.txt": b"text", "empty.txt": b""}
 CLUTTER: Files = {".DS_Store": b"1", "a/Thumbs.db": b"2", "__MACOSX/a/x.jpg": b"3", "a/._x.jpg": b"4"}

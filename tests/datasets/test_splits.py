@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.places import Places
+from datasets.layouts.listed_files import Places
 from datasets.splits import (
     WORDS,
     HeldOut,

@@ -14,12 +14,12 @@ from proxy import FaultProxy, Faults
 from s3server import KEY, NEXT_KEY, SECRET, S3Server, free_ports
 from shardset import OPTIONS, open_files, packed, pictures_in, ranges_of, truth
 
-from datasets import store as store_module
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.index import Index
+from datasets.loading import store as store_module
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import BucketStore, FolderStore, StorageError, open_store, read_samples, shard_etags
 from datasets.objects import open_objects
-from datasets.store import BucketStore, FolderStore, StorageError, open_store, read_samples, shard_etags
+from datasets.shards.index import Index
 
 OFF = CacheConfig(gib=0)
 Open = Callable[..., BucketStore]

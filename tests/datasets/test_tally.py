@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.sampling import SamplerConfig, Version
-from datasets.tally import Tally
-from datasets.versions import VersionTable
+from datasets.difficulty import Difficulty
+from datasets.loading.stats import LoaderStats
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
 
 N = 40
 
@@ -20,9 +21,9 @@ def batch(step: int, labels: list[int], version: int = 0, bad: int = 0, gets: in
 
 
 def test_stores_counts_add_up_over_loader_processes() -> None:
-    tally = Tally(2)
+    tally = LoaderStats(2)
     for step, gets in enumerate((3, 5, 6, 9)):  # processes 0 and 1 in turn, each counting from its start
-        tally.note(batch(step, [1, 2], bad=step % 2, gets=gets))
+        tally.count(batch(step, [1, 2], bad=step % 2, gets=gets))
     wanted = {"samples": 8, "skipped": 2, "gets": 15, "bytes": 150, "hits": 0, "retries": 2}
     assert {name: tally.counts[name] for name in wanted} == wanted
     assert not tally.draws.any()  # there is no version
@@ -32,11 +33,11 @@ def test_stores_counts_add_up_over_loader_processes() -> None:
 @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
 def test_draws_fall_into_the_tenth_of_their_identity(labels: list[int], seed: int) -> None:
     cosine = np.random.default_rng(seed).permutation(N).astype(np.float32)  # the identities' ranks by difficulty
-    table = VersionTable(N, SamplerConfig())
-    table.put(Version(1, cosine, np.zeros(N, np.int64)))
-    tally = Tally(1, table)
-    tally.note(batch(0, labels, version=1))
+    table = DifficultyTable(N, SamplerConfig())
+    table.put(Difficulty(1, cosine, np.zeros(N, np.int64)))
+    tally = LoaderStats(1, table)
+    tally.count(batch(0, labels, version=1))
     wanted = np.bincount([int(cosine[label]) * 10 // N for label in labels], minlength=10)
     assert tally.draws.tolist() == wanted.tolist()
-    tally.note(batch(1, labels))  # drawn evenly: no version was in force
+    tally.count(batch(1, labels))  # drawn evenly: no version was in force
     assert tally.draws.sum() == len(labels)

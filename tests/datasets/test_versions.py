@@ -10,27 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.sampling import SamplerConfig, Version
-from datasets.versions import VersionTable
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
 
 N = 5
 
 
-def version(number: int) -> Version:
+def version(number: int) -> Difficulty:
     """A version whose contents tell its number."""
-    return Version(number, np.full(N, number / 1000, np.float32), np.full(N, number, np.int64))
+    return Difficulty(number, np.full(N, number / 1000, np.float32), np.full(N, number, np.int64))
 
 
-def is_whole(found: Version | None, number: int) -> bool:
-    return found is not None and found.number == number and (found.nearest == number).all() and len(found.cosine) == N
+def is_whole(found: Difficulty | None, number: int) -> bool:
+    return found is not None and found.version == number and (found.nearest == number).all() and len(found.cosine) == N
 
 
 PINNED = SamplerConfig(interval=4, lag=2, patience=0.05)
 
 
 def test_put_and_get() -> None:
-    table = VersionTable(N, PINNED)
+    table = DifficultyTable(N, PINNED)
     assert table.get(0) is None
     assert table.get(1) is None
     assert table.get(-1) is None
@@ -42,21 +43,21 @@ def test_put_and_get() -> None:
     assert is_whole(table.get(2), 2)
     assert table.get(3) is None
     assert is_whole(table.latest(), 2)
-    assert [v.number for v in table.all()] == [1, 2]
+    assert [v.version for v in table.all()] == [1, 2]
 
 
 def test_what_is_there_stays_as_it_is() -> None:
-    table = VersionTable(N, PINNED)
+    table = DifficultyTable(N, PINNED)
     table.put(version(1))
-    table.put(Version(1, np.zeros(N, np.float32), np.zeros(N, np.int64)))
+    table.put(Difficulty(1, np.zeros(N, np.float32), np.zeros(N, np.int64)))
     assert is_whole(table.get(1), 1)
 
 
 def test_arrays_of_any_origin_are_copied() -> None:
-    table = VersionTable(N, PINNED)
+    table = DifficultyTable(N, PINNED)
     cosine = np.full(N, 0.25, np.float32)
     cosine.flags.writeable = False  # as from Ray's object store
-    table.put(Version(1, cosine, np.arange(N)))
+    table.put(Difficulty(1, cosine, np.arange(N)))
     found = table.get(1)
     assert found is not None
     assert not np.shares_memory(found.cosine, cosine)
@@ -68,7 +69,7 @@ def test_arrays_of_any_origin_are_copied() -> None:
 def test_no_version_in_use_is_lost(interval: int, lag: int, begin: int, start: int, data: st.DataObject) -> None:
     """A run from its start or resumed at a checkpoint; the loader draws as far ahead as versions let it, or not at all."""
     options = SamplerConfig(interval=interval, lag=lag, begin=begin)
-    table = VersionTable(N, options)
+    table = DifficultyTable(N, options)
     newest = start // interval
     oldest = max(newest - options.versions_alive + 1, 1)  # what a checkpoint keeps
     for number in range(oldest, newest + 1):
@@ -87,7 +88,7 @@ def test_no_version_in_use_is_lost(interval: int, lag: int, begin: int, start: i
 
 
 def test_pinned_waits_for_the_version_of_the_step() -> None:
-    table = VersionTable(N, replace(PINNED, patience=30))
+    table = DifficultyTable(N, replace(PINNED, patience=30))
     assert table.ready(5)
     assert table.at(5) is None
     assert not table.ready(6)
@@ -100,7 +101,7 @@ def test_pinned_waits_for_the_version_of_the_step() -> None:
 
 
 def test_pinned_ends_by_name_when_patience_is_over() -> None:
-    table = VersionTable(N, PINNED)
+    table = DifficultyTable(N, PINNED)
     table.put(version(1))
     table.note(1000)
     with pytest.raises(InputError, match=r"version 2 of the difficulty vector, for step 10, did not come in 0\.05 s"):
@@ -108,7 +109,7 @@ def test_pinned_ends_by_name_when_patience_is_over() -> None:
 
 
 def test_freshest_goes_on_with_what_is_there() -> None:
-    table = VersionTable(N, replace(PINNED, mode="freshest", lag=4))
+    table = DifficultyTable(N, replace(PINNED, mode="freshest", lag=4))
     assert table.ready(50)
     assert table.at(50) is None
     table.put(version(1))
@@ -119,7 +120,7 @@ def test_freshest_goes_on_with_what_is_there() -> None:
 
 
 def test_other_draws_need_no_version() -> None:
-    table = VersionTable(N, replace(PINNED, kind="uniform"))
+    table = DifficultyTable(N, replace(PINNED, kind="uniform"))
     assert table.ready(50)
     assert table.at(50) is None
 
@@ -137,7 +138,7 @@ def in_child(look: object) -> bool:
 
 
 def test_a_forked_process_sees_what_comes_later() -> None:
-    table, (begun, tell) = VersionTable(N, replace(PINNED, patience=30)), os.pipe()
+    table, (begun, tell) = DifficultyTable(N, replace(PINNED, patience=30)), os.pipe()
     thread = threading.Thread(target=lambda: os.read(begun, 1) and table.put(version(1)))
     thread.start()
     assert in_child(lambda: table.get(1) is None and os.write(tell, b"!") and is_whole(table.at(6), 1))
@@ -147,7 +148,7 @@ def test_a_forked_process_sees_what_comes_later() -> None:
 
 
 def test_a_waiting_process_ends_with_the_one_that_it_waits_for() -> None:
-    table = VersionTable(N, replace(PINNED, patience=60))
+    table = DifficultyTable(N, replace(PINNED, patience=60))
     (out, told), (begun, begin) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # the Train worker: forks a loader worker, then dies

@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.source import Source
+from datasets.layouts.archive import Source
+from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Name
 from datasets.splits import HeldOut
-from datasets.video_layouts import VIDEO_LAYOUTS, Choice, Name
 
 FILES = {"a/x.avi": b"", "b/x.avi": b"", "b/y z.mp4": b"", "b/f.npz": b""}
 LISTS: dict[Name, tuple[str, ...]] = {

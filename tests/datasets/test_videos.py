@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.flow import LIMIT, STEP, flow_of, from_bytes, mirrored, to_bytes
-from datasets.strips import STRIP, frames_of_strip, strips_of
-from datasets.video import at_rate, frames_of_path, read_video, shrunk
+from datasets.media.flow import LIMIT, STEP, flow_of, from_bytes, mirrored, to_bytes
+from datasets.media.video import at_rate, frames_of_path, read_video, shrunk
+from datasets.shards.frame_strips import STRIP, frames_of_strip, strips_of
 
 
 def numbers(frames: np.ndarray) -> list[int]:

@@ -15,11 +15,11 @@ MODULES = [
     "hypothesis",
     "torch",
     "torch.distributed",
-    "trainers.engine.difficulty",
-    "trainers.engine.gallery",
-    "trainers.losses.margins",
-    "trainers.models.adaptation",
-    "trainers.models.reid",
+    "trainers.difficulty.vector",
+    "trainers.tasks.reid.retrieval",
+    "trainers.tasks.reid.margins",
+    "trainers.tasks.detection.adaptation",
+    "trainers.tasks.reid.model",
 ]
 
 

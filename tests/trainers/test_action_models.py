@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from datasets.clips import ClipConfig
 from datasets.errors import InputError
-from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, action_model_names, check_clips
-from trainers.models.c3d import C3D
-from trainers.models.i3d import I3D, Pool, Unit, inflate, same_padding
+from datasets.loading.clips import ClipConfig
+from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, action_model_names, check_clips
+from trainers.tasks.video.c3d import C3D
+from trainers.tasks.video.i3d import I3D, Pool, Unit, inflate, same_padding
 
 
 def shapes(stages: nn.Module, clips: Tensor) -> list[tuple[int, ...]]:

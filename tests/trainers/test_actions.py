@@ -14,14 +14,14 @@ from clipdata import npz_folder, stairs, video_bytes
 from test_reid import kill_worker_after
 
 from cluster.errors import ClusterError
-from datasets.clips import ClipConfig
 from datasets.errors import InputError
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.clips import ClipConfig
 from datasets.pack_videos import VideoOptions, pack_videos
 from trainers.actions import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
-from trainers.engine.loop import OptimConfig
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.models.actions import ActionModelConfig
+from trainers.tasks.video.action_model import ActionModelConfig
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 MOVES = ("right", "left", "down", "up")

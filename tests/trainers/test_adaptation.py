@@ -8,9 +8,9 @@ from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.models.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
-from trainers.models.detection import DetectorConfig
-from trainers.models.views import strong_views
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
+from trainers.tasks.detection.detector import DetectorConfig
+from trainers.tasks.detection.strong_augment import strong_views
 
 SMALL = DetectorConfig(regions=16)
 

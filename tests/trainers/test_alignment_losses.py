@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.losses.alignment import domain_loss, fooling_loss, telling_loss
+from trainers.tasks.detection.losses import domain_loss, fooling_loss, telling_loss
 
 LOGITS = torch.tensor([[0.3, -2.0], [5.0, 0.0]])
 OTHER = torch.tensor([[1.0, 0.5], [-3.0, 0.1]])

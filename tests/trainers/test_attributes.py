@@ -20,15 +20,16 @@ from test_reid import kill_worker_after
 
 from cluster.errors import ClusterError
 from datasets.errors import InputError
-from datasets.index import read_index
-from datasets.labels import COLUMNS, KEYPOINTS
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
-from trainers.attributes import COUPLED, Compare, Evaluate, Export, Predict, Stage, Train, defaults, open_trained
-from trainers.engine.faces import MixConfig
+from datasets.shards.index import read_index
+from datasets.shards.labels import COLUMNS, KEYPOINTS
+from trainers.attributes import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
 from trainers.engine.job import settled
 from trainers.engine.run import Run
 from trainers.sweep import Sweep, SweepConfig
+from trainers.tasks.attributes.config import COUPLED, Stage
+from trainers.tasks.attributes.data import MixConfig
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import torch
 from torchvision import models
 
 from datasets.errors import InputError
-from trainers.models.backbones import SMALL, SmallNet, backbone_names, build_backbone, check_backbone
+from trainers.tasks.backbones import SMALL, SmallNet, backbone_names, build_backbone, check_backbone
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_small_gives_the_same_in_channels_last() -> None:
 
 def test_the_small_one_needs_no_torchvision() -> None:
     """It takes seconds to import, which a run with the small backbone would wait for before its first step."""
-    build = f"from trainers.models.backbones import build_backbone; build_backbone({SMALL!r})"
+    build = f"from trainers.tasks.backbones import build_backbone; build_backbone({SMALL!r})"
     code = f"import sys; {build}; print('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     assert SmallNet(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)

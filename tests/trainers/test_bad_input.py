@@ -12,11 +12,11 @@ import pytest
 from boxdata import put_voc
 from s3server import S3Server
 
-from cluster.launch import ClusterConfig
+from cluster.config import ClusterConfig
 from datasets.errors import run_main
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
-from datasets.sampling import SamplerConfig
+from datasets.sampling.sampler import SamplerConfig
 from trainers.detection import Train as DetectionTrain
 from trainers.reid import Train
 
@@ -116,8 +116,8 @@ def test_domains_that_cannot_fill_the_batches(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
-    from trainers.losses.heads import HeadConfig
-    from trainers.models.reid import ModelConfig
+    from trainers.tasks.reid.head_config import HeadConfig
+    from trainers.tasks.reid.model import ModelConfig
 
     assert "unknown backbone: resnet5; did you mean" in told(lambda: Train(model=ModelConfig(backbone="resnet5")), capsys)
     assert "give at least 1" in told(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)

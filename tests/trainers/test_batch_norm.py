@@ -11,12 +11,13 @@ from ranks import on_ranks
 from torch import Tensor, nn
 
 from trainers.engine.batch_norm import SyncBatchNorm, synchronise_batch_norm
-from trainers.engine.journal import Journal, read_checkpoint, write_checkpoint
-from trainers.engine.loop import Batch, Meter, OptimConfig, build_optimiser, steps
-from trainers.engine.ranks import spread
-from trainers.losses.heads import HeadConfig
-from trainers.models.attributes import Attributes, AttributesTask, FaceModelConfig
-from trainers.models.reid import Embedder, ModelConfig, ReidTask
+from trainers.engine.distributed import distribute
+from trainers.engine.loop import Batch, Meter, steps
+from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.engine.training import TrainingLog, read_checkpoint, write_checkpoint
+from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 
 Group = dist.ProcessGroup | None
 # The layer, the shape of the whole batch, how many of its samples the first rank has, and an offset of its values.
@@ -78,12 +79,12 @@ def check_conversion(group: Group) -> None:
     faces.enter({"age": 1.0}, freeze=["backbone"])
     before = [list(task.state_dict()), list(faces.state_dict())]
     held = [module for module in faces.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    spread(task, group, sync_batch_norm=True)
-    spread(faces, group, sync_batch_norm=True)
+    distribute(task, group, sync_batch_norm=True)
+    distribute(faces, group, sync_batch_norm=True)
     assert [list(task.state_dict()), list(faces.state_dict())] == before
     assert all(isinstance(module, SyncBatchNorm) for module in held)
     trained = [module.training for module in held]
-    spread(faces, group, sync_batch_norm=True)  # as the next stage does
+    distribute(faces, group, sync_batch_norm=True)  # as the next stage does
     assert [module.training for module in held] == trained
     assert not all(trained)  # a frozen backbone stays so
     assert any(trained)
@@ -161,14 +162,14 @@ def batches(first: int, last: int, rank: int, world: int) -> Iterator[Batch]:
 def train(group: Group, last: int, folder: str = "", *, sync: bool = True) -> dict[str, Tensor]:
     """Train to a step, from a checkpoint's where there is one: the losses, what was learned; rank 0 leaves a checkpoint."""
     torch.set_num_threads(1)
-    task, config, journal = task_of(group), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), Journal()
+    task, config, journal = task_of(group), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), TrainingLog()
     optimiser, rank, world = build_optimiser(config, task), dist.get_rank(group) if group else 0, group.size() if group else 1
     if folder and (Path(folder) / "state.pt").exists():
         state = read_checkpoint(Path(folder))
         task.load_state_dict(state["task"])
         optimiser.load_state_dict(state["optimiser"])
-        journal = Journal(**state["journal"])
-    model, meter, losses = spread(task, group, sync_batch_norm=sync, alone=task.alone), Meter(group), []
+        journal = TrainingLog(**state["journal"])
+    model, meter, losses = distribute(task, group, sync_batch_norm=sync, alone=task.alone), Meter(group), []
     for step in steps(model, optimiser, config, batches(journal.step, last, rank, world), torch.device("cpu"), 0, rank):
         meter.add(step)
         losses.append(meter.read(12)["loss"])

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.engine.difficulty import difficulty, share_of
-from trainers.engine.journal import Journal, write_checkpoint
-from trainers.engine.loop import OptimConfig, build_optimiser
-from trainers.engine.shares import files_of_rows, read_with_share, write_share
-from trainers.losses.class_parallel import BLOCK, ClassParallel, random_rows
-from trainers.losses.heads import HeadConfig
-from trainers.models.reid import ModelConfig, ReidTask
+from trainers.difficulty.vector import difficulty, share_of
+from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.engine.training import TrainingLog, write_checkpoint
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import ModelConfig, ReidTask
+from trainers.tasks.reid.sharded_checkpoint import files_of_rows, read_with_share, write_share
+from trainers.tasks.reid.sharded_head import BLOCK, ShardedHead, random_rows
 
 KINDS = ("softmax", "sphereface", "cosface", "arcface")
 N, D, B = 11, 8, 12  # 11 identities are not shared evenly by 2 or 3 ranks
@@ -36,7 +36,7 @@ class Task(nn.Module):
         self.embedder, self.head = nn.Linear(5, D), whole.head
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(N, D, generator=generator)
-        rows = rows[self.head.first : self.head.end] if isinstance(self.head, ClassParallel) else rows
+        rows = rows[self.head.first : self.head.end] if isinstance(self.head, ShardedHead) else rows
         with torch.no_grad():
             self.embedder.weight.copy_(torch.randn(D, 5, generator=generator))
             self.embedder.bias.zero_()
@@ -140,8 +140,8 @@ def step_and_write(rank: int, folder: str) -> None:
     task({"images": images[half], "labels": labels[half]})["loss"].backward()
     optimiser.step()
     if rank == 0:
-        write_checkpoint(task, optimiser, Journal(), Path(folder))
-    assert isinstance(task.head, ClassParallel)
+        write_checkpoint(task, optimiser, TrainingLog(), Path(folder))
+    assert isinstance(task.head, ShardedHead)
     write_share(task.head, optimiser, Path(folder))
 
 
@@ -160,7 +160,7 @@ def restored(group: dist.ProcessGroup | None, folder: str) -> list[Tensor]:
     with torch.no_grad():
         task.head.rows.zero_()
     optimiser = build_optimiser(OptimConfig(), task)
-    assert isinstance(task.head, ClassParallel)
+    assert isinstance(task.head, ShardedHead)
     state = read_with_share(task.head, optimiser, Path(folder))
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
@@ -194,4 +194,4 @@ def test_of_a_checkpoint_a_rank_fetches_the_rows_that_are_its_own(first: int, en
 
 def test_fewer_identities_than_ranks_are_refused() -> None:
     with pytest.raises(InputError, match="1 identities cannot be shared out over 1 workers"):
-        ClassParallel(HeadConfig(parallel=True), 1, D, None)
+        ShardedHead(HeadConfig(parallel=True), 1, D, None)

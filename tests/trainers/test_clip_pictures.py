@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trainers.engine.clip_pictures import FILM, Film, confusion_picture, film_of, films_picture, timeline
+from trainers.tasks.video.pictures import FILM, Film, confusion_picture, film_of, films_picture, timeline
 
 FRAME = np.full((24, 32, 3), 200, np.uint8)
 TABLE = np.log(np.random.default_rng(0).dirichlet(np.ones(13), 40))

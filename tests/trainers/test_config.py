@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import pytest
 
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.loader import LoaderConfig
-from datasets.sampling import SamplerConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.cache import CacheConfig
+from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.config import changed, from_json, to_json
 
 

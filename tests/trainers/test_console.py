@@ -5,8 +5,8 @@ import os
 import pytest
 from rich.console import Console
 
-from trainers.engine.cells import cell_text, table_cells
-from trainers.engine.console import LiveLine, duration, open_console, state_parts, summary_table
+from trainers.reports.console import LiveLine, duration, open_console, state_parts, summary_table
+from trainers.reports.formatting import cell_text, table_cells
 
 RECORD = {
     "step": 1240, "steps": 2400, "loss": 3.21436, "accuracy": 0.6127, "samples_per_s": 1812.4,

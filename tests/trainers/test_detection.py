@@ -12,18 +12,18 @@ from boxdata import CLASSES, encoded, put_voc, scene
 from pycocotools.coco import COCO
 from test_reid import kill_worker_after
 
+from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.launch import ClusterConfig
-from datasets.augment import AugmentConfig
 from datasets.errors import InputError
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
 from trainers.detection import Compare, Evaluate, Export, Predict, Train, defaults
-from trainers.engine.loop import OptimConfig
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.models.adaptation import AlignConfig
-from trainers.models.detection import DetectorConfig
 from trainers.sweep import Sweep, SweepConfig
+from trainers.tasks.detection.adaptation import AlignConfig
+from trainers.tasks.detection.detector import DetectorConfig
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 

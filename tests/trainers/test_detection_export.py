@@ -8,8 +8,8 @@ import pytest
 import torch
 from boxdata import scene
 
-from trainers.engine.detection_export import export_detector, largest_difference
-from trainers.models.detection import Detector, DetectorConfig
+from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.detection.export import export_detector, largest_difference
 
 
 def detector() -> Detector:

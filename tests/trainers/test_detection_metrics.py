@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.metrics.detection import Told, Truth, detection_figures, voc_ap50
+from trainers.tasks.detection.metrics import Prediction, Truth, detection_figures, voc_ap50
 
 NAMES = ("a", "b")
 Corners = tuple[float, float, float, float]
@@ -21,9 +21,9 @@ def truth(
     )  # fmt: skip
 
 
-def told(*boxes: Corners, scores: list[float], classes: list[int] | None = None) -> Told:
+def told(*boxes: Corners, scores: list[float], classes: list[int] | None = None) -> Prediction:
     own = np.array(classes or [0] * len(boxes), np.int64)
-    return Told(np.array(boxes, np.float32).reshape(-1, 4), own, np.array(scores, np.float32))
+    return Prediction(np.array(boxes, np.float32).reshape(-1, 4), own, np.array(scores, np.float32))
 
 
 ONE, TWO, FAR = (0.0, 0.0, 10.0, 10.0), (20.0, 20.0, 30.0, 30.0), (50.0, 50.0, 60.0, 60.0)
@@ -71,7 +71,7 @@ def test_boxes_without_an_area_are_mistakes() -> None:
     assert voc_ap50([truth(ONE, point)], [told(point, ONE, scores=[0.9, 0.8])], 0) == pytest.approx(0.5 * 0.5)
 
 
-def devkit_ap(truth: list[Truth], told: list[Told], minoverlap: float = 0.5) -> float:
+def devkit_ap(truth: list[Truth], told: list[Prediction], minoverlap: float = 0.5) -> float:
     """VOCevaldet.m and VOCap.m of the development kit (2010 and later), line by line but for the "+ 1" of its pixel boxes."""
     npos = sum(int((~one.ignored).sum()) for one in truth)
     det = [np.zeros(len(one.boxes), bool) for one in truth]

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from trainers.engine.canvas import LIGHT
-from trainers.engine.detection_pictures import CLUSTERS, EDGE, Seen, seen_sheet
+from trainers.reports.drawing import LIGHT
+from trainers.tasks.detection.pictures import CLUSTERS, EDGE, Seen, seen_sheet
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -6,9 +6,9 @@ import torch
 from boxdata import CLASSES, scene
 
 from datasets.errors import InputError
-from trainers.engine.domains import found_boxes
-from trainers.metrics.detection import Truth, detection_figures
-from trainers.models.detection import Detector, DetectorConfig
+from trainers.tasks.detection.data import found_boxes
+from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.detection.metrics import Truth, detection_figures
 
 
 @pytest.mark.parametrize(("backbone", "side"), [("small", 48), ("resnet18", 64), ("vgg16", 64)])

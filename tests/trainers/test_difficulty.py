@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import trainers.engine.difficulty
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
@@ -13,11 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainers.engine.difficulty
 from datasets.errors import InputError
-from trainers.engine.coarse import SCALES, Numbers, Pairs, Search, step_for
-from trainers.engine.difficulty import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
-from trainers.engine.tiles import Block, Difficulty, strips
+from trainers.difficulty.pruning import SCALES, Numbers, Pairs, Search, step_for
+from trainers.difficulty.tiles import Block, Difficulty, strips
+from trainers.difficulty.vector import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -107,7 +107,7 @@ def test_coarser_numbers_leave_few_pairs_open(numbers: Numbers, monkeypatch: pyt
         settle(search, left, right, found)
 
     monkeypatch.setattr(Search, "_settle", counted)
-    monkeypatch.setattr("trainers.engine.coarse.take_strip", None)  # is not needed
+    monkeypatch.setattr("trainers.difficulty.pruning.take_strip", None)  # is not needed
     difficulty(rows, numbers=numbers)
     assert len(rows) <= sum(counts) < {"int8": 25, "bfloat16": 6}[numbers] * len(rows)
 
@@ -234,7 +234,7 @@ def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatc
     count, features, tile, block = 500, 60, 32, 256
     rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
     whole = difficulty(rows, tile=tile)
-    monkeypatch.setitem(trainers.engine.difficulty.BLOCK, "cpu", block)
+    monkeypatch.setitem(trainers.difficulty.vector.BLOCK, "cpu", block)
     with Largest() as seen:
         assert same_bits(difficulty(rows, tile=tile), whole)
     assert seen.elements == block * features < count * features
@@ -306,7 +306,7 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
 
 def on_rank(rank: int) -> list[Any]:
     """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
-    trainers.engine.difficulty.BLOCK["cpu"] = 128
+    trainers.difficulty.vector.BLOCK["cpu"] = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []

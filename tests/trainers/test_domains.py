@@ -8,12 +8,13 @@ import pytest
 import torch
 from boxdata import CLASSES, put_voc
 
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.loader import LoaderConfig, Share, behind_workers
+from datasets.loading.batches import LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
-from trainers.engine.domains import (
+from trainers.tasks.detection.data import (
     BoxSet,
     check_side,
     checksum_of,
@@ -24,7 +25,7 @@ from trainers.engine.domains import (
     open_box_set,
     with_boxes,
 )
-from trainers.models.detection import Detector, DetectorConfig
+from trainers.tasks.detection.detector import Detector, DetectorConfig
 
 CACHE, LOADER = CacheConfig(), LoaderConfig(workers=0)
 
@@ -38,9 +39,9 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple[BoxSet, BoxSet]:
     return open_box_set(str(root / "source"), 48, "source"), open_box_set(str(root / "target"), 48, "target")
 
 
-def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, share: Share = Share(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
+def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, share: RankSlice = RankSlice(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
     stream = domain_stream(*domains, 4, LOADER, AugmentConfig(shift=0.1), CACHE, share, 7, start, stop)
-    return list(with_boxes(behind_workers(stream, 0), domains[0], CLASSES, begin=2))
+    return list(with_boxes(load_in_workers(stream, 0), domains[0], CLASSES, begin=2))
 
 
 def test_sizes_keep_each_domains_shape(domains: tuple[BoxSet, BoxSet]) -> None:
@@ -69,7 +70,7 @@ def test_batches_depend_on_the_step_alone(domains: tuple[BoxSet, BoxSet]) -> Non
     whole = batches(domains, 0, 8)
     assert [float(batch["active"]) for batch in whole] == [0, 0, 1, 1, 1, 1, 1, 1]
     again = batches(domains, 5, 8)
-    shared = [batches(domains, 5, 8, Share(rank, 2)) for rank in range(2)]
+    shared = [batches(domains, 5, 8, RankSlice(rank, 2)) for rank in range(2)]
     for number, batch in enumerate(again):
         for name in ("images", "target_images", "boxes", "classes", "counts", "positions"):
             assert torch.equal(batch[name], whole[5 + number][name])
@@ -78,8 +79,8 @@ def test_batches_depend_on_the_step_alone(domains: tuple[BoxSet, BoxSet]) -> Non
 
 
 def test_one_domain_alone(domains: tuple[BoxSet, BoxSet]) -> None:
-    stream = domain_stream(domains[0], None, 4, LOADER, AugmentConfig(), CACHE, Share(0, 1), 7, 0, 1)
-    (batch,) = with_boxes(behind_workers(stream, 0), domains[0], CLASSES, begin=0)
+    stream = domain_stream(domains[0], None, 4, LOADER, AugmentConfig(), CACHE, RankSlice(0, 1), 7, 0, 1)
+    (batch,) = with_boxes(load_in_workers(stream, 0), domains[0], CLASSES, begin=0)
     assert "target_images" not in batch
     assert len(batch["counts"]) == 4
 

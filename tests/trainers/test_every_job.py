@@ -17,19 +17,19 @@ from clipdata import npz_folder
 from facedata import faces
 from local import LocalRay
 
-from cluster.launch import ClusterConfig
-from datasets.clips import ClipConfig
-from datasets.loader import LoaderConfig
+from cluster.config import ClusterConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.clips import ClipConfig
 from datasets.pack import Options, pack
 from datasets.pack_videos import VideoOptions, pack_videos
 from trainers import actions, attributes, detection, sequences
-from trainers.engine.loop import OptimConfig
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.models.actions import ActionModelConfig
-from trainers.models.adaptation import AlignConfig
-from trainers.models.attributes import FaceModelConfig
-from trainers.models.detection import DetectorConfig
-from trainers.models.sequence import SequenceModelConfig
+from trainers.tasks.attributes.model import FaceModelConfig
+from trainers.tasks.detection.adaptation import AlignConfig
+from trainers.tasks.detection.detector import DetectorConfig
+from trainers.tasks.video.action_model import ActionModelConfig
+from trainers.tasks.video.sequence_model import SequenceModelConfig
 
 MOVES = ("right", "left", "down", "up")
 STEPS = 4

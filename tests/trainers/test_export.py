@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.engine.export import export_onnx, export_program
-from trainers.models.reid import Embedder, ModelConfig
+from trainers.tasks.reid.model import Embedder, ModelConfig
 
 Export = Callable[[nn.Module, tuple[int, int], Path], float]
 BOTH = pytest.mark.parametrize(("export", "name"), [(export_onnx, "model.onnx"), (export_program, "model.pt2")])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.labels import COLUMNS
-from trainers.losses.attributes import TASKS, WING_EPS, WING_W, Weights, loss_sum, values_of, wing
+from datasets.shards.labels import COLUMNS
+from trainers.tasks.attributes.losses import TASKS, WING_EPS, WING_W, Weights, loss_sum, values_of, wing
 
 NAN = float("nan")
 

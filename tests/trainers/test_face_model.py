@@ -6,9 +6,9 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from trainers.losses.attributes import TASKS
-from trainers.models.attributes import Attributes, AttributesTask, FaceModelConfig
-from trainers.models.backbones import build_level_backbone
+from trainers.tasks.attributes.losses import TASKS
+from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.backbones import build_level_backbone
 
 ALL = tuple(TASKS)
 EVEN = dict.fromkeys(ALL, 1.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from datasets.labels import COLUMNS
-from trainers.engine.canvas import SCALE, elide
-from trainers.engine.face_pictures import CELL, EDGE, label_lines, labelled_faces
+from datasets.shards.labels import COLUMNS
+from trainers.reports.drawing import SCALE, elide
+from trainers.tasks.attributes.pictures import CELL, EDGE, label_lines, labelled_faces
 
 
 @pytest.mark.parametrize("end", [0, 1])

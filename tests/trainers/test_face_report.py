@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.decode import Image
 from datasets.errors import InputError
+from datasets.media.decode import Image
 from datasets.pack import pack
-from trainers.engine.face_report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
-from trainers.engine.faces import open_sets
-from trainers.engine.frames import frames_of_files, frames_of_stream, video_files
+from trainers.engine.inputs import frames_of_files, frames_of_stream, video_files
 from trainers.engine.run import Run
-from trainers.models.attributes import Attributes, FaceModelConfig
+from trainers.tasks.attributes.data import open_sets
+from trainers.tasks.attributes.model import Attributes, FaceModelConfig
+from trainers.tasks.attributes.report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError])

@@ -15,12 +15,14 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.index import Index, read_index, split_of
-from datasets.loader import Share, SplitStream, behind_workers
+from datasets.loading.batches import RankSlice, SplitStream
+from datasets.loading.cache import CacheConfig
+from datasets.loading.workers import load_in_workers
 from datasets.pack import Options, pack
-from trainers.engine.gallery import (
+from datasets.shards.index import Index, read_index, split_of
+from trainers.engine.inputs import read_image
+from trainers.tasks.reid.retrieval import (
     can_retrieve,
     embed,
     embed_files,
@@ -28,7 +30,6 @@ from trainers.engine.gallery import (
     images_below,
     rank_files,
     rank_split,
-    read_image,
 )
 
 SIZE = (8, 4)
@@ -68,8 +69,8 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return pack("market1501", folder / "images", str(folder / "shards"))
 
 
-def chunks_of(index: Index, name: str, share: Share = Share(0, 1), chunk: int = 4) -> list[dict[str, Any]]:  # noqa: B008
-    return list(behind_workers(SplitStream(split_of(index, name), SIZE, CACHE, {}, share, chunk), 0))
+def chunks_of(index: Index, name: str, share: RankSlice = RankSlice(0, 1), chunk: int = 4) -> list[dict[str, Any]]:  # noqa: B008
+    return list(load_in_workers(SplitStream(split_of(index, name), SIZE, CACHE, {}, share, chunk), 0))
 
 
 def test_features_are_ordered_by_position_whatever_the_order_of_chunks(market: Index) -> None:
@@ -152,22 +153,22 @@ def test_a_query_with_nothing_left_to_find_is_not_shown(tmp_path: Path) -> None:
     assert len(result.shown) == 1
 
 
-def retrieval(url: str, share: Share, group: dist.ProcessGroup | None, workers: int = 0) -> dict[str, Any]:
+def retrieval(url: str, share: RankSlice, group: dist.ProcessGroup | None, workers: int = 0) -> dict[str, Any]:
     result = evaluate_retrieval(Pixels(), read_index(url), SIZE, CACHE, {}, CPU, share, group, workers)
     return result._asdict()
 
 
 def on_rank(rank: int, url: str) -> dict[str, Any]:
-    return retrieval(url, Share(rank, 2), dist.group.WORLD)
+    return retrieval(url, RankSlice(rank, 2), dist.group.WORLD)
 
 
 def test_two_ranks_find_what_one_finds(market: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = retrieval(market.url, Share(0, 1), None)
+    alone = retrieval(market.url, RankSlice(0, 1), None)
     first, second = on_ranks(2, on_rank, market.url)
     assert first == alone
     assert second["metrics"] == {}  # rank 0 has the figures
-    monkeypatch.setattr("trainers.engine.gallery.CHUNK", 3)
-    assert retrieval(market.url, Share(0, 1), None, workers=2) == alone
+    monkeypatch.setattr("trainers.tasks.reid.retrieval.CHUNK", 3)
+    assert retrieval(market.url, RankSlice(0, 1), None, workers=2) == alone
 
 
 def corrupted(index: Index, folder: Path, name: str, positions: slice) -> Index:
@@ -218,7 +219,7 @@ def images(tmp_path: Path) -> list[Path]:
 def test_embed_files(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     features = embed_files(Pixels().eval(), images, SIZE, CPU)
     assert torch.equal(features[4], torch.from_numpy(picture(2, 4)).permute(2, 0, 1).flatten().float() - 128)
-    monkeypatch.setattr("trainers.engine.gallery.CHUNK", 4)
+    monkeypatch.setattr("trainers.tasks.reid.retrieval.CHUNK", 4)
     assert torch.equal(embed_files(Pixels().eval(), images, SIZE, CPU), features)
 
 

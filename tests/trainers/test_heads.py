@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.losses.heads import HeadConfig, Softmax, build_head
-from trainers.losses.margins import BatchHardTriplet, Margin
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.heads import Softmax, build_head
+from trainers.tasks.reid.margins import BatchHardTriplet, Margin
 
 Array = NDArray[np.float64]
 KINDS = ("softmax", "sphereface", "cosface", "arcface")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import ClusterConfig
+from cluster.config import ClusterConfig
 from datasets.errors import InputError
-from trainers.attributes import Stage, Train
+from trainers.attributes import Train
+from trainers.engine.compare import ended_run
 from trainers.engine.config import to_json
-from trainers.engine.job import ended_run, settled, start_run
+from trainers.engine.job import settled, start_run
 from trainers.engine.run import CONFIG, METRICS, Run
+from trainers.tasks.attributes.config import Stage
 
 
 def test_an_ended_run_is_read_if_its_settings_are_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

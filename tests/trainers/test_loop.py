@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.engine.loop import Batch, Meter, OptimConfig, Step, build_optimiser, steps
+from trainers.engine.loop import Batch, Meter, Step, steps
+from trainers.engine.optim import OptimConfig, build_optimiser
 
 CPU = torch.device("cpu")
 

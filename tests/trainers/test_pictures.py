@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from trainers.engine import pictures
-from trainers.engine.canvas import DARK, FONT, LIGHT, SCALE, Image, Sheet, common_aspect, drawable, elide
+from trainers.reports import curves as pictures
+from trainers.reports.drawing import DARK, FONT, LIGHT, SCALE, Image, Sheet, common_aspect, drawable, elide
 
 Mask = npt.NDArray[np.bool_]
 ODD = "中文 $\\frac$ \udcff\t<script>\n" + "long " * 100  # what a folder may be called

@@ -8,14 +8,16 @@ import pytest
 from scipy.stats import chisquare
 
 from benchmarks.claim_reid import train_here
-from datasets.augment import AugmentConfig
-from datasets.index import Split, split_of
-from datasets.loader import LoaderConfig
+from datasets.difficulty import Difficulty
+from datasets.loading.batches import LoaderConfig
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
-from datasets.sampling import Sampler, SamplerConfig, Version, probabilities
-from trainers.engine.difficulty import difficulty
-from trainers.engine.loop import OptimConfig
-from trainers.reid import Train, open_data
+from datasets.sampling.sampler import Sampler, SamplerConfig, probabilities
+from datasets.shards.index import Split, split_of
+from trainers.difficulty.vector import difficulty
+from trainers.engine.optim import OptimConfig
+from trainers.reid import Train
+from trainers.tasks.reid.data import open_data
 
 IDENTITIES, EACH, DRAWS = 24, 12, 400
 TWINS = ((0, 1), (2, 3))  # the second of each differs from the first in one small corner only
@@ -37,7 +39,7 @@ def write_images(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Version]:
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Difficulty]:
     """The set, and the difficulty vector of a model trained on it."""
     folder = tmp_path_factory.mktemp("planted")
     write_images(folder / "images")
@@ -48,16 +50,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Version]:
     )  # fmt: skip
     *_, (_, task) = train_here(config)
     cosine, nearest = difficulty(task.classifier)
-    return split_of(open_data(config).index, "train"), Version(1, cosine.numpy(), nearest.numpy())
+    return split_of(open_data(config).index, "train"), Difficulty(1, cosine.numpy(), nearest.numpy())
 
 
-def drawn(split: Split, version: Version, config: SamplerConfig) -> np.ndarray:
+def drawn(split: Split, version: Difficulty, config: SamplerConfig) -> np.ndarray:
     """The labels of the DRAWS batches from the first version on, [DRAWS, B]."""
     sampler, first = Sampler(config, split, seed=7), config.mixed_from
     return np.stack([split.labels_of(sampler.draw(step, version)) for step in range(first, first + DRAWS)])
 
 
-def test_the_twins_head_the_vector_and_find_each_other(planted: tuple[Split, Version]) -> None:
+def test_the_twins_head_the_vector_and_find_each_other(planted: tuple[Split, Difficulty]) -> None:
     split, version = planted
     hardest = np.argsort(-version.cosine)[:4]
     assert {split.names[i] for i in hardest} == {f"{i:02d}" for pair in TWINS for i in pair}
@@ -65,7 +67,7 @@ def test_the_twins_head_the_vector_and_find_each_other(planted: tuple[Split, Ver
         assert (version.nearest[a], version.nearest[b]) == (b, a)
 
 
-def test_strategy_a_gives_the_hardest_their_share(planted: tuple[Split, Version]) -> None:
+def test_strategy_a_gives_the_hardest_their_share(planted: tuple[Split, Difficulty]) -> None:
     split, version = planted
     config = SamplerConfig(kind="hardest", batch=32, hardest=2, uniform_share=0.5)
     labels = drawn(split, version, config)
@@ -77,7 +79,7 @@ def test_strategy_a_gives_the_hardest_their_share(planted: tuple[Split, Version]
     )  # the other half comes from shuffled epochs: even, but for the first and the last one
 
 
-def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Version]) -> None:
+def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Difficulty]) -> None:
     split, version = planted
     config = SamplerConfig(kind="proportional", batch=32, uniform_share=0.0, instances=4, temperature=1)
     labels = drawn(split, version, config)[:, ::4].ravel()
@@ -90,7 +92,7 @@ def test_strategy_b_draws_by_the_formula(planted: tuple[Split, Version]) -> None
     assert seen[np.argmax(version.cosine)] > len(labels) / IDENTITIES
 
 
-def test_strategy_c_brings_the_nearest_with_each(planted: tuple[Split, Version]) -> None:
+def test_strategy_c_brings_the_nearest_with_each(planted: tuple[Split, Difficulty]) -> None:
     split, version = planted
     config = SamplerConfig(kind="pairs", batch=32, uniform_share=0.0, instances=2, temperature=1)
     pairs = drawn(split, version, config)[:, ::2].reshape(-1, 2)

@@ -12,18 +12,18 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datasets.clips import ClipConfig
+from datasets.loading.clips import ClipConfig
+from trainers.engine.distributed import means_over_ranks
 from trainers.engine.loop import Meter, Step
-from trainers.engine.ranks import means_over_ranks, spread
-from trainers.losses.attributes import TASKS
-from trainers.losses.class_parallel import ClassParallel
-from trainers.losses.heads import HeadConfig
-from trainers.models.actions import ActionModelConfig, Actions, ActionsTask
-from trainers.models.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
-from trainers.models.attributes import Attributes, AttributesTask, FaceModelConfig
-from trainers.models.detection import DetectorConfig
-from trainers.models.reid import ModelConfig, ReidTask
-from trainers.models.sequence import LossKind, SequenceModel, SequenceModelConfig, SequenceTask
+from trainers.tasks.attributes.losses import TASKS
+from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
+from trainers.tasks.detection.detector import DetectorConfig
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import ModelConfig, ReidTask
+from trainers.tasks.reid.sharded_head import ShardedHead
+from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask
+from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig, SequenceTask
 
 Group = dist.ProcessGroup | None
 Batch = dict[str, Tensor]
@@ -45,7 +45,7 @@ def reid(head: HeadConfig, group: Group) -> tuple[nn.Module, Batch]:
     task = ReidTask(ModelConfig(embedding=embedding), head, identities, group)
     with torch.no_grad():
         rows = torch.randn(identities, embedding, generator=torch.Generator().manual_seed(3))
-        part = rows[task.head.first : task.head.end] if isinstance(task.head, ClassParallel) else rows
+        part = rows[task.head.first : task.head.end] if isinstance(task.head, ShardedHead) else rows
         task.head.rows.copy_(part)
     images = torch.randint(256, (B, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return task, {"images": images, "labels": torch.tensor([0, 0, 1, 1, 0, 4, 5, 6])}
@@ -143,7 +143,7 @@ def gradients(
     task, batch = build(what, group)
     task = without_batch_norm(task)
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group else (rank, world)
-    model = spread(task, group, sync_batch_norm=False, alone=getattr(task, "alone", []))
+    model = distribute(task, group, sync_batch_norm=False, alone=getattr(task, "alone", []))
     torch.manual_seed(rank)
     loss = model(share(batch, rank, world))["loss"]
     loss.backward()
@@ -161,7 +161,7 @@ def taught(group: Group, threshold: float) -> tuple[DetectionTask, Batch]:
 
 def taught_on(group: Group, threshold: float) -> dict[str, Tensor]:
     task, batch = taught(group, threshold)
-    model = spread(task, group, sync_batch_norm=False)
+    model = distribute(task, group, sync_batch_norm=False)
     results = model(share(batch, dist.get_rank(group), 2))
     results["loss"].backward()
     return {"pseudo": results["loss_pseudo"], "gradient": torch.cat([p.grad.flatten() for p in task.detector.parameters()])}

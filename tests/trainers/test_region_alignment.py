@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from trainers.models.region_alignment import (
+from trainers.tasks.detection.regions import (
     PATCH,
     Discriminator,
     Generator,

@@ -17,19 +17,19 @@ import pytest
 import ray
 from testdata import archive
 
-from cluster.launch import ClusterConfig
+from cluster.config import ClusterConfig
 from cluster.progress import NAMESPACE, running
 from datasets.errors import InputError
-from datasets.index import read_index
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
 from datasets.objects import open_objects
 from datasets.pack import pack
-from datasets.sampling import SamplerConfig
+from datasets.sampling.sampler import SamplerConfig
+from datasets.shards.index import read_index
 from datasets.shipped import ARCHIVE, OPTIONS
-from trainers.engine.loop import OptimConfig
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.losses.heads import HeadConfig
 from trainers.reid import Export, Predict, Train
+from trainers.tasks.reid.head_config import HeadConfig
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

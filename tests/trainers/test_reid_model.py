@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.losses.heads import HeadConfig
-from trainers.models.reid import Embedder, ModelConfig, ReidTask
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 
 
 def images(batch: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:

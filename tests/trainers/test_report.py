@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from trainers.engine.report import Page
+from trainers.reports.page import Page
 
 VOID = {"meta", "img", "source", "br"}
 

@@ -12,7 +12,7 @@ import pytest
 from facedata import faces
 
 from datasets.errors import InputError, run_main
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
 from trainers import actions, attributes, detection, reid, sequences
 from trainers.engine.config import to_json

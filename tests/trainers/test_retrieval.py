@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.metrics.retrieval import RankingResult, evaluate_ranking, rank
+from trainers.tasks.reid.metrics import RankingResult, evaluate_ranking, rank
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from test_reid import kill_worker_after
 from testdata import archive
 
 from cluster.errors import ClusterError
-from datasets.clips import ClipConfig, open_clips, seen_picture
 from datasets.errors import InputError
-from datasets.loader import LoaderConfig
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.clips import ClipConfig, open_clips, seen_picture
+from datasets.media.video import Arrived
 from datasets.pack_videos import VideoOptions, pack_videos
-from datasets.video import Arrived
-from trainers.engine.clips import evaluation_clips, feasible_clips
-from trainers.engine.loop import OptimConfig
-from trainers.engine.online import Recogniser, recognise
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.metrics.ctc_decoding import greedy
-from trainers.models.sequence import FromClips, SequenceModel, SequenceModelConfig
 from trainers.sequences import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
+from trainers.tasks.video.ctc_decoding import greedy
+from trainers.tasks.video.evaluation import evaluation_clips, feasible_clips
+from trainers.tasks.video.online import Recogniser, recognise
+from trainers.tasks.video.sequence_model import FromClips, SequenceModel, SequenceModelConfig
 
 MOVES = ("right", "left", "down", "up")
 RATE = 25.0

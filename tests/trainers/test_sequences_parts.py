@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from datasets.errors import InputError
-from trainers.losses.sequences import ctc, even_targets, feasible, frame_wise
-from trainers.metrics.actions import clip_figures, confusion
-from trainers.metrics.ctc_decoding import Event, Greedy, greedy, prefix_beam
-from trainers.metrics.sequences import edit_distance, frame_counts, frame_f1, sequence_figures
-from trainers.models.sequence import SequenceModel, SequenceModelConfig, SequenceTask
+from trainers.tasks.video.ctc_decoding import Event, Greedy, greedy, prefix_beam
+from trainers.tasks.video.ctc_loss import ctc, even_targets, feasible, frame_wise
+from trainers.tasks.video.metrics import clip_figures, confusion
+from trainers.tasks.video.sequence_metrics import edit_distance, frame_counts, frame_f1, sequence_figures
+from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
 
 
 def log_probs(frames: int, classes: int, seed: int, sharp: float = 1.0) -> np.ndarray:

@@ -13,15 +13,26 @@ from facedata import faces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.augment import AugmentConfig
-from datasets.cache import CacheConfig
 from datasets.errors import InputError
-from datasets.labels import KEYPOINTS, labels_by_position
-from datasets.loader import LoaderConfig, Share, behind_workers
+from datasets.loading.batches import LoaderConfig, RankSlice
+from datasets.loading.cache import CacheConfig
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
-from trainers.attributes import COUPLED, INDEPENDENT, Stage, Train, trained_tasks
-from trainers.engine.faces import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, mixed_stream, open_sets, with_targets
-from trainers.losses.attributes import TASKS, Weights
+from datasets.shards.labels import KEYPOINTS, labels_by_position
+from trainers.attributes import Train
+from trainers.tasks.attributes.config import COUPLED, INDEPENDENT, Stage, trained_tasks
+from trainers.tasks.attributes.data import (
+    FaceSet,
+    MixConfig,
+    Part,
+    labelled_columns,
+    mixed_parts,
+    mixed_stream,
+    open_sets,
+    with_targets,
+)
+from trainers.tasks.attributes.losses import TASKS, Weights
 
 COLUMNS = tuple(column for task in TASKS.values() for column in task.columns)
 ONLY = {"sexes": ("gender",), "ages": ("age",), "poses": ("yaw", "pitch", "roll")}
@@ -49,10 +60,10 @@ def relabelled(sets: Sequence[FaceSet], tables: Sequence[np.ndarray]) -> tuple[F
 
 def batches(parts: list[Part], stage: int, first: int, start: int, stop: int, **how: Any) -> list[dict[str, Any]]:
     loader, augment = LoaderConfig(size=(16, 16)), AugmentConfig(turn=how.get("turn", 0.0), flip=False, shift=0)
-    share = how.get("share", Share(0, 1))
+    share = how.get("share", RankSlice(0, 1))
     stream = mixed_stream(parts, loader, augment, CacheConfig(), share, (0, stage), first, start, stop)
     make_roll = how.get("turn", 0.0) > 0
-    return list(with_targets(behind_workers(stream, 0), parts, COLUMNS, (16, 16), make_roll=make_roll))
+    return list(with_targets(load_in_workers(stream, 0), parts, COLUMNS, (16, 16), make_roll=make_roll))
 
 
 def whole(table: np.ndarray) -> np.ndarray:
@@ -153,7 +164,7 @@ def test_a_restart_within_a_stage_and_other_ranks_see_the_same(three: tuple[str,
 
     whole = rows(batches(parts, 1, 5, 5, 17, turn=20))
     assert rows(batches(parts, 1, 5, 11, 17, turn=20)) == whole[6:]
-    shared = [rows(batches(parts, 1, 5, 5, 17, turn=20, share=Share(rank, 2))) for rank in range(2)]
+    shared = [rows(batches(parts, 1, 5, 5, 17, turn=20, share=RankSlice(rank, 2))) for rank in range(2)]
     assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
     assert [[row[0] for row in batch] for batch in rows(batches(parts, 2, 5, 5, 17, turn=20))] != [
         [row[0] for row in batch] for batch in whole

@@ -7,8 +7,8 @@ import torch
 from ranks import on_ranks
 
 from datasets.errors import InputError
-from trainers.engine.loop import OptimConfig, OptimiserConfig
-from trainers.engine.stages import CHECK, DECAY, StageConfig, StageLog
+from trainers.engine.optim import OptimConfig, OptimiserConfig
+from trainers.tasks.attributes.stages import CHECK, DECAY, StageConfig, StageLog
 
 STAGE = StageConfig(threshold=0.5, least=20, most=100)
 

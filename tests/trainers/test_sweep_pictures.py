@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from trainers.engine.canvas import LIGHT
-from trainers.engine.sweep_pictures import relation, relations
+from trainers.reports.drawing import LIGHT
+from trainers.reports.sweep import relation, relations
 
 TRIALS = [
     ({"lr": 1e-3, "clusters": 2, "weighting": True, "strength": 0.01}, 0.5, True),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from datasets.errors import InputError
 from trainers import attributes, detection
 from trainers.engine.config import changed
-from trainers.engine.stages import StageConfig
-from trainers.losses.attributes import TASKS, Weights
-from trainers.models.adaptation import AlignConfig
 from trainers.sweep import SPACES
+from trainers.tasks.attributes.losses import TASKS, Weights
+from trainers.tasks.attributes.stages import StageConfig
+from trainers.tasks.detection.adaptation import AlignConfig
 
 STAGES = ("stage1", "stage2", "stage3")
 weights = st.lists(st.sampled_from([0.0, 0.05, 1.0]), min_size=len(TASKS), max_size=len(TASKS))

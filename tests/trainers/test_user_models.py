@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.clips import ClipConfig
 from datasets.errors import InputError
-from trainers.engine.detection_export import export_detector
+from datasets.loading.clips import ClipConfig
 from trainers.engine.export import export_onnx, export_program
-from trainers.engine.loop import OptimConfig, build_optimiser, steps
-from trainers.losses.heads import HeadConfig
-from trainers.models.actions import ActionModelConfig, Actions, ActionsTask, check_clips
-from trainers.models.adaptation import RECIPES, AlignConfig, DetectionTask, TeacherConfig
-from trainers.models.attributes import Attributes, AttributesTask, FaceModelConfig
-from trainers.models.backbones import SMALL, build_backbone, build_level_backbone, check_backbone
-from trainers.models.detection import Detector, DetectorConfig
-from trainers.models.reid import Embedder, ModelConfig, ReidTask
-from trainers.models.sequence import SequenceModel, SequenceModelConfig, SequenceTask
-from trainers.models.users import build_users, check_users, try_users
+from trainers.engine.loop import steps
+from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.backbones import SMALL, build_backbone, build_level_backbone, check_backbone
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, DetectionTask, TeacherConfig
+from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.detection.export import export_detector
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
+from trainers.tasks.user_models import build_users, check_users, try_users
+from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, check_clips
+from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
 
 CPU = torch.device("cpu")
 CLIP = ClipConfig(frames=4, size=(16, 24))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainers.metrics.verification import best_threshold
+from trainers.tasks.reid.verification import best_threshold
 
 
 def accuracy(cosines: Tensor, same: Tensor, threshold: float) -> float:

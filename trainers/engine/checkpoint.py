@@ -5,7 +5,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
+from torch import nn
 
 from datasets.errors import InputError
 
@@ -30,3 +32,11 @@ def read_state(path: Path, where: str = "") -> dict[str, Any]:
         what = f"the checkpoint cannot be read ({(str(error) or repr(error)).splitlines()[0][:100]})"
         raise InputError(what, where or str(path), "it is damaged or was not written by Hardshard") from error
     return state
+
+
+def crc32c_of(task: nn.Module) -> int:
+    """A checksum of all weights and buffers: equal for runs that are equal to the bit."""
+    checksum = 0
+    for tensor in task.state_dict().values():
+        checksum = google_crc32c.extend(checksum, tensor.cpu().contiguous().numpy().tobytes())
+    return checksum

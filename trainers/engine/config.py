@@ -17,6 +17,7 @@ from datasets.errors import InputError
 T = TypeVar("T")
 
 HARMLESS, ALLOWED = {"change": "harmless"}, {"change": "allowed"}  # of a field that holds settings: all of them
+ADDRESS = {"address": True}  # of a field that says where data lie: one address or several
 
 
 def allowed(*names: str) -> dict[str, Any]:
@@ -24,14 +25,20 @@ def allowed(*names: str) -> dict[str, Any]:
     return {"change": dict.fromkeys(names, "allowed")}
 
 
-def settings_of(config: Any, prefix: str = "", told: Any = "") -> Iterator[tuple[str, Any, str]]:
+def addresses(config: Any) -> list[str]:
+    """Where a run's data lie: the values of all fields that are an `ADDRESS`, those that are empty left out."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config) if field.metadata.get("address")]
+    return [url for value in values for url in ([value] if isinstance(value, str) else value) if url]
+
+
+def settings_of(config: Any, prefix: str = "", parent: Any = "") -> Iterator[tuple[str, Any, str]]:
     """Each setting: its dotted name, its value, and "harmless", "allowed", or "" where a resumed run may not change it.
 
-    ``told``: what the field that holds the config says of its settings.
+    ``parent``: the metadata of the field that holds the config.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        change = (told.get(field.name, "") if isinstance(told, dict) else told) or field.metadata.get("change", "")
+        change = (parent.get(field.name, "") if isinstance(parent, dict) else parent) or field.metadata.get("change", "")
         if dataclasses.is_dataclass(value):
             yield from settings_of(value, f"{prefix}{field.name}.", change)
         else:

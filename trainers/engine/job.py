@@ -2,18 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from datasets.errors import InputError
 from trainers.engine.config import HARMLESS, from_json, settings_of, to_json
-from trainers.engine.console import LiveLine
-from trainers.engine.run import CONFIG, METRICS, Run
-from trainers.engine.scalars import Scalars
+from trainers.engine.run import CONFIG, Run
+from trainers.engine.tensorboard import Scalars
+from trainers.reports.console import LiveLine
 
 ENOUGH = 32  # samples of a worker whose own statistics of batch norm are as good as any
 C = TypeVar("C", bound="JobConfig")
@@ -47,33 +47,51 @@ class JobConfig:
             what = f"checkpoint_every is {self.checkpoint_every} and record_every {self.record_every}"
             raise InputError(what, remedy="make the former a multiple of the latter, so that a resumed run's records are whole")
 
+    @property
+    def steps(self) -> int:
+        """The steps of the run, at most."""
+        return int(self.optim.steps)  # type: ignore[attr-defined]  # every job has it
+
+
+def named(config: C, job: str) -> C:
+    """The config with a name, and with addresses in full: workers have other working directories."""
+    paths: dict[str, Any] = {name: absolute(value) if value else value for name, value in _addresses(config).items()}
+    return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs), **paths)
+
 
 def resolved(config: C, job: str) -> C:
-    """The config with its name and the full address of its runs."""
-    return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
-
-
-def settled(config: C) -> C:
-    """The config with what batch norm goes by, where that is left open: what a run is resumed with, or what fits its workers.
+    """As `named`, and with batch norm's synchronisation settled: as the run is resumed with, else what fits its workers.
 
     So it is stored with the run, and does not change with the number of workers.
     """
-    job: Any = config  # every job has these
-    if job.optim.sync_batch_norm is not None:
+    config = named(config, job)
+    each: Any = config  # every job has these
+    if each.optim.sync_batch_norm is not None:
         return config
-    run = Run(job.runs, job.name)
-    if job.resume and run.exists():
-        sync = stored_config(type(job), run).optim.sync_batch_norm
+    run = Run(config.runs, config.name)
+    if config.resume and run.exists():
+        sync = stored_config(type(each), run).optim.sync_batch_norm
     else:
-        sync = job.cluster.workers == 1 or job.cluster.fewest > 0 or job.batch < ENOUGH * job.cluster.workers
-    return replace(job, optim=replace(job.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
+        most = max(each.cluster.sizes)
+        sync = most == 1 or each.cluster.fewest > 0 or each.batch < ENOUGH * most
+    return replace(each, optim=replace(each.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
 
 
-def absolute(runs: str) -> str:
-    """An address in full: workers have other working directories. Empty: where runs are kept by default."""
-    if not runs:  # a Ray job's working directory is a copy that is thrown away
+def _addresses(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("address")}
+
+
+@overload
+def absolute(urls: str) -> str: ...
+@overload
+def absolute(urls: tuple[str, ...]) -> tuple[str, ...]: ...
+def absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """One address or several, in full. Empty: where runs are kept by default."""
+    if not isinstance(urls, str):
+        return tuple(absolute(url) for url in urls)
+    if not urls:  # a Ray job's working directory is a copy that is thrown away
         return str((Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()) / "runs")
-    return runs if "://" in runs else str(Path(runs).absolute())
+    return urls if "://" in urls else str(Path(urls).absolute())
 
 
 def start_run(config: JobConfig) -> Run:
@@ -89,7 +107,7 @@ def start_run(config: JobConfig) -> Run:
         return run
     if not config.resume:
         raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
-    _check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
+    check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
     was, now = stored_config(type(config), run).cluster.sizes, config.cluster.sizes  # type: ignore[attr-defined]
     if not config.optim.sync_batch_norm and {*was, *now} != {now[0]}:  # type: ignore[attr-defined]
         print("note: each worker has batch norm of its own, so that another number of workers is another training")
@@ -115,56 +133,18 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
 
 
-COMPARED = {  # what a comparison sets itself, and by what
-    "--seed": "--seeds", "--arm": "--arms", "--loss": "--arms", "--model.name": "--arms", "--model.causal": "--arms",
-    "--model.no-causal": "--arms",
-}  # fmt: skip
-
-
-def compared_defaults(kind: type[C], compare: Callable[[C], Any], verb: str, arguments: list[str]) -> Any:
-    """The same for a job whose verb ``compare`` takes the options of its training.
-
-    Raises:
-        InputError: also for an option of the training that a comparison sets itself.
-    """
-    if verb != "compare":
-        return resumed_defaults(kind, verb, arguments)
-    for name in [argument.split("=")[0] for argument in arguments]:
-        if name in COMPARED:
-            raise InputError("a comparison sets this itself", name, f"give {COMPARED[name]}")
-    train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])
-    return compare(train) if train else None
-
-
-def ended_run(config: Any) -> Run:
-    """A run of such settings that has ended: it is trained, or gone on with, unless it has before.
-
-    Raises:
-        InputError: a run of that name was trained with other settings, or what its training raises.
-    """
-    run = Run(config.runs, config.name)
-    if run.exists():
-        _check_same(settled(replace(config, resume=True)), run, ("harmless",), "compare under another --name")
-    if not (run.exists() and run.objects.exists(METRICS)):
-        replace(config, resume=run.exists()).run()
-    return run
-
-
-def _check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:
+def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:
     """Raise InputError, naming the first one, where settings differ from those that the run was last started with, but for those
-    that ``may``."""
-    before = {name: _in_full(name, value) for name, value, _ in settings_of(stored_config(type(config), run))}
+    whose metadata's "change" is in ``may``."""
+    stored = stored_config(type(config), run)
+    in_full = {
+        id(each): {n: absolute(value) if value else value for n, value in _addresses(each).items()} for each in (config, stored)
+    }
+    before = {name: in_full[id(stored)].get(name, value) for name, value, _ in settings_of(stored)}
     for name, value, change in settings_of(config):
-        if change not in may and _in_full(name, value) != before[name]:
+        if change not in may and in_full[id(config)].get(name, value) != before[name]:
             was = before[name] or repr(before[name])  # not an empty text
             raise InputError(f"the run was trained with another {name}: {was}", run.url, remedy)
-
-
-def _in_full(name: str, value: Any) -> Any:
-    """A setting's value, of one that says where data lie the full addresses."""
-    if name not in ("data", "source", "target") or not value:
-        return value
-    return absolute(value) if isinstance(value, str) else tuple(absolute(url) for url in value)
 
 
 def config_file(kind: type[C], path: str) -> C:

@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,57 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from datasets.sampling import generator
-from trainers.engine.config import ALLOWED
-from trainers.engine.ranks import sum_over_ranks
+from datasets.seeding import generator
+from trainers.engine.distributed import sum_over_ranks
+from trainers.engine.optim import OptimConfig
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """The optimiser of all stages."""
-
-    kind: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov's momentum of 0.9."""
-    weight_decay: float = 5e-4
-    """How strongly weights are drawn to zero."""
-    amp: bool = field(default=True, metadata=ALLOWED)
-    """bfloat16 autocast on GPUs that have it."""
-    sync_batch_norm: bool | None = None
-    """Take batch norm's statistics from the samples of all workers, so that their number changes results by rounding alone; off:
-    from each worker's own, which saves two messages a layer and step. None: off where several workers, their number fixed, have
-    32 samples or more each."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"optim.weight_decay is {self.weight_decay}", "optim", "give 0 or more")
-
-
-@dataclass(frozen=True)
-class OptimConfig(OptimiserConfig):
-    """How the weights are trained."""
-
-    steps: int = 1000
-    """Optimiser steps of the run."""
-    lr: float = 2e-3
-    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
-    warmup: int = 50
-    """Steps in which the learning rate rises linearly."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or self.warmup < 0:
-            raise InputError("optim.steps must be at least 1, optim.warmup at least 0", "optim")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"optim.lr is {self.lr}", "optim", "give a learning rate above 0")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step: a function of the step alone, so that there is no schedule to restore."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
 class Step(NamedTuple):
@@ -73,14 +26,6 @@ class Step(NamedTuple):
     results: dict[str, Tensor]
     waited: float  # seconds for the batch
     took: float  # seconds in all
-
-
-def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a task's trainable parameters."""
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    if config.kind == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 def steps(
@@ -162,18 +107,3 @@ class Meter:
         means |= {"step_s": took / count, "wait_s": waited / count, "compute_s": (took - waited) / count}
         self._steps.clear()
         return means
-
-
-def allreduce_s(model: nn.Module) -> float:
-    """Seconds a step during which DDP's gradients were under way between workers: its own mean over the steps that it samples."""
-    if not isinstance(model, DistributedDataParallel):
-        return 0.0
-    told: dict[str, Any] = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-    return float(told.get("avg_backward_comm_time", 0)) / 1e9
-
-
-def share_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Give all ranks the buffers of rank 0: its statistics of batch norm are the model's, where ranks don't share them."""
-    if group is not None:
-        for buffer in task.buffers():
-            dist.broadcast(buffer, 0, group=group)

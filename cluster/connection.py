@@ -1,0 +1,131 @@
+"""Join a Ray cluster, or start one on this machine."""
+
+import logging
+import os
+import socket
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from cluster.config import ClusterConfig
+from cluster.errors import ClusterError
+from cluster.ray_compat import address_of_node, address_of_this_machine, loopback_only, max_resources, use_auth_token
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+
+
+REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
+
+
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
+    """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run (``local``: in any case).
+
+    ``dashboard``: start it with Ray's dashboard, which a sweep needs: Ray Train asks it whether a trial that was stopped is dead,
+    and keeps the trial's workers reserved for ever where there is none (Ray 2.60). `ray start --head` has it by itself.
+
+    Raises:
+        ClusterError: nobody answers at the address, or the cluster can never hold the workers, autoscaling included.
+    """
+    # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, the group's end is noticed
+    # in 0.2 s instead of 2, and a process that would tell workers of nodes about to go, which ask nobody, is not started. Workers
+    # of a Ray started here are as nice as this process and not by 15 more: that costs 5% where they fill the cores.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        _init(config, dashboard)
+    have = most_resources()
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    least = config.fewest or config.workers
+    if least * config.cpus > cpus:
+        what = f"{least} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
+    if least > gpus and (config.gpu or (config.gpu is None and gpus)):
+        what = f"{least} workers take a GPU each and the cluster has {gpus}"
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or set --cluster.gpu False")
+
+
+def most_resources() -> dict[str, float]:
+    """What the cluster has, or could grow to where it scales by itself."""
+    have: dict[str, float] = dict(ray.cluster_resources())
+    for name, most in max_resources().items():
+        have[name] = max(have.get(name, 0), most)
+    return have
+
+
+def _init(config: ClusterConfig, dashboard: bool) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        join(address)
+        return
+    use_auth_token()
+    cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
+    try:
+        if not address:
+            with suppress(ConnectionError):  # no cluster on this machine
+                _join_this_machine()
+                return
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        with loopback_only():
+            ray.init("local", num_cpus=cpus, include_dashboard=dashboard, **QUIET)
+    except REFUSALS as error:
+        raise _refusal(error, "this machine") from error
+
+
+def join(address: str) -> None:
+    """Join the cluster at an address: host:port of its head, or ray://host:10001 from outside; ``auto``: this machine's.
+
+    Raises:
+        ClusterError: nobody answers there, or another version of Ray or Python does.
+    """
+    if "://" in address and not address.startswith("ray://"):
+        raise ClusterError("not a cluster's address for drivers", address, "give host:6379 of its head, or ray://host:10001")
+    use_auth_token()
+    try:
+        if ":" in address:  # Ray would end this process when nobody answers, without an exception
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        if address == "auto":
+            _join_this_machine()
+        elif address.startswith("ray://"):
+            ray.init(address, **QUIET)
+        else:
+            _init_at(address)
+    except REFUSALS as error:
+        raise _refusal(error, address) from error
+
+
+def _join_this_machine() -> None:
+    """Join the Ray on this machine, be it one of `ray start` or a run's own. Raises ConnectionError: there is none."""
+    _init_at(address_of_this_machine())
+
+
+def _init_at(address: str) -> None:
+    """Join by host:port. Ray puts this machine's other address in the place of 127.0.0.1, where a run's own does not listen."""
+    host, _, port = address.rpartition(":")
+    own = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))
+    with loopback_only() if own else nullcontext():
+        ray.init(address, **QUIET)
+
+
+def _listens(host: str, port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection((host, port), timeout=5).close()
+        return True
+    return False
+
+
+def _refusal(error: Exception, where: str) -> ClusterError:
+    told = " ".join(str(error).split())[:200]
+    if isinstance(error, AuthenticationError):
+        return ClusterError("the cluster refuses the token", where, "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH")
+    if "ersion mismatch" in told:
+        return ClusterError(f"the cluster runs another Ray or Python ({told})", where, "install the same versions on both sides")
+    remedy = "start one with `ray start --head`, or correct RAY_ADDRESS"
+    if "Failed to connect to Ray cluster" in told:  # though something listens there
+        remedy += "; if it wants a token, set RAY_AUTH_TOKEN_PATH"
+    return ClusterError(f"no Ray cluster answers ({told})", where, remedy)

@@ -1,0 +1,96 @@
+"""A worker's connection to the difficulty vector: what rank 0 publishes reaches the tables of all ranks.
+
+On a cluster by the named actor of `cluster.difficulty_service`; in a local run, which has one rank, directly.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from secrets import token_hex
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cluster.config import ClusterConfig
+from cluster.storage import storage_uri
+from datasets.difficulty import Difficulty
+
+
+@contextmanager
+def difficulty_service(config: ClusterConfig, run: str, folder: str, keep: int) -> Iterator[str]:
+    """Within, the actor of a run's difficulty vector lives on the cluster; gives its name, or "" where none is needed.
+
+    ``folder``: the run's, to store versions in; ``keep``: versions held, 0 for a run that does not draw by difficulty.
+    """
+    if config.local or not keep:
+        yield ""
+        return
+    import ray
+
+    from cluster.difficulty_service import start_service
+
+    name = f"difficulty:{run}-{token_hex(4)}"
+    service = start_service(name, storage_uri(folder), keep)
+    try:
+        yield name
+    finally:
+        ray.kill(service)
+
+
+class DifficultyChannel:
+    """One rank's end: rank 0 publishes, every rank's table gets each version."""
+
+    def __init__(
+        self, worker: Any, service: str, put: Callable[[Difficulty], None], restored: Sequence[Difficulty], *,
+        keep: int, after: int, patience: float,
+    ) -> None:  # fmt: skip
+        """``put`` takes each version newer than ``after``, in order; ``restored``: versions of the checkpoint that the run goes on
+        from. The last ``keep`` versions belong into the next one.
+
+        Raises:
+            ClusterError: the actor was unreachable for longer than ``patience`` seconds.
+        """
+        self._recent = deque(restored, maxlen=keep)
+        self._put: Callable[[Difficulty], None] | None = None
+        self._publisher: Any = None
+        self._follower: Any = None
+        if not service:
+            self._put = put
+            for difficulty in restored:
+                put(difficulty)
+            return
+        from cluster.difficulty_service import Follower, Publisher
+
+        if worker.rank == 0:
+            self._publisher = Publisher(service, restored, worker.say, patience)
+        if worker.group:
+            dist.barrier()  # until the actor has begun this incarnation, it may still serve versions of the one before
+        self._follower = Follower(service, after, put, worker.say)
+
+    def publish(self, difficulty: Difficulty) -> None:
+        """Hand a version over; raises what ended the service's threads, if anything did. Every rank calls it."""
+        self._recent.append(difficulty)
+        if self._put:
+            self._put(difficulty)
+        if self._follower:
+            self._follower.check()
+        if self._publisher:
+            self._publisher.check()
+            self._publisher.publish(difficulty)
+
+    def state(self) -> list[list[Any]]:
+        """The recent versions as plain data and tensors, for a checkpoint: version, cosine [N], nearest [N]."""
+        return [[d.version, torch.from_numpy(d.cosine), torch.from_numpy(d.nearest)] for d in self._recent]
+
+    @staticmethod
+    def restored(state: Sequence[Sequence[Any]]) -> list[Difficulty]:
+        """What `state` stored."""
+        return [Difficulty(version, cosine.numpy(), nearest.numpy()) for version, cosine, nearest in state]
+
+    def close(self) -> None:
+        """Publish what is queued, for at most a few seconds, and end."""
+        if self._follower:
+            self._follower.close()
+        if self._publisher:
+            self._publisher.close()

@@ -1,0 +1,65 @@
+"""A run's one worker in this process, without Ray: to try a job out, to debug it, for tests and benchmarks."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from cluster.checkpoints import RunFolder, fetch
+from cluster.config import ClusterConfig
+
+
+@dataclass(frozen=True)
+class LocalWorker:
+    """The only worker; offers what `cluster.worker.RayWorker` does."""
+
+    device: torch.device
+    folder: RunFolder
+    keep: int
+    """Checkpoints kept."""
+    show: Callable[[list[dict[str, Any]], list[str]], None]
+    rank: int = 0
+    world: int = 1
+    group: None = None
+
+    def record(self, record: dict[str, Any], counts: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Show figures of a step."""
+        self.show([record], [])
+
+    def say(self, notice: str) -> None:
+        """Print a sentence."""
+        self.show([], [notice])
+
+    def save(
+        self,
+        name: str,
+        write: Callable[[Path], None],
+        figures: Mapping[str, float] | None = None,
+        write_own: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder."""
+        with tempfile.TemporaryDirectory() as folder:
+            for writer in (write, write_own) if write_own else (write,):
+                writer(Path(folder))
+            self.folder.put(Path(folder), f"{name}-of-1" if write_own else name, self.keep)
+
+    def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
+        """``read`` of the folder of the run's latest checkpoint, with the files that ``wanted`` picks; None: there is none."""
+        if not (name := self.folder.latest()):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(self.folder.filesystem, f"{self.folder.path}/{name}", Path(folder), wanted)
+            return read(Path(folder))
+
+
+def train_here(
+    work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
+    name: str, runs: str, show: Callable[[list[dict[str, Any]], list[str]], None],
+) -> Any:  # fmt: skip
+    """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises."""
+    device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
+    return work(LocalWorker(device, RunFolder(runs, name), config.keep_checkpoints, show), settings)

@@ -1,0 +1,258 @@
+"""A data set as it was downloaded: a folder, a zip or a tar, read in place. Nothing is unpacked: a name in an archive is only
+ever looked up in the archive's own listing, so it can lead nowhere else."""
+
+import bz2
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from datasets.errors import InputError
+from datasets.left_out import LITTER, is_litter
+from datasets.shards.tar import members
+from datasets.texts import text_of
+
+COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
+GIVE = "give the folder, zip or tar that was downloaded"
+NOWHERE = "links to what is not there"
+MAX_TEXT = 4 << 30  # bytes of a list or a JSON
+PATH_MAX = 4096  # bytes of a link's target
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files by name (parts joined by ``/``) with their sizes in bytes, sorted by name. Names that are no UTF-8 have surrogate
+    escapes. ``left_out``: by a rule in words, the names of what was seen there and is not among the files."""
+
+    where: str
+    sizes: dict[str, int]
+    _read: Callable[[str], bytes]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def place(self, name: str) -> str:
+        """A file's place in words."""
+        return f"{name} in {self.where}"
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """One file, of at most so many bytes.
+
+        Raises:
+            InputError: it cannot be read, is larger, or is not as long as it was when listed.
+        """
+        remedy = "get it again, or take it out"
+        if name not in self.sizes:
+            raise InputError("no such file", self.place(name), remedy)
+        if most is not None and self.sizes[name] > most:
+            raise InputError(
+                f"a file of {self.sizes[name]:,} bytes, of which {most:,} are read at most", self.place(name), remedy
+            )
+        try:
+            data = self._read(name)
+        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"cannot be read ({reason})", self.place(name), remedy) from error
+        if len(data) != self.sizes[name]:
+            what = f"has {len(data)} bytes where {self.sizes[name]} were listed"
+            raise InputError(what, self.place(name), "the file changed meanwhile, or is cut off: " + remedy)
+        return data
+
+    def text(self, name: str) -> str:
+        """A file as text; raises InputError."""
+        return text_of(self.read(name, MAX_TEXT), self.place(name))
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """A folder, a ``.zip``, or a ``.tar`` (also compressed by gzip, bzip2 or xz), told apart by content: first whether it is a
+    tar, since one that ends in an npz file passes for a zip, too.
+
+    Links are followed, in archives too, where they lead to a file or folder of the archive. A compressed tar allows no random
+    access, so it is expanded once, as one nameless temporary file.
+
+    Raises:
+        InputError: nothing there, nothing in it, or neither of these kinds.
+    """
+    with ExitStack() as stack:
+        try:
+            if path.is_dir():
+                files = _folder(path)
+            elif not path.is_file():
+                raise InputError("no such folder or archive", str(path), GIVE)
+            elif tarfile.is_tarfile(path) or _compression(path):
+                files = _tar(stack.enter_context(_expanded(path)), str(path))
+            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
+                files = _zip(stack.enter_context(zipfile.ZipFile(path)))
+            else:
+                raise InputError("neither a zip nor a tar", str(path), GIVE)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as error:
+            raise InputError(f"cannot be read ({error})", str(path), "get it again") from error
+        for name in [name for name in files.sizes if is_litter(name)]:
+            del files.sizes[name]
+            files.leave_out(LITTER, name)
+        if not files.sizes:
+            raise InputError("holds no files", str(path), GIVE)
+        left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
+        yield Source(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
+
+
+@dataclass
+class _Files:
+    """What a folder or an archive holds, and how one of it is read."""
+
+    read: Callable[[str], bytes]
+    sizes: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, name: str, size: int) -> None:
+        if name in self.sizes:
+            self.leave_out("replaced by a later file of the same name", name)
+        self.sizes[name] = size
+
+    def leave_out(self, rule: str, name: str) -> None:
+        self.left_out[rule].append(name)
+
+
+def _folder(root: Path) -> _Files:
+    found = _Files(lambda name: (root / name).read_bytes())
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        for name in [name for name in folders if (here / name).is_symlink()]:
+            if (here / name).resolve() in [above.resolve() for above in (here, *here.parents)]:
+                folders.remove(name)
+                found.leave_out("links that lead back up", (here / name).relative_to(root).as_posix())
+        for path in (here / name for name in files):
+            name = path.relative_to(root).as_posix()
+            if path.is_file():
+                found.add(name, path.stat().st_size)
+            else:
+                found.leave_out(NOWHERE if path.is_symlink() else "neither files nor folders", name)
+    return found
+
+
+def _zip(archive: zipfile.ZipFile) -> _Files:
+    places: dict[str, zipfile.ZipInfo] = {}
+    found = _Files(lambda name: archive.read(places[name]))
+    links: dict[str, str] = {}
+    for entry in archive.infolist():
+        name = _name_in_archive(entry.filename, found)
+        if name is None or entry.is_dir():
+            continue
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            target = archive.read(entry)[:PATH_MAX].decode("utf-8", "surrogateescape")
+            links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        else:
+            found.add(name, entry.file_size)
+            places[name] = entry
+    for name, target in _followed(links, found).items():
+        places[name] = places[target]
+        found.add(name, places[target].file_size)
+    return found
+
+
+def _compression(path: Path) -> Callable[[Path], IO[bytes]] | None:
+    with path.open("rb") as file:
+        magic = file.read(8)
+    return next((opener for start, opener in COMPRESSED.items() if magic.startswith(start)), None)
+
+
+def _expanded(path: Path) -> IO[bytes]:
+    opener = _compression(path)
+    if opener is None:
+        return path.open("rb")
+    with ExitStack() as stack:
+        whole = stack.enter_context(tempfile.TemporaryFile(prefix="hardshard-"))
+        with opener(path) as packed:
+            shutil.copyfileobj(packed, whole, 1 << 20)
+        whole.seek(0)
+        stack.pop_all()  # it is the caller's to close
+    return whole
+
+
+def _tar(file: IO[bytes], where: str) -> _Files:
+    places: dict[str, list[tuple[int, int, int]]] = {}  # of each piece: its offset in the tar, in the member, and its size
+
+    def read(name: str) -> bytes:
+        data = bytearray(found.sizes[name])
+        for offset, start, size in places[name]:
+            file.seek(offset)
+            data[start : start + size] = file.read(size)
+        return bytes(data)
+
+    found = _Files(read)
+    links: dict[str, str] = {}
+    for member in members(file, where, "r:"):
+        name = _name_in_archive(member.name, found)
+        if name is None or member.isdir():
+            continue
+        if member.issym():
+            links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        elif member.islnk():
+            links[name] = posixpath.normpath(member.linkname)
+        elif member.isreg():
+            found.add(name, member.size)
+            places[name] = list(_pieces(member))
+        else:
+            found.leave_out("neither files nor folders", name)
+    for name, target in _followed(links, found).items():
+        places[name] = places[target]
+        found.add(name, found.sizes[target])
+    return found
+
+
+def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int, int]]:
+    """Where a member's bytes lie: in one piece, or without the holes of a sparse file."""
+    offset = member.offset_data
+    for start, size in cast(list[tuple[int, int]], member.sparse) if member.issparse() else [(0, member.size)]:
+        yield offset, start, size
+        offset += size
+
+
+def _name_in_archive(name: str, found: _Files) -> str | None:
+    """A member's name with slashes alone; None, and noted, if it would lead out of the archive."""
+    name = name if "/" in name else name.replace("\\", "/")  # as some tools of Windows write it
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith("/"):
+        found.leave_out("names that lead out of the archive", name)
+        return None
+    return "/".join(parts) or None
+
+
+def _followed(links: Mapping[str, str], found: _Files) -> dict[str, str]:
+    """The file that each link leads to: to itself, by other links, or below a folder that it leads to."""
+    files: dict[str, str] = {}
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in found.sizes if any(target not in found.sizes for target in links.values()) else ():
+        for folder in PurePosixPath(name).parents:
+            by_folder[str(folder)].append(name)
+    pending = dict(links)
+    while pending:
+        done = []
+        for name, target in pending.items():
+            if target == "." or name.startswith(f"{target}/"):
+                found.leave_out("links that lead back up", name)
+            elif target in found.sizes or target in files:
+                files[name] = files.get(target, target)
+            elif target in by_folder:
+                files |= {f"{name}/{file.removeprefix(f'{target}/')}": file for file in by_folder[target]}
+            else:
+                continue
+            done.append(name)
+        for name in done:
+            del pending[name]
+        if not done:
+            for name in pending:
+                found.leave_out(NOWHERE, name)
+            break
+    return files

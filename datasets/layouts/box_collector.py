@@ -1,0 +1,96 @@
+"""Boxes by image, as layouts collect them: fractions of the picture as a viewer shows it.
+
+A layout reads the headers of images here. Where an annotation says the size of the picture as stored, its boxes are turned with
+it; where it says another size, it is refused. Boxes that cannot be are left out, and named in the listing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from statistics import median
+from typing import Any
+
+from datasets.errors import InputError
+from datasets.layouts.archive import Source
+from datasets.layouts.listing import Listing, Sample
+from datasets.media.decode import MAX_BYTES
+from datasets.media.image_header import Header, read_header, shown_box, turned_size
+from datasets.shards.boxes import Box, box_within
+from datasets.splits import Splits
+from datasets.texts import number_of
+
+IDENTITY = "image"  # all images' own, as nobody is told apart
+
+
+@dataclass
+class BoxCollector:
+    """Collects boxes by image; what is no box is noted by name."""
+
+    source: Source
+    headers: Mapping[str, Header]  # of the images that can be read; packing will name the others
+    kept: dict[str, list[Box]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)  # images whose boxes are of the picture as stored
+
+    def annotate(self, image: str, said: tuple[int, int] | None, where: str) -> None:
+        """Note that someone looked for boxes on an image, which has ``said`` height and width by the annotation; None: unsaid."""
+        self.kept.setdefault(image, [])
+        if image in self.headers and turned_size(said, self.headers[image], where):
+            self.stored.add(image)
+
+    def add(self, image: str, corners: Sequence[float], name: str, *, ignored: bool = False, fractions: bool = False) -> None:
+        """Add a box, in pixels or fractions, of an image that was annotated."""
+        header = self.headers.get(image)
+        if header is None:
+            return
+        height, width = (header.height, header.width) if image in self.stored else header.shown
+        box = box_within(corners, (1.0, 1.0) if fractions else (width, height), name, ignored=ignored)
+        if isinstance(box, Box):
+            moved = shown_box(box[:4], header.orientation) if image in self.stored else box[:4]
+            self.kept[image].append(Box(*moved, name, ignored))
+        else:
+            numbers = ", ".join(f"{value:g}" for value in corners)
+            self.dropped.append(f"a box of {name} in {image} ({numbers}) {box}")
+
+    def listing(self, splits: Splits, classes: Iterable[str], **more: Any) -> Listing:
+        """Samples for the images that ``splits`` names."""
+        if not splits.of:
+            raise InputError("no images", self.source.where, "is the download whole, and the layout right?")
+        samples = [
+            Sample(split, IDENTITY, "", name, boxes=None if name not in self.kept else tuple(self.kept[name]))
+            for name, split in splits.of.items()
+        ]
+        shown = [self.headers[name].shown for name in splits.of if name in self.headers] or [(512, 512)]
+        size = round(median(height for height, _ in shown)), round(median(width for _, width in shown))
+        names = tuple(dict.fromkeys(classes))
+        return Listing(samples, size, True, splits.by, classes=names, dropped=tuple(self.dropped), **more)
+
+
+def headers_of(source: Source, images: Iterable[str]) -> dict[str, Header]:
+    """The header of each image that can be read."""
+    headers = {}
+    for name in images:
+        try:
+            headers[name] = read_header(source.read(name, MAX_BYTES))
+        except ValueError:  # packing will name it
+            continue
+    return headers
+
+
+def said_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
+    """The height and width that an annotation says; None where it says none, or 0."""
+    if not all(value not in (None, "") for value in (height, width)):
+        return None
+    numbers = [coordinate(value, "a side of the image", where) for value in (height, width)]
+    return (round(numbers[0]), round(numbers[1])) if all(number > 0 for number in numbers) else None
+
+
+def coordinate(value: Any, what: str, where: str) -> float:
+    number = number_of(value, what, where)
+    return number if isfinite(number) else nan
+
+
+def class_name(text: str | None, where: str) -> str:
+    if not (text or "").strip():
+        raise InputError("an object without a name", where, "mend the annotation")
+    return (text or "").strip()

@@ -1,0 +1,244 @@
+"""Batches for one rank: draw, fetch, decode, change, stack; in worker processes that never call Ray.
+
+Loader worker w of W prepares steps w, w + W, w + 2W ..., whole batches in order, and asks the storage for the next ones
+while it decodes. What a batch holds depends on the step alone, not on how many ranks or workers there are.
+
+b images of this rank, B of all ranks.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import IterableDataset, get_worker_info
+
+from datasets.errors import InputError
+from datasets.loading.cache import CacheConfig
+from datasets.loading.shared_memory import Slots
+from datasets.loading.store import BucketStore, FolderStore, Pending, Sample, open_store
+from datasets.media.augment import AugmentConfig, Changes, draw_changes, resize
+from datasets.media.decode import Decoder, Image
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import Sampler, SamplerConfig
+from datasets.shards.index import Int64s, Split
+
+Batch = dict[str, Any]
+HARMLESS = {"change": "harmless"}  # of a setting: a run that goes on may change it (trainers/engine/config.py)
+STAND_INS = 100  # samples tried in the place of one that cannot be read
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How a rank's batches are prepared."""
+
+    workers: int = field(default=1, metadata=HARMLESS)
+    """Loader processes of each rank; 0 prepares batches in the training process."""
+    ahead: int = field(default=4, metadata=HARMLESS)
+    """Batches that a worker asks the storage for before it decodes the first of them."""
+    size: tuple[int, int] | None = None
+    """Height and width trained at, in pixels; None: as the data set says."""
+    bad_share: float = field(default=0.01, metadata=HARMLESS)
+    """RankSlice of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.ahead < 1:
+            raise InputError("loader.workers must be at least 0 and loader.ahead at least 1", "loader")
+        if self.size is not None and min(self.size) < 8:
+            raise InputError(f"loader.size is {self.size}", "loader", "give a height and a width of 8 pixels or more")
+        if not 0 <= self.bad_share <= 1:
+            raise InputError(f"loader.bad_share is {self.bad_share}", "loader", "give a share from 0 to 1")
+
+
+class RankSlice(NamedTuple):
+    """This rank's slice of every global batch."""
+
+    rank: int
+    world: int
+
+    def of(self, batch: int) -> slice:
+        """Its rows of a global batch of B."""
+        each = batch // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+class _Plan(NamedTuple):
+    step: int
+    version: int
+    draw: int  # crc32c of the global batch's positions [B]
+    positions: Int64s  # [b]
+    samples: Int64s  # [b]
+    changes: Changes  # [B]
+    bytes: Pending
+
+
+class Stream(IterableDataset[Batch]):
+    """Gives batches; their images are best written to its ``room``, from where they need not be copied to cross processes."""
+
+    slots: Slots | None = None
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder()
+
+    def room(self, *shape: int) -> npt.NDArray[np.uint8]:
+        """An uint8 array for the next batch, not initialised."""
+        return self.slots.room(shape) if self.slots else np.empty(shape, np.uint8)
+
+    def _image(self, data: Sample, out: Image | None = None) -> Image | ValueError:
+        """What a sample decodes to, until the next is decoded: ``out`` itself if it has that size; or why it does not."""
+        if isinstance(data, ValueError):
+            return data
+        try:
+            return self._decoder.decode(data, out)
+        except ValueError as error:
+            return error
+
+
+class BatchStream(Stream):
+    """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
+
+    A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
+    `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``draw`` (crc32c of the global batch's positions), ``bad``
+    (sentences: samples that could not be read and were replaced), ``storage`` (the store's COUNTS so far). ``load_in_workers``
+    hands its arrays on as tensors, images as [b, 3, H, W].
+    """
+
+    def __init__(
+        self, split: Split, sampler: SamplerConfig, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
+        versions: DifficultyTable | None, etags: dict[str, str], share: RankSlice, seed: int, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        sampler.check_world(share.world)
+        self.split, self.loader, self.augment, self.cache, self.etags = split, loader, augment, cache, etags
+        self.sampler = Sampler(sampler, split, seed)
+        self.versions, self.share, self.seed, self.start, self.stop = versions, share, seed, start, stop
+        about = split.index.about
+        self.size = loader.size or (int(about["size"][0]), int(about["size"][1]))
+        self.mirror = bool(about["mirror"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        store = open_store(self.split.index, self.etags, self.cache)
+        try:
+            ahead: deque[_Plan] = deque()
+            for step in (steps := range(self.start + first, self.stop, every)):
+                # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
+                while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
+                    yield self._prepare(ahead.popleft(), store)
+                    store.fill(self._shards)  # nor before the first batch is out
+                # The first batch must not wait for the megabytes around its samples, which the next ones bring.
+                ahead.append(self._plan(step, store, streaming=step > steps[0]))
+            while ahead:
+                yield self._prepare(ahead.popleft(), store)
+        finally:
+            store.close()
+
+    @cached_property
+    def _shards(self) -> list[int]:
+        return self.split.index.shards_of(self.split.blocks)
+
+    @cached_property
+    def _holds_mixed(self) -> bool:
+        """Whether the cache keeps the neighbours of an even draw until they are drawn themselves."""
+        return self.cache.gib * 2**30 >= self.sampler.mixed_bytes
+
+    def _ready(self, step: int) -> bool:
+        return self.versions is None or self.versions.ready(step)
+
+    def _plan(self, step: int, store: FolderStore | BucketStore, *, streaming: bool) -> _Plan:
+        difficulty = self.versions.at(step) if self.versions else None
+        batch = self.sampler.config.batch
+        drawn = self.sampler.draw(step, difficulty)
+        positions = drawn[self.share.of(batch)]
+        samples = self.split.samples(positions)
+        changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
+        in_order = difficulty is None and self.sampler.config.kind != "pk" and self._holds_mixed
+        asked = store.request(samples, streaming=streaming and in_order)
+        draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
+        return _Plan(step, difficulty.version if difficulty else 0, draw, positions, samples, changes, asked)
+
+    def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
+        rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
+        images = self.room(len(rows), *self.size, 3)
+        positions, bad, changes = plan.positions.copy(), [], plan.changes
+        for place, (row, out, data) in enumerate(zip(rows, images, plan.bytes(), strict=True)):
+            image = self._image(data, out if changes.nothing[row] else None)
+            if isinstance(image, ValueError):
+                bad.append(f"{self.split.index.where(int(plan.samples[place]))}: {image}")
+                positions[place], image = self._stand_in(int(plan.positions[place]), store)
+            if image is not out:
+                changes.apply(row, resize(image, self.size), out)
+        return {
+            "images": images,
+            "labels": self.split.labels_of(positions),
+            "positions": positions,
+            "moves": plan.changes.geometry(rows, self.size),
+            "step": plan.step,
+            "version": plan.version,
+            "draw": plan.draw,
+            "bad": bad,
+            "storage": dict(store.counts),
+        }
+
+    def _stand_in(self, position: int, store: FolderStore | BucketStore) -> tuple[int, Image]:
+        """The sample that replaces a bad one on whatever rank: the next of its identity, or else of the identities after it."""
+        (label,) = self.split.labels_of(np.array([position]))
+        first, end = int(self.split.identity_starts[label]), int(self.split.identity_starts[label + 1])
+        others = [*range(position + 1, end), *range(first, position)]
+        others += [place % len(self.split) for place in range(end, end + STAND_INS)]
+        for other in others[:STAND_INS]:
+            (data,) = store.request(self.split.samples(np.array([other], np.int64)))()
+            image = self._image(data)
+            if not isinstance(image, ValueError):
+                return other, image
+        what = f"none of the {STAND_INS} samples after a bad one can be read"
+        where = self.split.index.where(int(self.split.samples(np.array([position], np.int64))[0]))
+        raise InputError(what, where, "check the set with `python -m datasets.inspect`")
+
+
+class SplitStream(Stream):
+    """Every sample of a split once, in order, in chunks shared out over ranks and loader workers: for evaluation.
+
+    A chunk: ``images`` uint8 [n, H, W, 3] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't;
+    as tensors from ``load_in_workers``, like a batch.
+    """
+
+    def __init__(
+        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], share: RankSlice, chunk: int
+    ) -> None:
+        self.split, self.size, self.cache, self.etags, self.share, self.chunk = split, size, cache, etags, share, chunk
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        store = open_store(self.split.index, self.etags, self.cache)
+        try:
+            starts = range(0, len(self.split), self.chunk)[self.share.rank :: self.share.world][first::every]
+            ahead: deque[tuple[Int64s, Pending]] = deque()
+            for start in starts:
+                positions = np.arange(start, min(start + self.chunk, len(self.split)), dtype=np.int64)
+                ahead.append((positions, store.request(self.split.samples(positions), streaming=True)))
+                if len(ahead) > 1:
+                    yield self._decoded(*ahead.popleft())
+            while ahead:
+                yield self._decoded(*ahead.popleft())
+        finally:
+            store.close()
+
+    def _decoded(self, positions: Int64s, asked: Pending) -> Batch:
+        images, places, bad = self.room(len(positions), *self.size, 3), list[int](), []
+        for place, data in enumerate(asked()):
+            out = images[len(places)]
+            image = self._image(data, out)
+            if isinstance(image, ValueError):
+                bad.append(f"{self.split.index.where(int(self.split.samples(positions[place : place + 1])[0]))}: {image}")
+                continue
+            if image is not out:
+                out[...] = resize(image, self.size)
+            places.append(place)
+        return {"images": images[: len(places)], "positions": positions[places], "bad": bad}

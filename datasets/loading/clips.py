@@ -1,0 +1,343 @@
+"""Clips of a packed set as arrays: which there are, and the frames of a training or test batch.
+
+b clips of this rank, L frames of a cut, T frames of a whole clip, V views of a clip, U actions of a sequence, H x W trained at.
+Frames are uint8 [.., H, W, 3], of skeletons float32 [.., J, D].
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from datasets.errors import InputError
+from datasets.loading.batches import STAND_INS, Batch, LoaderConfig, RankSlice, Stream
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import BucketStore, FolderStore, open_store, shard_etags
+from datasets.media.augment import resize
+from datasets.media.decode import Image
+from datasets.media.flow import mirrored
+from datasets.seeding import generator
+from datasets.shards.frame_strips import STRIP, Frames, frames_of_strip
+from datasets.shards.index import Index, Int64s, read_index, split_of
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How frames are taken from clips."""
+
+    frames: int = 16
+    """L: frames of a cut that a model of single actions sees; a shorter clip is played again from its beginning."""
+    stride: int = 1
+    """Of so many frames one is taken."""
+    size: tuple[int, int] = (112, 112)
+    """Height and width trained at, in pixels."""
+    margin: float = 0.15
+    """Frames are resized to cover the size with so much to spare; training cuts it out at random, testing in the middle."""
+    flip: bool | None = None
+    """Mirror every second training clip; None: if the data set says that this keeps the action."""
+    test_clips: int = 3
+    """Cuts of a test clip, evenly spaced in time, whose predictions are averaged."""
+    test_crops: int = 1
+    """Places that each of them is cut out at: 1, the middle, or 3, two corners besides."""
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.stride, self.test_clips) < 1 or self.test_crops not in (1, 3) or not 0 <= self.margin <= 1:
+            remedy = "give at least 1 for frames, stride and test_clips, 1 or 3 for test_crops, 0 to 1 for margin"
+            raise InputError("settings of the clips are out of range", "clip", remedy)
+        if min(self.size) < 16:
+            raise InputError(f"clip.size is {self.size}", "clip", "give a height and a width of 16 pixels or more")
+
+
+class View(NamedTuple):
+    """Where the trained size is cut out of a frame: shares of the spare height and width above and to the left; mirrored?"""
+
+    down: float = 0.5
+    right: float = 0.5
+    flip: bool = False
+
+
+CROPS = {1: (View(),), 3: (View(0.0, 0.0), View(), View(1.0, 1.0))}
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSet:
+    """A set of clips, opened: N clips of all splits, numbered as the index's identities."""
+
+    index: Index
+    etags: dict[str, str]
+    class_names: tuple[str, ...]  # not "classes": cloudpickle would take torch.classes for meant, and fail
+    frames: Int64s  # [N]
+    actions: tuple[tuple[int, ...], ...]  # [N]
+    first: Int64s  # [N] the sample that is the clip's first strip
+
+    @property
+    def stream(self) -> str:
+        """rgb, flow or skeletons."""
+        return str(self.index.about["stream"])
+
+    def clips_of(self, split: str) -> Int64s:
+        """The clips of a split; raises InputError when there are none."""
+        return split_of(self.index, split).identities.astype(np.int64)
+
+    def name(self, clip: int) -> str:
+        """A clip in words, for messages."""
+        return f"{self.index.identities[clip]} ({self.index.clips.column('file')[clip].as_py()}) in {self.index.url}"
+
+    def frame_actions(self) -> list[Int64s]:
+        """The class of each frame of each clip, -1 for none; of length 0 where that is not known."""
+        return [np.array(row, np.int64) for row in self.index.clips.column("frame_actions").to_pylist()]
+
+
+def open_clips(url: str) -> ClipSet:
+    """Open a set that `datasets.pack_videos` made.
+
+    Raises:
+        InputError: no set is there, it holds no clips, or its strips and frames do not agree.
+    """
+    if not url:
+        raise InputError("no data", "--data", "give a set of clips, packed by `python -m datasets.pack_videos`")
+    index = read_index(url)
+    if not index.clips.num_columns:
+        raise InputError("the set holds no clips", index.url, "pack it by `python -m datasets.pack_videos`")
+    classes = tuple(index.about.get("classes", ()))
+    if missing := {"stream", "mirror"} - set(index.about):
+        raise InputError(f"the index does not say {', '.join(sorted(missing))}", index.url, "pack the set again")
+    frames = index.clips.column("frames").to_numpy().astype(np.int64)
+    owners, first, strips = np.unique(index.identity_of(np.arange(len(index))), return_index=True, return_counts=True)
+    if len(owners) != len(frames) or np.any(strips != -(-frames // STRIP)):
+        raise InputError("clips and strips do not agree", index.url, "pack the set again")
+    actions = tuple(tuple(row) for row in index.clips.column("actions").to_pylist())
+    return ClipSet(index, shard_etags(index), classes, frames, actions, first.astype(np.int64))
+
+
+class Reader:
+    """Frames of clips through a store."""
+
+    def __init__(self, clips: ClipSet, cache: CacheConfig) -> None:
+        self.clips = clips
+        self.store: FolderStore | BucketStore = open_store(clips.index, clips.etags, cache)
+
+    def request(self, clip: int, frames: Int64s) -> Callable[[], Frames | ValueError]:
+        """Ask for frames [L] of a clip, by number: only the strips that hold them are read."""
+        strips = np.unique(frames // STRIP)
+        asked = self.store.request(self.clips.first[clip] + strips)
+        return lambda: self._frames(clip, frames, strips.tolist(), asked())
+
+    def _frames(self, clip: int, frames: Int64s, strips: list[int], found: Sequence[bytes | ValueError]) -> Frames | ValueError:
+        decoded = {}
+        try:
+            for strip, data in zip(strips, found, strict=True):
+                if isinstance(data, ValueError):
+                    raise data
+                count = min(STRIP, int(self.clips.frames[clip]) - strip * STRIP)
+                decoded[strip] = frames_of_strip(data, count)
+            return np.stack([decoded[frame // STRIP][frame % STRIP] for frame in frames.tolist()])
+        except ValueError as error:
+            return ValueError(f"{self.clips.name(clip)}: {error}")
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+def drawn(seed: int, step: int, batch: int, count: int) -> Int64s:
+    """Which of ``count`` clips the global batch of a step holds: shuffled epochs, one after the other."""
+    places = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    orders = {int(e): generator(seed, "clips", int(e)).permutation(count) for e in np.unique(places // count)}
+    return np.array([orders[place // count][place % count] for place in places.tolist()], np.int64)
+
+
+def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
+    """The frames of a cut that begins at the share ``place`` of where it can, [L]; a clip that is too short begins again."""
+    span = (config.frames - 1) * config.stride + 1
+    offset = int(min(place, 1 - 1e-9) * (total - span + 1)) if total > span else 0
+    return (offset + config.stride * np.arange(config.frames, dtype=np.int64)) % total
+
+
+def cuts_of(total: int, config: ClipConfig) -> list[Int64s]:
+    """The frames of each cut of a test clip."""
+    return [cut_of(total, config, place) for place in np.linspace(0, 1, config.test_clips)]
+
+
+def cuts_of_views(frames: Frames, config: ClipConfig, stream: str) -> Frames:
+    """A whole clip [T, h, w, 3] as a model of single actions is shown it: [V, L, H, W, 3], cuts times crops."""
+    cuts = cuts_of(len(frames), config)
+    return np.stack([seen(frames[cut], config, view, stream) for view in CROPS[config.test_crops] for cut in cuts])
+
+
+def seen(frames: Frames, config: ClipConfig, view: View, stream: str) -> Frames:
+    """Frames as the model sees them: pictures [L, h, w, 3] -> [L, H, W, 3]; skeletons as they are."""
+    if stream == "skeletons":
+        return frames
+    height, width = config.size
+    scale = max(height / frames.shape[1], width / frames.shape[2]) * (1 + config.margin)
+    cover = max(round(frames.shape[1] * scale), height), max(round(frames.shape[2] * scale), width)
+    top, left = round(view.down * (cover[0] - height)), round(view.right * (cover[1] - width))
+    out = np.stack([resize(frame, cover)[top : top + height, left : left + width] for frame in frames])
+    if view.flip:
+        out = mirrored(out) if stream == "flow" else out[:, :, ::-1]
+    return out
+
+
+def seen_picture(image: Image, config: ClipConfig) -> Image:
+    """One frame of a stream as the model sees it."""
+    picture: Image = seen(image[None], config, View(), "rgb")[0]
+    return picture
+
+
+class _Plan(NamedTuple):
+    step: int
+    positions: Int64s  # [b] among the split's clips
+    views: list[View]
+    asked: list[Callable[[], Frames | ValueError]]
+    places: list[float]
+
+
+class ClipStream(Stream):
+    """Training batches of steps ``start`` .. ``stop`` - 1 of one rank; what they hold depends on (seed, step) alone.
+
+    With ``whole`` False a batch is for single actions: "clips" [b, L, ...] cut at random times, "labels" int64 [b]. Otherwise it
+    is for sequences: "clips" [b, T, ...], padded with zeros, "lengths" int64 [b] in frames, "targets" int64 [b, U] padded
+    with -1, "frame_targets" int64 [b, T], -1 where there is none (`frame_targets`), "labels" int64 [b], the first of the targets.
+    Always "positions" int64 [b], "step", "bad" (sentences: clips that could not be read and were replaced) and "storage" (the
+    store's counts so far).
+    """
+
+    def __init__(
+        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, batch: int, loader: LoaderConfig, cache: CacheConfig,
+        share: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
+    ) -> None:  # fmt: skip
+        self.clips, self.chosen, self.config, self.batch, self.loader, self.cache = clips, chosen, config, batch, loader, cache
+        self.share, self.seed, self.start, self.stop = share, seed, start, stop
+        self.whole, self.frame_targets = whole, frame_targets
+        self.flip = bool(clips.index.about["mirror"]) if config.flip is None else config.flip
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = Reader(self.clips, self.cache)
+        try:
+            ahead: deque[_Plan] = deque()
+            for step in range(self.start + first, self.stop, every):
+                ahead.append(self._plan(step, reader))
+                if len(ahead) >= self.loader.ahead:
+                    yield self._prepare(ahead.popleft(), reader)
+                    reader.store.fill(self._shards)
+            while ahead:
+                yield self._prepare(ahead.popleft(), reader)
+        finally:
+            reader.close()
+
+    @cached_property
+    def _shards(self) -> list[int]:
+        first = self.clips.first[self.chosen]
+        last = first + (self.clips.frames[self.chosen] - 1) // STRIP
+        return self.clips.index.shards_of(self.clips.index.samples["block"][np.concatenate([first, last])])
+
+    def _plan(self, step: int, reader: Reader) -> _Plan:
+        u = generator(self.seed, "views", step).random((4, self.batch))[:, self.share.of(self.batch)]
+        positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.share.of(self.batch)]
+        views = [View(float(d), float(r), bool(f < 0.5) and self.flip) for d, r, f in u[:3].T]
+        places = u[3].tolist()
+        asked = [self._ask(position, place, reader) for position, place in zip(positions.tolist(), places, strict=True)]
+        return _Plan(step, positions, views, asked, places)
+
+    def _ask(self, position: int, place: float, reader: Reader) -> Callable[[], Frames | ValueError]:
+        clip = int(self.chosen[position])
+        return reader.request(clip, self._frames(clip, place))
+
+    def _frames(self, clip: int, place: float) -> Int64s:
+        total = int(self.clips.frames[clip])
+        return np.arange(0, total, self.config.stride, dtype=np.int64) if self.whole else cut_of(total, self.config, place)
+
+    def _prepare(self, plan: _Plan, reader: Reader) -> Batch:
+        positions, bad, cuts = plan.positions.copy(), [], []
+        for row, asked in enumerate(plan.asked):
+            frames = asked()
+            if isinstance(frames, ValueError):
+                bad.append(str(frames))
+                positions[row], frames = self._stand_in(int(positions[row]), plan.places[row], reader)
+            cuts.append(seen(frames, self.config, plan.views[row], self.clips.stream))
+        clips = self.chosen[positions]
+        labels = np.array([self.clips.actions[clip][0] for clip in clips], np.int64)
+        common = {"labels": labels, "positions": positions, "step": plan.step, "bad": bad, "storage": dict(reader.store.counts)}
+        return common | (self._padded(cuts, clips) if self.whole else {"clips": np.stack(cuts)})
+
+    def _padded(self, cuts: list[Frames], clips: Int64s) -> Batch:
+        lengths = np.array([len(cut) for cut in cuts], np.int64)
+        frames = padded(cuts, 0)
+        targets = padded([np.array(self.clips.actions[clip], np.int64) for clip in clips], -1)
+        batch = {"clips": frames, "lengths": lengths, "targets": targets}
+        if len(self.frame_targets):
+            each = [self.frame_targets[clip][:: self.config.stride] for clip in clips]
+            batch["frame_targets"] = padded(each, -1)
+        return batch
+
+    def _stand_in(self, position: int, place: float, reader: Reader) -> tuple[int, Frames]:
+        """The clip that replaces a bad one: the next that can be read."""
+        count = len(self.chosen)
+        for other in [(position + step) % count for step in range(1, min(STAND_INS, count))]:
+            frames = self._ask(other, place, reader)()
+            if not isinstance(frames, ValueError):
+                return other, frames
+        where = self.clips.name(int(self.chosen[position]))
+        raise InputError(
+            "none of the clips after a bad one can be read", where, "check the set with `python -m datasets.inspect`"
+        )
+
+
+class ClipViews(Stream):
+    """Every chosen clip once, in order, shared out over ranks and loader workers: "position" int, "clips" and "bad".
+
+    With ``whole`` False "clips" [V, L, ...] are its views: ``test_clips`` cuts times ``test_crops`` places; otherwise it is
+    whole, [1, T, ...]. Of a clip that cannot be read "clips" is empty and "bad" says why.
+    """
+
+    def __init__(
+        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, share: RankSlice, *, whole: bool = False
+    ) -> None:
+        self.clips, self.chosen, self.config, self.cache, self.share, self.whole = clips, chosen, config, cache, share, whole
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = Reader(self.clips, self.cache)
+        try:
+            ahead: deque[Callable[[], Batch]] = deque()
+            for position in range(len(self.chosen))[self.share.rank :: self.share.world][first::every]:
+                ahead.append(self._ask(position, reader))
+                if len(ahead) > 2:
+                    yield ahead.popleft()()
+            while ahead:
+                yield ahead.popleft()()
+        finally:
+            reader.close()
+
+    def _ask(self, position: int, reader: Reader) -> Callable[[], Batch]:
+        clip = int(self.chosen[position])
+        total = int(self.clips.frames[clip])
+        whole = [np.arange(0, total, self.config.stride, dtype=np.int64)]
+        cuts = whole if self.whole else cuts_of(total, self.config)
+        return partial(self._views, position, len(cuts), reader.request(clip, np.concatenate(cuts)))
+
+    def _views(self, position: int, cuts: int, asked: Callable[[], Frames | ValueError]) -> Batch:
+        frames = asked()
+        if isinstance(frames, ValueError):
+            return {"position": position, "clips": np.empty((0,), np.uint8), "bad": [str(frames)]}
+        if self.whole:
+            return {"position": position, "clips": seen(frames, self.config, View(), self.clips.stream)[None], "bad": []}
+        crops = [seen(frames, self.config, view, self.clips.stream) for view in CROPS[self.config.test_crops]]
+        views = [view for crop in crops for view in np.split(crop, cuts)]
+        return {"position": position, "clips": np.stack(views), "bad": []}
+
+
+def padded(arrays: Sequence[Frames], fill: int) -> Frames:
+    """Arrays of different lengths as one [b, longest, ...]."""
+    out = np.full((len(arrays), max(len(array) for array in arrays), *arrays[0].shape[1:]), fill, arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        out[row, : len(array)] = array
+    return out

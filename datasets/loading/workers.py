@@ -1,0 +1,96 @@
+"""Loader processes: batches are made in forked workers and handed over through shared memory."""
+
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datasets.errors import InputError
+from datasets.loading.batches import Batch, Stream
+from datasets.loading.shared_memory import Placed, Slots
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+PREFETCH = 2  # batches that a loader process prepares before the first is taken
+
+
+LENT = 3  # batches of a loader process that are not copied for who holds them: the one at hand, the one before, one in between
+
+
+def load_in_workers(stream: Stream, workers: int, *, pin: bool = False) -> Generator[Batch, None, None]:
+    """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
+
+    Its arrays come as tensors, images as [b, 3, H, W].
+
+    ``pin`` copies batches to page-locked memory, for a GPU. What the stream raises as InputError is raised as it is.
+    """
+    if workers < 0:
+        raise InputError(f"{workers} loader processes", "--workers", "give 0 or more")
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"prefetch_factor": PREFETCH, "multiprocessing_context": multiprocessing.get_context("fork")}
+        options["worker_init_fn"] = _die_with_parent
+        stream.slots = Slots(workers, PREFETCH + 1, LENT)
+    for item in DataLoader(_ErrorsAsItems(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
+        if isinstance(item, InputError):
+            raise item
+        yield _tensors(item, stream.slots, pin)
+
+
+def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
+    """A batch with its arrays as tensors, those in the slots where they lie; images as [b, 3, H, W]."""
+    batch = dict(sent.batch)
+    if slots:
+        placed = {name: value for name, value in batch.items() if isinstance(value, Placed)}
+        batch |= zip(placed, slots.get(sent.slot, placed.values()), strict=True)
+    for name, value in batch.items():
+        if isinstance(value, np.ndarray):
+            tensor = torch.from_numpy(value)
+            batch[name] = tensor.pin_memory() if pin else tensor
+    return batch | {name: batch[name].permute(0, 3, 1, 2) for name in batch if name.endswith("images")}
+
+
+def _die_with_parent(_: int) -> None:
+    """A loader whose training process was killed would wait for ever to hand a batch over, and keep the dead one's sockets
+    open, so that Ray would not notice the death."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class _Sent(NamedTuple):
+    """What comes from a loader process: a batch, whose large arrays may lie in a slot."""
+
+    slot: int
+    batch: Batch
+
+
+class _ErrorsAsItems(IterableDataset[_Sent | InputError]):
+    """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback.
+
+    Large arrays are left in the slots. Torch would send a file descriptor a tensor through a server in the loader process, and a
+    run with a killed worker was seen to hang there.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[_Sent | InputError]:
+        slots, info, batches = self.stream.slots, get_worker_info(), iter(self.stream)
+        try:
+            while True:
+                slot = slots.begin(info.id) if slots and info else 0
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                yield _Sent(slot, {k: slots.put(v) if slots and isinstance(v, np.ndarray) else v for k, v in batch.items()})
+        except InputError as error:
+            yield error

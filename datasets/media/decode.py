@@ -1,0 +1,106 @@
+"""The bytes of samples to arrays: pixels as a viewer shows them, so turned as EXIF says."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from datasets.arrays import array_of
+from datasets.media.image_header import PNG, bare_png, jpeg_orientation, read_header, upright
+
+Image = npt.NDArray[np.uint8]
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # endings of files that `decode` takes
+MAX_BYTES = 512 << 20  # of a file that is decoded
+# Where images begin, in bytes after a multiple of 32: to rows at such multiples libjpeg-turbo writes past the cache, and a small
+# JPEG takes 15% longer to decode.
+OFFSET = 16
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image is named by whoever asked for it, on one line
+cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would fight them, and hangs after a fork
+
+
+def decode(data: bytes | memoryview) -> Image:
+    """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is spread over the channels, alpha is dropped.
+
+    Raises:
+        ValueError: the bytes are not a whole image, or it has more pixels than `datasets.media.image_header.MAX_PIXELS`.
+    """
+    header = read_header(data)
+    if data[:2] == b"\xff\xd8":
+        pixels: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: one that is cut off is an error
+    else:
+        plain = bare_png(data) if data[:8] == PNG else data
+        try:
+            read = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error as error:
+            raise ValueError("not an image that can be decoded") from error
+        if read is None:
+            raise ValueError("not an image, or one that is cut off")
+        pixels = read  # type: ignore[assignment]
+    return pixels if header.orientation == 1 else upright(pixels, header.orientation)
+
+
+class Decoder:
+    """Decodes one image after another into memory of its own, which it writes again: an image is good until the next.
+
+    Fresh memory costs a seventh of decoding a small JPEG: its pages come from the kernel, and go back with the image.
+    """
+
+    def __init__(self) -> None:
+        self._memory = _memory(1 << 16)
+
+    def decode(self, data: bytes | memoryview, out: Image | None = None) -> Image:
+        """As `decode`, and as ``out`` itself if that is given and has the image's size: a JPEG is then decoded to its place."""
+        if data[:2] != b"\xff\xd8" or _orientation(data) != 1:
+            return decode(data)
+        try:
+            image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=self._memory if out is None else out)
+        except ValueError:  # too little memory, or a bad image, which is one again
+            if out is not None:
+                return self.decode(data)
+            image = decode(data)
+            self._memory = _memory(image.nbytes)
+            return image
+        return out if out is not None and image.shape == out.shape else image
+
+
+def _orientation(data: bytes | memoryview) -> int:
+    try:
+        return jpeg_orientation(data)
+    except (IndexError, ValueError):  # which `decode` says better
+        return 0
+
+
+def _memory(size: int) -> npt.NDArray[np.uint8]:
+    memory = np.empty(size + 32, np.uint8)
+    start = (OFFSET - memory.ctypes.data) % 32
+    return memory[start : start + size]
+
+
+def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
+    """Decode whatever a shard may hold: an image, or numbers in numpy's npy format.
+
+    Raises:
+        ValueError: the bytes are neither, or cut off.
+    """
+    if bytes(data[:6]) != b"\x93NUMPY":
+        return decode(data)
+    return array_of(data).copy()
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Within, nothing reaches stderr, where libpng writes by itself; for commands of one thread, which name a bad image."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

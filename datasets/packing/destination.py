@@ -1,0 +1,78 @@
+"""What lies where a set is to be packed: nothing, the same set, the same set begun, or something else that is not to be lost.
+
+While a set is being packed, notes about it lie in ``_packing/<fingerprint>/``; ``begun`` marks the shards there as its own.
+"""
+
+import re
+import shutil
+
+from datasets.errors import InputError
+from datasets.objects import UNFINISHED, Bucket, Folder
+from datasets.shards.index import MANIFEST, PACKING, Index, check_shards, read_index
+from datasets.splits import SPLITS
+
+SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
+
+
+def note_name(fingerprint: str, name: str) -> str:
+    """Where a pack keeps a note about one of its shards."""
+    return f"{PACKING}/{fingerprint}/{name}.json"
+
+
+def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool, *, alone: bool = True) -> Index | None:
+    """The index, if this very pack lies there, whole. Otherwise the destination is the pack's own from here on, and does not
+    read as whole. ``alone``: no other process packs another part of the same set, so that unfinished files are nobody's.
+
+    Raises:
+        InputError: something else lies there, and ``overwrite`` does not say to replace it.
+    """
+    begun = f"{PACKING}/{fingerprint}/begun"
+    if not overwrite and objects.exists(MANIFEST):
+        index = _known(objects)
+        if index.about.get("fingerprint") != fingerprint:
+            remedy = "give another destination, or replace it by --overwrite"
+            raise InputError("another shard set, or one with other options, is at the destination", objects.url, remedy)
+        if _is_whole(index):
+            forget(objects)
+            return index
+        objects.put(begun, b"")
+    objects.delete(MANIFEST)
+    there = objects.sizes()
+    tars = [name for name in there if SHARD_NAME.fullmatch(name)]
+    notes = [name for name in there if name.startswith(f"{PACKING}/")]
+    if overwrite:
+        for name in tars + notes:
+            objects.delete(name)
+    elif tars and begun not in there:
+        what = "an interrupted pack of other data or options is" if notes else "shards without an index are"
+        remedy = "give another destination, or replace it by --overwrite"
+        raise InputError(f"{what} at the destination", f"{objects.url}/{tars[0]}", remedy)
+    if alone and isinstance(objects, Folder):
+        for leftover in objects.path.glob(f".*.tar.*{UNFINISHED}"):  # of a pack that was killed
+            leftover.unlink()
+    objects.put(begun, b"")
+    return None
+
+
+def forget(objects: Folder | Bucket) -> None:
+    """Remove a pack's notes."""
+    for name in objects.sizes(f"{PACKING}/"):
+        objects.delete(name)
+    if isinstance(objects, Folder):
+        shutil.rmtree(objects.path / PACKING, ignore_errors=True)  # the folders that are left, empty
+
+
+def _known(objects: Folder | Bucket) -> Index:
+    try:
+        return read_index(objects.url)
+    except InputError as error:
+        remedy = "give another destination, or replace it by --overwrite"
+        raise InputError(f"a damaged shard set is at the destination ({error.args[0]})", objects.url, remedy) from error
+
+
+def _is_whole(index: Index) -> bool:
+    try:
+        check_shards(index)
+    except InputError:
+        return False
+    return True

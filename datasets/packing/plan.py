@@ -1,0 +1,187 @@
+"""Which sample goes where in a set of shards: a pure function of the listing, the sizes and the seed.
+
+An identity's samples lie side by side, in random order, so that any run of them is a fair draw; identities follow each other in
+random order. An identity's run is cut into blocks, and blocks fill shards; no block crosses a shard.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from datasets.errors import InputError
+from datasets.layouts.listing import Sample, shuffled
+from datasets.shards.boxes import Box
+from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
+from datasets.shards.tar import END, RECORD, padded
+from datasets.splits import SPLITS
+
+T = TypeVar("T")
+LONGEST = 99  # characters of a member's name in every tar
+
+
+@dataclass(frozen=True)
+class Member:
+    """A sample as it will stand in a shard; ``size`` in bytes, without header and padding."""
+
+    key: str
+    identity: str
+    camera: str
+    source: str
+    size: int
+    labels: Mapping[str, float]
+    boxes: tuple[Box, ...] | None
+
+    @property
+    def name(self) -> str:
+        """Its name in the tar."""
+        suffix = PurePosixPath(self.source).suffix.lower()
+        return self.key + (".jpg" if suffix == ".jpeg" else suffix)
+
+    @property
+    def span(self) -> int:
+        """Bytes in the tar, from its header to the end of its padding."""
+        return RECORD + padded(self.size)
+
+
+Block = tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One tar file to be."""
+
+    name: str
+    split: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a planned shard: its size, each block's crc32c, and why samples were left out, by their name in the source.
+    Blocks of which nothing was left are not among them."""
+
+    size: int
+    crc32c: list[int]
+    unreadable: dict[str, str]
+
+
+def plan_shards(
+    samples: Sequence[Sample], sizes: dict[str, int], shard_size: int, max_block: int, seed: int, *, in_order: bool = False
+) -> list[ShardPlan]:
+    """Place every sample. Blocks take at most ``max_block`` bytes, unless one sample alone is larger; shards at most
+    ``shard_size``, unless one block alone is larger. ``in_order``: an identity's samples keep the order of their names.
+
+    Raises:
+        InputError: an identity's name is too long for a tar.
+    """
+    shards = []
+    members = _members(samples, sizes)
+    for split in SPLITS:
+        blocks: list[Block] = []
+        for identity in shuffled(list(members[split]), seed, f"identities of {split}"):
+            own = members[split][identity]
+            own = own if in_order else shuffled(own, seed, f"samples of {split}/{identity}")
+            spans = [member.span for member in own]
+            blocks += _filled(own, spans, _even_limit(spans, max_block))
+        spans = [sum(member.span for member in block) for block in blocks]
+        filled = _filled(blocks, spans, shard_size - len(END))
+        shards += [ShardPlan(f"{split}-{number:06d}.tar", split, shard) for number, shard in enumerate(filled)]
+    return shards
+
+
+def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], about: dict[str, Any]) -> tuple[Index, list[str]]:
+    """The index of shards that were written by plan, and the key of each sample."""
+    blocks, crcs = [], []  # blocks with samples in them, and their shard
+    for number, (shard, result) in enumerate(zip(shards, written, strict=True)):
+        blocks += [(number, block) for block in left(shard, result.unreadable.keys())]
+        crcs += result.crc32c
+    splits = [split for split in SPLITS if any(shard.split == split for shard in shards)]
+    identities = sorted({block[0].identity for _, block in blocks})
+    cameras = sorted({member.camera for _, block in blocks for member in block})
+    identity_id, camera_id = ({name: i for i, name in enumerate(names)} for names in (identities, cameras))
+    if len(cameras) > np.iinfo(np.int16).max:
+        raise InputError(f"{len(cameras)} cameras", url, f"at most {np.iinfo(np.int16).max} can be told apart")
+    samples: list[tuple[int, ...]] = []
+    rows: list[tuple[int, ...]] = []
+    keys: list[str] = []
+    offset, in_shard = 0, -1
+    for (shard_id, block), crc in zip(blocks, crcs, strict=True):
+        offset, in_shard = (offset, in_shard) if shard_id == in_shard else (0, shard_id)
+        split, identity, start = splits.index(shards[shard_id].split), identity_id[block[0].identity], offset
+        for member in block:
+            samples.append((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
+            offset += member.span
+        rows.append((shard_id, identity, split, start, offset - start, len(keys), len(block), crc))
+        keys += [member.key for member in block]
+    tars = tuple(Shard(shard.name, result.size, shard.split) for shard, result in zip(shards, written, strict=True))
+    tables = columns(samples, SAMPLE_COLUMNS), columns(rows, BLOCK_COLUMNS)
+    return Index(url, tars, tuple(splits), tuple(cameras), tuple(identities), *tables, about), keys
+
+
+def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
+    """The labels of the samples of `index_of`, in its order: a column [M] for each that any has, NaN where absent."""
+    members = list(_members_left(shards, written))
+    names = sorted({name for member in members for name in member.labels})
+    return {name: np.array([member.labels.get(name, np.nan) for member in members], np.float32) for name in names}
+
+
+def boxes_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> list[tuple[Box, ...] | None]:
+    """The boxes of the samples of `index_of`, in its order."""
+    return [member.boxes for member in _members_left(shards, written)]
+
+
+def _members_left(shards: Sequence[ShardPlan], written: Sequence[Written]) -> Iterator[Member]:
+    for shard, result in zip(shards, written, strict=True):
+        for block in left(shard, result.unreadable.keys()):
+            yield from block
+
+
+def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
+    """The shard's blocks without the samples that could not be read, and without blocks of which nothing is left."""
+    for block in shard.blocks:
+        if readable := tuple(member for member in block if member.source not in unreadable):
+            yield readable
+
+
+def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict[str, list[Member]]]:
+    """Members by split and identity, in sorted order. A key counts through all of an identity's samples in the order of names."""
+    by_split: dict[str, dict[str, list[Member]]] = {split: defaultdict(list) for split in SPLITS}
+    seen: dict[str, int] = defaultdict(int)
+    for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
+        key = f"{sample.identity}/{seen[sample.identity]:06d}"
+        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels, sample.boxes)
+        if len(member.name) > LONGEST:
+            remedy = f"{LONGEST} characters fit, /000000.jpg among them"
+            raise InputError("an identity's name is too long for a tar", sample.identity, remedy)
+        seen[sample.identity] += 1
+        by_split[sample.split][sample.identity].append(member)
+    return by_split
+
+
+def _even_limit(spans: Sequence[int], limit: int) -> int:
+    """The least limit that cuts into as few parts: they come out alike, so that each holds enough samples to draw from."""
+    parts = sum(1 for _ in _filled(spans, spans, limit))
+    low, high = 0, limit
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if sum(1 for _ in _filled(spans, spans, middle)) <= parts else (middle, high)
+    return high
+
+
+def _filled(items: Sequence[T], spans: Sequence[int], limit: int) -> Iterator[tuple[T, ...]]:
+    """Cut a sequence so that the spans of each part sum to the limit at most, or the part has one item."""
+    part: list[T] = []
+    filled = 0
+    for item, span in zip(items, spans, strict=True):
+        if part and filled + span > limit:
+            yield tuple(part)
+            part, filled = [], 0
+        part.append(item)
+        filled += span
+    if part:
+        yield tuple(part)

@@ -1,0 +1,40 @@
+"""What became of every file of a source: the lines of a pack's summary. Nothing is left out without a rule and a count."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from datasets.layouts.archive import Source
+from datasets.layouts.listing import Listing
+from datasets.left_out import left_out_line
+from datasets.media.decode import IMAGES
+from datasets.splits import counted
+
+
+def left_out(source: Source, listing: Listing, unreadable: Collection[str]) -> dict[str, list[str]]:
+    """By rule, in words, the images of a source that are no samples, and what a source itself leaves out."""
+    packed = {sample.name for sample in listing.samples}
+    rules: dict[str, list[str]] = defaultdict(list, {rule: list(names) for rule, names in source.left_out.items()})
+    for name in source.sizes:
+        if name in unreadable:
+            rules["cannot be decoded"].append(name)
+        elif name not in packed and PurePosixPath(name).suffix.lower() in IMAGES:
+            rules[listing.left_out.get(name, listing.others)].append(name)
+    return rules
+
+
+def account(source: Source, listing: Listing, unreadable: Collection[str] = ()) -> Iterator[str]:
+    """Lines that say how many files were seen, packed and left out by which rule, and how many images each split has."""
+    rules = left_out(source, listing, unreadable)
+    splits = [sample.split for sample in listing.samples if sample.name not in unreadable]
+    yield from lines_of(rules)
+    seen = len(source.sizes) + sum(map(len, source.left_out.values()))
+    gone = sum(map(len, rules.values()))
+    texts = seen - len(splits) - gone
+    yield f"{seen:,} files seen: {len(splits):,} images packed, {gone:,} left out, {texts:,} lists and other texts"
+    yield f"splits: {counted(splits)}; by {listing.splits_by}"
+
+
+def lines_of(rules: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A line for each rule by which files were left out: how many, and the first names."""
+    return (left_out_line(rule, len(names), names) for rule, names in rules.items())

@@ -1,0 +1,108 @@
+"""Writes planned shards: reads and checks each image, puts each shard whole or not at all, shows progress."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import google_crc32c
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from datasets.errors import InputError
+from datasets.layouts.archive import Source
+from datasets.media.decode import MAX_BYTES, decode_sample, quiet_decoders
+from datasets.objects import Bucket, Folder
+from datasets.packing.destination import note_name
+from datasets.packing.plan import ShardPlan, Written
+from datasets.shards.tar import END, header, padded
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes as people write it: 65536, 64MiB, 1GB. Raises ValueError."""
+    number = text.strip().rstrip("KMGiBkmgb")
+    return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
+
+
+Bytes = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="BYTES", instance_from_str=lambda texts: bytes_of(texts[0]),
+        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
+    ),
+]  # fmt: skip
+
+
+def write_shards(
+    shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
+) -> list[Written]:
+    """Put every shard that is not there yet, each followed by its note."""
+    there = objects.sizes()
+    written: list[Written] = []
+    unreadable: dict[str, str] = {}
+    with progress(console, sum(len(block) for shard in shards for block in shard.blocks)) as advance:
+        for shard in shards:
+            note = note_name(fingerprint, shard.name)
+            result = Written(**json.loads(objects.get(note))) if note in there else None
+            if result is None or there.get(shard.name) != result.size:
+                with tempfile.NamedTemporaryFile(prefix="hardshard-", suffix=".tar") as file:
+                    result = _write(shard, source, Path(file.name), unreadable, allowed, advance)
+                    objects.put_file(shard.name, Path(file.name))
+                objects.put(note, json.dumps(asdict(result)).encode())
+            else:
+                advance(sum(len(block) for block in shard.blocks))
+            unreadable |= result.unreadable
+            _refuse(unreadable, allowed, source)
+            written.append(result)
+    return written
+
+
+def _write(
+    shard: ShardPlan, source: Source, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
+) -> Written:
+    """Write one shard to a local file. ``unreadable``: those of the shards before."""
+    bad: dict[str, str] = {}
+    crcs: list[int] = []
+    with path.open("wb") as file:
+        for planned in shard.blocks:
+            block = bytearray()
+            for member in planned:
+                data = source.read(member.source, MAX_BYTES)
+                try:
+                    with quiet_decoders():
+                        decode_sample(data)
+                except ValueError as error:
+                    bad[member.source] = str(error)
+                    _refuse(unreadable | bad, allowed, source)
+                else:
+                    block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
+                advance(1)
+            if block:
+                crcs.append(google_crc32c.value(bytes(block)))
+                file.write(block)
+        file.write(END)
+        size = file.tell()
+    return Written(size, crcs, bad)
+
+
+def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
+    if len(unreadable) > allowed:
+        named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
+        remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
+        raise InputError("an image that cannot be decoded", f"{named} in {source.where}", remedy)
+
+
+@contextmanager
+def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
+    """A bar, where there is a terminal; yields the function that advances it."""
+    numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(verb), BarColumn(), *numbers)
+    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda count: bar.advance(task, count)

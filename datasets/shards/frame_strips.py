@@ -1,0 +1,66 @@
+"""Strips: some neighbouring frames of a clip as one file of a shard, so that a reader takes only those that it needs.
+
+RGB frames stand one below the other in a JPEG, flow in a PNG (which loses nothing), skeletons in an npy file. A clip of T frames
+has ceil(T / STRIP) strips, all of STRIP frames but the last.
+"""
+
+import io
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from datasets.media.decode import decode_sample
+
+STRIP = 8
+QUALITY = 90
+LONGEST = 65_500  # pixels of a side that a JPEG may have
+MAX_PIXELS = 1 << 27  # of a strip: what `datasets.media.decode` takes
+Stream = Literal["rgb", "flow", "skeletons"]
+SUFFIX: dict[Stream, str] = {"rgb": ".jpg", "flow": ".png", "skeletons": ".npy"}
+Frames = npt.NDArray[Any]  # uint8 [T, H, W, 3], or of skeletons float32 [T, J, D]
+
+
+def strips_of(frames: Frames, stream: Stream) -> list[bytes]:
+    """A clip's frames as the bytes of its strips.
+
+    Raises:
+        ValueError: the frames are too large for a picture that can be read again.
+    """
+    height, width = frames.shape[1:3]
+    if stream != "skeletons" and (max(STRIP * height, width) > LONGEST or STRIP * height * width > MAX_PIXELS):
+        raise ValueError(f"frames of {height}x{width} are too large for strips of {STRIP}: lower --side")
+    return [_encode(frames[start : start + STRIP], stream) for start in range(0, len(frames), STRIP)]
+
+
+def frames_of_strip(data: bytes | memoryview, count: int) -> Frames:
+    """The ``count`` frames of a strip.
+
+    Raises:
+        ValueError: it cannot be decoded, or does not hold as many.
+    """
+    strip = decode_sample(data)
+    if strip.dtype != np.uint8:
+        frames = strip
+    elif strip.shape[0] % count:
+        raise ValueError(f"a picture {strip.shape[0]} rows high is no strip of {count} frames")
+    else:
+        frames = strip.reshape(count, -1, *strip.shape[1:])
+    if len(frames) != count:
+        raise ValueError(f"{len(frames)} frames where {count} are expected")
+    return frames
+
+
+def _encode(frames: Frames, stream: Stream) -> bytes:
+    if stream == "skeletons":
+        sink = io.BytesIO()
+        np.save(sink, np.ascontiguousarray(frames, np.float32))
+        return sink.getvalue()
+    picture = np.ascontiguousarray(frames.reshape(-1, *frames.shape[2:]))
+    if stream == "rgb":
+        return bytes(simplejpeg.encode_jpeg(picture, quality=QUALITY))
+    done, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done
+    return png.tobytes()

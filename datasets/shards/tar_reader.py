@@ -1,0 +1,175 @@
+"""WebDataset samples from a shard that is read once, forwards, from a folder or from S3."""
+
+import io
+import sys
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, cast
+
+from datasets.errors import InputError
+from datasets.left_out import LITTER, NAMED, is_litter, left_out_line
+from datasets.media.decode import IMAGES
+from datasets.objects import Bucket, Folder
+from datasets.shards.tar import key_and_ending, member_path, members, padded
+
+CHUNK = 8 << 20  # bytes of a read
+MAX_SAMPLE = 256 << 20  # bytes of a sample's members, with what lies between them: a reader asks for all of them at once
+MAX_KEPT = 1 << 30  # bytes in memory: a block, a sample and what is left out between them
+SORTED = "write the tar sorted by name: tar --sort=name -cf"
+
+
+@dataclass
+class LeftOut:
+    """How many files were seen in shards, and which of them no sample of the index takes in: by a rule in words."""
+
+    seen: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def note(self, rule: str, name: str) -> None:
+        """Count a file that is left out."""
+        self.counts[rule] += 1
+        if len(self.first[rule]) < NAMED:
+            self.first[rule].append(name)
+
+    def lines(self) -> Iterator[str]:
+        """A line for each rule: how many files, and the first names."""
+        return (left_out_line(rule, count, self.first[rule]) for rule, count in self.counts.items())
+
+
+@dataclass
+class Group:
+    """The members of one sample: bytes ``start`` to ``end`` of its shard, and (offset, size) of each by its ending."""
+
+    key: str
+    start: int
+    end: int
+    members: dict[str, tuple[int, int]]
+
+    @property
+    def endings(self) -> list[str]:
+        """The endings of its images; the first is the sample's, the others are not indexed."""
+        return [ending for ending in self.members if f".{ending}" in IMAGES]
+
+    @property
+    def image(self) -> tuple[int, int] | None:
+        """Offset and size of the image's bytes."""
+        return self.members[self.endings[0]] if self.endings else None
+
+    @property
+    def name(self) -> str:
+        """The name of its image, or of its first member."""
+        return f"{self.key}.{(self.endings or list(self.members))[0]}"
+
+
+class Tape(io.RawIOBase):
+    """An object as a stream that is read once, forwards, and remembers what was not yet cut off.
+
+    ``keep`` False: it remembers nothing.
+    """
+
+    def __init__(
+        self, objects: Folder | Bucket, name: str, size: int, advance: Callable[[int], None], *, keep: bool = True
+    ) -> None:  # fmt: skip
+        self.objects, self.name, self.size, self.advance, self.keep = objects, name, size, advance, keep
+        self.position = self.kept_from = 0
+        self.kept = bytearray()
+        self.chunk = memoryview(b"")
+
+    @property
+    def where(self) -> str:
+        """The object's place in words."""
+        return f"{self.objects.url}/{self.name}"
+
+    def read(self, size: int = -1) -> bytes:
+        if not self.chunk and self.position < self.size:
+            length = min(CHUNK, self.size - self.position)
+            self.chunk = memoryview(self.objects.get_range(self.name, self.position, length))
+            self.advance(length)
+        data = bytes(self.chunk[: size if size >= 0 else None])
+        self.chunk = self.chunk[len(data) :]
+        self.position += len(data)
+        if self.keep:
+            self.kept += data
+        if len(self.kept) > MAX_KEPT:
+            what = f"{MAX_KEPT >> 20} MiB without a sample, after byte {self.kept_from}"
+            raise InputError(what, self.where, "is this a tar of samples?")
+        return data
+
+    def look(self, start: int, end: int) -> bytes:
+        """Bytes that were read and not cut off."""
+        return bytes(self.kept[start - self.kept_from : end - self.kept_from])
+
+    def cut(self, at: int) -> None:
+        """Forget what lies before byte ``at``."""
+        del self.kept[: max(at - self.kept_from, 0)]
+        self.kept_from = max(at, self.kept_from)
+
+
+def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
+    """Why a member that is no folder belongs to no sample, in words; "" where it does. ``path``: its `member_path`."""
+    file = path.rpartition("/")[2]
+    if is_litter(path):
+        return LITTER
+    if member.issym() or member.islnk():
+        return "links"
+    if member.issparse():
+        return "sparse files"
+    if not member.isreg():
+        return "neither files nor folders"
+    if file.startswith("__"):
+        return "notes of WebDataset (__*)"
+    return "" if "." in file else "files without an ending"
+
+
+def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
+    """The samples of a shard; each is given when all of it has been read.
+
+    A sample is a run of members with the same key: the name up to the first dot after the last slash. What belongs to no sample
+    is noted, and may lie between its members.
+
+    Raises:
+        InputError: the shard is cut off, damaged or no uncompressed tar; a key comes again after others, or a name twice; or a
+            sample is larger than ``MAX_SAMPLE``.
+    """
+    group: Group | None = None
+    begun: dict[str, str] = {}  # the first ending of every key
+    at = 0
+    for member in members(cast(IO[bytes], tape), tape.where, "r|", tape.size):
+        if member.isdir():
+            continue
+        left_out.seen += 1
+        path = member_path(member.name)
+        key, ending = key_and_ending(path)
+        rule, end = no_part_of_a_sample(member, path), member.offset_data + padded(member.size)
+        if not rule and group is not None and key != group.key:
+            yield group
+            at, group = group.end, None
+        if end - (group.start if group else at) > MAX_SAMPLE and not member.issparse():
+            what = f"a sample, or what lies before one, has more than {MAX_SAMPLE >> 20} MiB"
+            raise InputError(what, f"{key}.{ending} in {tape.where}", "take out what is no image or label")
+        if rule:
+            left_out.note(rule, path)
+            continue
+        _check_key(key, ending, group, begun, tape.where)
+        group = group or Group(key, member.offset, 0, {})
+        group.members[ending.lower()] = (member.offset_data, member.size)
+        group.end = end
+    if group is not None:
+        yield group
+
+
+def _check_key(key: str, ending: str, group: Group | None, begun: dict[str, str], where: str) -> None:
+    """Refuse a member whose sample has one of its name, or lies elsewhere in the shard."""
+    if group is not None:
+        if ending.lower() in group.members:
+            raise InputError("two members of one name", f"{key}.{ending} in {where}", "rename one of them, or take it out")
+    elif key in begun:
+        if begun[key].lower() == ending.lower():
+            raise InputError("two samples of one name", f"{key}.{ending} in {where}", "rename one of them, or take it out")
+        what = f"members of one sample do not lie side by side: {key}.{begun[key]} and {key}.{ending}"
+        raise InputError(what, where, SORTED)
+    else:
+        begun[key] = sys.intern(ending)

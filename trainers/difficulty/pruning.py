@@ -1,0 +1,229 @@
+"""The largest cosine of each identity by coarser numbers first; what may be it by those is computed again in float32.
+
+A row of length 1 becomes w = s q + r with few bits a number: q whole numbers of 8 bits on a CPU, whose products are exact and
+take a quarter of the time where it has VNNI; bfloat16 on a GPU, with s = 1. By Cauchy and Schwarz, with e = |r|,
+
+    |w_i w_j - s^2 q_i q_j| <= e_i + (1 + e_i) e_j
+
+so a pair whose product lies further below the best known cosine of both its identities is the best of neither. The rows' own
+residuals make this sure, whatever they are. N identities, D features, T rows a tile, W tiles a strip.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from trainers.difficulty.tiles import Block, Nearest, Space, raise_by_pairs, space_for, strips, take_strip
+from trainers.torch_compat import has_int8_products, int8_product
+
+MIN_IDENTITIES = 4096  # identities from which it pays on a CPU
+ACROSS, DOWN = 32, 16  # products of a row, and of a column, that are looked through together
+SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # multiples of a row's standard deviation that 8 bits may reach to
+CANDIDATES = 16  # pairs a row and column of a strip that are worth computing one by one
+WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that wait for the floor to rise before they are computed
+PAIRS = {"cpu": 1 << 7, "cuda": 1 << 16}  # pairs that are computed at once; a CPU's fit its second cache
+NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # the product of a pair that is none
+
+Numbers = Literal["float32", "int8", "bfloat16"]
+
+
+class Coarse(NamedTuple):
+    """A block's rows in few bits: ``numbers`` [n, D], and of each row ``error`` [n], its residual's length."""
+
+    numbers: Tensor
+    error: Tensor
+
+
+class Pairs(NamedTuple):
+    """Pairs that may be the best of one of theirs: places in the left and in the right block, and their coarse cosine [P]."""
+
+    left: Tensor
+    right: Tensor
+    cosine: Tensor
+
+
+def fastest(count: int, features: int, device: torch.device) -> Numbers:
+    """The numbers that are fastest here."""
+    if device.type == "cuda":
+        return "bfloat16"
+    return "int8" if count >= MIN_IDENTITIES and features > 1 and has_int8_products() else "float32"
+
+
+class Search:
+    """Raises ``best`` to the cosines of the blocks that it is shown.
+
+    On a CPU the result does not depend on what it is shown when, but where so many pairs lie within the error that the float32
+    products of a strip are the faster way: these may differ from the cosines of pairs by a rounding, and with it the last bit, or
+    which of two equal ones is the nearest.
+    """
+
+    def __init__(self, best: Nearest, tile: int, tiles: int, numbers: Numbers) -> None:
+        self.best, self.tile, self.tiles, self.numbers = best, tile, tiles, numbers
+        self.floor = best.cosine.clone()  # never above what the best will be
+        self.across, self.down = math.gcd(ACROSS, tile), math.gcd(DOWN, tile)
+        self.step = 0.0  # s; chosen by the first rows
+        self._coarse: dict[int, Coarse] = {}
+
+    def visit(self, left: Block, right: Block, pairs: Sequence[tuple[int, int]]) -> None:
+        """The tiles (a, b) of two blocks, or of one."""
+        if not pairs:
+            return
+        self._coarse = {block.first: self._coarse.get(block.first) or self._coarsened(block.rows) for block in (left, right)}
+        found = list[Pairs]()
+        for a, columns in strips(pairs, self.tiles):
+            found += self._look(left, right, a * self.tile, columns[0] * self.tile, len(columns))
+            if sum(len(some.left) for some in found) > WAITING[left.rows.device.type]:
+                self._settle(left, right, found)
+                found.clear()
+        self._settle(left, right, found)
+
+    def _coarsened(self, rows: Tensor) -> Coarse:
+        """Rows [n, D] of length 1 in few bits; a tile at a time, so that they stay in the caches."""
+        if self.numbers == "bfloat16":
+            self.step = 1.0
+            numbers = rows.bfloat16()
+            return Coarse(numbers, vector_norm(rows - numbers, dim=1))
+        self.step = self.step or step_for(rows[: self.tile])
+        numbers, error = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
+        for start in range(0, len(rows), self.tile):
+            part = rows[start : start + self.tile]
+            whole = (part / self.step).round_().clamp_(-127, 127)
+            numbers[start : start + self.tile] = whole
+            error[start : start + self.tile] = vector_norm(part - whole.mul_(self.step), dim=1)
+        return Coarse(numbers, error)
+
+    def _look(self, left: Block, right: Block, row: int, col: int, tiles: int) -> Sequence[Pairs]:
+        """The pairs of a strip that may be somebody's best; by its rows, and by its columns."""
+        here = slice(row - left.first, min(row - left.first + self.tile, len(left.rows)))
+        there = slice(col - right.first, min(col - right.first + tiles * self.tile, len(right.rows)))
+        mine, others = (
+            Coarse(c.numbers[s], c.error[s]) for c, s in ((self._coarse[left.first], here), (self._coarse[right.first], there))
+        )
+        n, count = len(mine.error), len(others.error)
+        products = self._products(mine.numbers, others.numbers)
+        if left.first == right.first and col <= row < col + count:
+            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # nobody is their own neighbour
+        groups, most = products.view(self.tile, -1, self.across), CANDIDATES * (n + count)
+        error = mine.error[:, None] + (1 + mine.error[:, None]) * _most(others.error, self.across)
+        tops = groups.amax(dim=2)[:n, : error.shape[1]]
+        rows = self._close(tops, error, self.floor[row : row + n], 1, most, lambda i, g: _members(groups, i, g))
+        stacks = products.view(-1, self.down, products.shape[1])
+        error = others.error + (1 + others.error) * _most(mine.error, self.down)[:, None]
+        tops = stacks.amax(dim=1)[: len(error), :count]
+        columns = self._close(tops, error, self.floor[col : col + count], 0, most, lambda g, j: stacks[g, :, j])
+        if rows is None or columns is None or len(rows[0]) + len(columns[0]) > most:
+            take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
+            self._raise_floor(row, n)
+            self._raise_floor(col, count)
+            return []
+        i, group, within, cosine = rows
+        by_row = Pairs(here.start + i, there.start + group * self.across + within, cosine)
+        group, j, within, cosine = columns
+        return [by_row, Pairs(here.start + group * self.down + within, there.start + j, cosine)]
+
+    def _products(self, mine: Tensor, others: Tensor) -> Tensor:
+        """q_i q_j of a strip [T, W T]; where rows are missing there is nothing."""
+        whole = (len(mine), len(others)) == (self.tile, self.tiles * self.tile)
+        if self.numbers == "bfloat16":  # summed and given in float32, which torch does on GPUs alone
+            product = torch.mm(mine, others.T, out_dtype=torch.float32) if mine.is_cuda else mine.float() @ others.float().T
+        else:
+            product = int8_product(mine, others.T, self._space_of_products if whole else None)
+        if whole:
+            return product
+        self._space_of_products.fill_(NONE[product.dtype])[: len(mine), : len(others)] = product
+        return self._space_of_products
+
+    def _close(
+        self, tops: Tensor, error: Tensor, floor: Tensor, side: int, most: int, members: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Raise the floor of a strip's rows (``side`` 1) or columns (0) by the largest products of their groups, and find what
+        lies so close to it that it may be above: its group and owner as in ``tops``, place in the group, coarse cosine.
+        None: that is more than ``most``."""
+        unit, error = self.step**2, error + self._slack
+        cosine = tops * unit
+        torch.maximum(floor, (cosine - error).amax(dim=side).clamp_(max=1), out=floor)
+        first, second = _true(cosine.add_(error) >= (floor[:, None] if side else floor))
+        if len(first) > most:
+            return None
+        some, owner = members(first, second), first if side else second
+        least = (floor[owner] - error[first, second]) / unit  # products are compared as they are, not as cosines
+        place, within = _true(some >= (least if some.is_floating_point() else least.floor_().int())[:, None])
+        return first[place], second[place], within, some[place, within] * unit
+
+    def _settle(self, left: Block, right: Block, found: Sequence[Pairs]) -> None:
+        """Compute pairs in float32. The closest of each row come first: their cosines tell most of the others apart."""
+        if not found:
+            return
+        pairs = Pairs(*map(torch.cat, zip(*found, strict=True)))
+        mine, others = self._coarse[left.first], self._coarse[right.first]
+        error = mine.error[pairs.left] + (1 + mine.error[pairs.left]) * others.error[pairs.right] + self._slack
+        closest = torch.zeros_like(pairs.left, dtype=torch.bool)
+        for place, count in ((pairs.left, len(left.rows)), (pairs.right, len(right.rows))):
+            top = pairs.cosine.new_full((count,), -math.inf).scatter_reduce_(0, place, pairs.cosine, "amax")
+            closest |= pairs.cosine == top[place]
+        for some in (closest, ~closest):
+            high = pairs.cosine + error
+            open_ = (high >= self.floor[left.first + pairs.left]) | (high >= self.floor[right.first + pairs.right])
+            kept = torch.nonzero(some & open_).squeeze(1)
+            i, j = pairs.left[kept], pairs.right[kept]
+            cosine = torch.empty(len(i), device=i.device)
+            for start in range(0, len(i), PAIRS[i.device.type]):
+                part = slice(start, start + PAIRS[i.device.type])
+                torch.sum(left.rows.index_select(0, i[part]).mul_(right.rows.index_select(0, j[part])), dim=1, out=cosine[part])
+            cosine.clamp_(max=1)  # equal rows give 1.0000002
+            raise_by_pairs(self.best, left.first, len(left.rows), i, cosine, right.first + j)
+            raise_by_pairs(self.best, right.first, len(right.rows), j, cosine, left.first + i)
+            self._raise_floor(left.first, len(left.rows))
+            self._raise_floor(right.first, len(right.rows))
+
+    def _raise_floor(self, first: int, count: int) -> None:
+        part = self.floor[first : first + count]
+        torch.maximum(part, self.best.cosine[first : first + count], out=part)
+
+    @property
+    def _slack(self) -> float:
+        """More than float32 rounds off a sum of D products, of either kind."""
+        features = next(iter(self._coarse.values())).numbers.shape[1]
+        return (features + 8) * 2.0**-21
+
+    @cached_property
+    def _space_of_products(self) -> Tensor:
+        kind = torch.int32 if self.numbers == "int8" else torch.float32
+        return torch.empty(self.tile, self.tiles * self.tile, dtype=kind, device=self.best.cosine.device)
+
+    @cached_property
+    def _space(self) -> Space:
+        return space_for(self.tile, self.tiles, self.best.cosine.device)
+
+
+def step_for(rows: Tensor) -> float:
+    """Of a few rows [n, D] of length 1 the step s between whole numbers of 8 bits that leaves the least residuals, usually."""
+    steps = [scale / 127 / math.sqrt(rows.shape[1]) for scale in SCALES]
+    errors = [vector_norm(rows - (rows / s).round_().clamp_(-127, 127) * s, dim=1) for s in steps]
+    return min(zip(steps, errors, strict=True), key=lambda pair: float(_most(pair[1], ACROSS).median()))[0]
+
+
+def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each place [n, m] that is true. Few are, and NumPy skips the others ten times as fast as torch."""
+    if mask.device.type != "cpu":
+        row, column = torch.nonzero(mask, as_tuple=True)
+        return row, column
+    places = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return places // mask.shape[1], places % mask.shape[1]
+
+
+def _members(groups: Tensor, i: Tensor, g: Tensor) -> Tensor:
+    """groups[i, g], by the faster of torch's ways."""
+    return groups.flatten(0, 1).index_select(0, i * groups.shape[1] + g)
+
+
+def _most(values: Tensor, together: int) -> Tensor:
+    """The largest of each group of values [n], the last of which may be smaller."""
+    missing = values.new_zeros(-len(values) % together)
+    return torch.cat([values, missing]).view(-1, together).amax(dim=1)

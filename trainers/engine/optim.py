@@ -1,0 +1,65 @@
+"""The optimiser's settings, its learning-rate schedule, and how it is built."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from datasets.errors import InputError
+from trainers.engine.config import ALLOWED
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """The optimiser of all stages."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov's momentum of 0.9."""
+    weight_decay: float = 5e-4
+    """How strongly weights are drawn to zero."""
+    amp: bool = field(default=True, metadata=ALLOWED)
+    """bfloat16 autocast on GPUs that have it."""
+    sync_batch_norm: bool | None = None
+    """Take batch norm's statistics from the samples of all workers, so that their number changes results by rounding alone; off:
+    from each worker's own, which saves two messages a layer and step. None: off where several workers, their number fixed, have
+    32 samples or more each."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"optim.weight_decay is {self.weight_decay}", "optim", "give 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig(OptimiserConfig):
+    """How the weights are trained."""
+
+    steps: int = 1000
+    """Optimiser steps of the run."""
+    lr: float = 2e-3
+    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
+    warmup: int = 50
+    """Steps in which the learning rate rises linearly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.warmup < 0:
+            raise InputError("optim.steps must be at least 1, optim.warmup at least 0", "optim")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"optim.lr is {self.lr}", "optim", "give a learning rate above 0")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step: a function of the step alone, so that there is no schedule to restore."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+
+
+def build_optimiser(config: OptimConfig, task: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a task's trainable parameters."""
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)

@@ -1,0 +1,234 @@
+"""A training run on one worker: restored, counted, recorded, checkpointed and finished. The loop itself is the job's:
+
+run = TrainingRun(config, worker, checksum_of(data))
+run.start(task, build_optimiser(config.optim, task))
+for step in run.steps(stream, config.optim, samples=len(train)):
+    if run.record_due(step):
+        run.record(step)
+    if run.evaluate_due(step):
+        evaluate(run, data)
+    if run.checkpoint_due(step):
+        run.save(score="mAP")
+run.finish({"model": task.state_dict()})
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import torch
+from torch import nn
+
+from datasets.errors import InputError
+from datasets.loading.batches import Batch, RankSlice, Stream
+from datasets.loading.stats import BadSamples, LoaderStats
+from datasets.loading.workers import load_in_workers
+from datasets.sampling.difficulty_table import DifficultyTable
+from trainers.engine.checkpoint import crc32c_of, read_state, write_state
+from trainers.engine.config import addresses
+from trainers.engine.distributed import allreduce_s, broadcast_buffers, distribute
+from trainers.engine.loop import Meter, Step, steps
+from trainers.engine.optim import OptimConfig
+from trainers.engine.run import HISTORY, METRICS, Run
+from trainers.engine.worker import Worker
+
+STATE = "state.pt"
+
+
+@dataclass
+class TrainingLog:
+    """What a run has done so far; a part of its checkpoints, so that a resumed run's records are whole."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    seconds: float = 0.0
+    """Time that they took, in all processes that the run had one after the other."""
+    draws: int = 0
+    """crc32c over this rank's slice of all batches drawn: equal for equal runs."""
+    records: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What only one kind of job keeps."""
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter() - self.seconds
+
+    def count(self, step: Step) -> None:
+        """Count a step."""
+        self.step, self.seconds = step.done, time.perf_counter() - self._began
+        self.draws = google_crc32c.extend(self.draws, step.batch["positions"].numpy().tobytes())
+
+    def record(self, means: Mapping[str, float], steps: int, batch: int) -> dict[str, float]:
+        """Keep a record of the last steps' means; returns it with what a live line shows besides: steps and ETA in seconds."""
+        entry = {"step": self.step, **means}
+        self.records.append(entry)
+        return {**entry, "steps": steps, "eta_s": (steps - self.step) * batch / means["samples_per_s"]}
+
+    def state(self) -> dict[str, Any]:
+        """Plain data, for a checkpoint or a JSON file."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class OwnFiles(Protocol):
+    """Files of a checkpoint that each rank writes and reads by itself, such as its rows of a sharded classifier."""
+
+    def write(self, folder: Path) -> None:
+        """Write this rank's."""
+
+    def read(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """The state that rank 0 wrote, with this rank's part put in."""
+
+    def wanted(self, names: list[str]) -> Sequence[str]:
+        """Of a checkpoint's files those that this rank reads."""
+
+
+class TrainingRun:
+    """What surrounds the training loop of one run."""
+
+    log: TrainingLog
+    fresh: bool
+    """Whether it starts from nothing: there was no checkpoint."""
+    stored: dict[str, Any]
+    """What the checkpoint that it goes on from holds; empty for a fresh run."""
+
+    def __init__(self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None) -> None:
+        """Read the run's latest checkpoint. ``data``: a checksum of the data set, which must be the same in a resumed run.
+
+        Raises:
+            InputError: the data were changed, or the checkpoint is damaged.
+        """
+        self.config, self.worker, self.data, self.files = config, worker, data, files
+        self.stored = worker.restore(self._read, files.wanted if files else None) or {}
+        if self.stored and self.stored["data"] != data:
+            where = ", ".join(addresses(config))
+            raise InputError("the data were changed since the run began", where, "start a new run, or put the old data back")
+        self.fresh, self.log = not self.stored, TrainingLog(**self.stored.get("journal", {}))
+        self._over = False
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        state = read_state(folder / STATE)
+        return self.files.read(folder, state) if self.files else state
+
+    def start(self, task: nn.Module, *optimisers: torch.optim.Optimizer, restore: bool = True, alone: Sequence[str] = ()) -> None:
+        """Train this task with these optimisers from now on, distributed over the ranks.
+
+        ``restore``: load the checkpoint's weights and optimiser states into them. ``alone``: names of parameters that this rank
+        alone holds.
+        """
+        if restore and self.stored:
+            task.load_state_dict(self.stored["task"])
+            states = (self.stored["optimiser"], *self.stored.get("others", []))
+            for optimiser, state in zip(optimisers, states, strict=True):
+                optimiser.load_state_dict(state)
+        self.task, self.optimisers = task, optimisers
+        sync = bool(self.config.optim.sync_batch_norm)
+        self.model = distribute(task, self.worker.group, sync_batch_norm=sync, alone=alone)
+
+    def steps(
+        self, stream: Stream, *optim: OptimConfig, samples: int, first: int = 0, ends: Callable[[Step], bool] | None = None,
+        prepare: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches, table: DifficultyTable | None = None,
+    ) -> Iterator[Step]:  # fmt: skip
+        """Train on the stream's batches, one optimiser step each (`trainers.engine.loop.steps`).
+
+        ``optim``: a config for each optimiser; ``samples``: how many the data have; ``first``: the step from which the learning
+        rate counts. ``ends``: whether a step is the last, else the one of number ``optim.steps``. ``prepare``: adds labels to
+        batches. ``table``: the difficulty vector that samples are drawn by, for the counters.
+
+        Raises:
+            InputError: too many samples cannot be read, or the loss is not finite any more.
+        """
+        config, worker = self.config, self.worker
+        bad, self._optim, self._first = BadSamples(config.loader.bad_share, samples), optim[0], first
+        self._meter, self._stats = Meter(worker.group), LoaderStats(config.loader.workers, table)
+        with closing(load_in_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")) as batches:
+            beside = list(zip(self.optimisers[1:], optim[1:], strict=True))
+            for step in steps(
+                self.model, self.optimisers[0], optim[0], prepare(batches), worker.device, config.seed, worker.rank, first, beside
+            ):
+                self.log.count(step)
+                self._meter.add(step)
+                self._stats.count(step.batch)
+                for failure in bad.note(step.batch):
+                    worker.say(f"could not be read and was replaced: {failure}")
+                self._over = ends(step) if ends else step.done == config.steps
+                yield step
+                if self._over:
+                    return
+
+    def record_due(self, step: Step) -> bool:
+        """Whether to record this step: every ``record_every`` steps, and the last."""
+        return self._over or step.done % self.config.record_every == 0
+
+    def evaluate_due(self, step: Step) -> bool:
+        """Whether to evaluate after this step: every ``evaluate_every`` steps unless that is 0, and after the last."""
+        return self._over or (self.config.evaluate_every > 0 and step.done % self.config.evaluate_every == 0)
+
+    def checkpoint_due(self, step: Step) -> bool:
+        """Whether to store a checkpoint after this step: every ``checkpoint_every`` steps, and after the last."""
+        return self._over or step.done % self.config.checkpoint_every == 0
+
+    def record(self, step: Step, figures: Mapping[str, float] | None = None) -> None:
+        """Record means over the steps since the last record, and a job's own figures, for console, TensorBoard and Prometheus."""
+        means = self._meter.read(self.config.batch)
+        means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {}), "allreduce_s": allreduce_s(self.model)}
+        self.worker.record(self.log.record(means, self.config.steps, self.config.batch), self._stats.counts)
+
+    def for_evaluation(self, task: nn.Module) -> dict[str, Any]:
+        """Keyword arguments of an evaluation of the task: which part of the data this rank evaluates, where, and with whom.
+
+        Every rank gets rank 0's buffers first: its statistics of batch norm are the model's where ranks keep their own.
+        """
+        worker = self.worker
+        broadcast_buffers(task, worker.group)
+        part = RankSlice(worker.rank, worker.world)
+        return {"device": worker.device, "part": part, "group": worker.group, "workers": self.config.loader.workers}
+
+    @property
+    def evaluation_missing(self) -> bool:
+        """Whether the last evaluation is not of the last step: the run was resumed with fewer steps than it had made."""
+        return bool(self.log.evaluations) and self.log.evaluations[-1]["step"] < self.log.step
+
+    def evaluated(self, figures: Mapping[str, float], bad: Sequence[str], summary: str, **notes: Any) -> None:
+        """Keep an evaluation's figures. ``bad``: what could not be read; ``summary``: the main figure, printed; ``notes``: what
+        the report shows besides."""
+        for failure in bad:
+            self.worker.say(f"could not be read and was left out of the evaluation: {failure}")
+        self.log.evaluations.append({"step": self.log.step, **figures})
+        self.log.notes |= notes
+        if self.worker.rank == 0:
+            self.worker.say(f"step {self.log.step}: {summary}")
+
+    def save(self, score: str = "", sign: int = 1, **more: Any) -> None:
+        """Store a checkpoint. ``score``: the figure by which a sweep compares runs (with ``sign`` -1, less is better); ``more``:
+        what a job keeps besides, as plain data and tensors."""
+        evaluations, step = self.log.evaluations, self.log.step
+        figures = {"step": step, "score": sign * evaluations[-1][score]} if score and evaluations else {}
+        write_own = self.files.write if self.files else None
+        self.worker.save(f"step-{step:08d}", lambda folder: self._write(folder, more), figures, write_own)
+
+    def _write(self, folder: Path, more: Mapping[str, Any]) -> None:
+        first, *others = [optimiser.state_dict() for optimiser in self.optimisers]
+        state = {"task": self.task.state_dict(), "optimiser": first, "journal": self.log.state(), "data": self.data}
+        write_state(folder / STATE, {**state, **({"others": others} if others else {}), **more})
+
+    def finish(
+        self, model: Mapping[str, Any], history: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Put the model, the figures and what the report is made of into the run's folder; rank 0 does so.
+
+        ``history`` and ``metrics``: what a job adds to these files.
+        """
+        if self.worker.rank:
+            return
+        run, log = Run(self.config.runs, self.config.name), self.log
+        run.write_model(dict(model))
+        run.write_json(HISTORY, {**log.state(), **(history or {})})
+        evaluations = {"before": log.evaluations[0], "after": log.evaluations[-1]} if log.evaluations else {}
+        run.write_json(METRICS, {
+            "step": log.step, "loss": log.records[-1]["loss"] if log.records else None, **evaluations, **(metrics or {}),
+            "weights_crc32c": crc32c_of(self.task), "draws_crc32c": log.draws, "seconds": log.seconds,
+        })  # fmt: skip

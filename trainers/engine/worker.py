@@ -1,0 +1,39 @@
+"""What a job needs of the worker that it runs on: `cluster.worker.RayWorker` under Ray Train, `cluster.local.LocalWorker` without."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Worker(Protocol):
+    """One of the run's ``world`` processes, with its ``rank``; ``group`` is None when it is the only one."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def group(self) -> dist.ProcessGroup | None: ...
+
+    def record(self, record: dict[str, Any], counts: Mapping[str, float] = ...) -> None:
+        """Report figures of a step and this worker's counters."""
+
+    def say(self, notice: str) -> None:
+        """Print a sentence on the driver's console."""
+
+    def save(
+        self,
+        name: str,
+        write: Callable[[Path], None],
+        figures: Mapping[str, float] | None = None,
+        write_own: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Store a checkpoint of what ``write`` (rank 0) and ``write_own`` (every rank) put into a folder."""
+
+    def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
+        """``read`` of the latest checkpoint's folder, with the files that ``wanted`` picks; None when there is none."""

@@ -1,0 +1,159 @@
+"""Settings of a face-attributes run: the sets, the curriculum's stages, the arms that can be compared."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from cluster.config import ClusterConfig
+from datasets.errors import InputError
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.cache import CacheConfig
+from datasets.media.augment import AugmentConfig
+from datasets.shards.index import check_shards
+from trainers.engine.config import ADDRESS, HARMLESS
+from trainers.engine.job import JobConfig
+from trainers.engine.optim import OptimiserConfig
+from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, open_sets
+from trainers.tasks.attributes.losses import TASKS, Weights
+from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
+from trainers.tasks.attributes.stages import StageConfig
+from trainers.tasks.user_models import try_users
+
+Arm = Literal["single", "joint", "staged", "staged+decoupler"]
+
+
+INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
+
+
+COUPLED = ("age", "quality", "attractiveness")
+
+
+@dataclass(frozen=True)
+class Stage(StageConfig):
+    """A stage of the curriculum."""
+
+    tasks: tuple[str, ...] = ()
+    """What it trains: tasks without a label in the data are left out."""
+    freeze: tuple[str, ...] = ()
+    """What is not trained: "backbone", or the heads of tasks."""
+    weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown task."""
+        super().__post_init__()
+        if unknown := [name for name in (*self.tasks, *self.freeze) if name not in TASKS and name != BACKBONE]:
+            raise InputError(f"unknown task {', '.join(unknown)}", "stage", f"there are: {', '.join(TASKS)}")
+
+    def task_weights(self) -> dict[str, float]:
+        """What this stage trains, and the weight of each task's loss."""
+        return {task: float(getattr(self.weights, task)) for task in self.tasks}
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The tasks whose labels it learns from: those with a weight above 0."""
+        return tuple(task for task, weight in self.task_weights().items() if weight)
+
+
+@dataclass(frozen=True)
+class AttributesConfig(JobConfig):
+    """Settings of a face-attributes run."""
+
+    data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
+    """Shard sets with labels: folders or s3://bucket/prefix."""
+    arm: Arm = "staged+decoupler"
+    """single: a model for each task; joint: one model, all tasks from the start; staged; and with the decoupling part."""
+    batch: int = 64
+    """Samples of a global batch, over all sets and workers."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    loader: LoaderConfig = field(default_factory=lambda: LoaderConfig(size=(64, 64)))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(turn=30.0))
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
+    make_roll: bool = True
+    """Take images without a roll for upright, so that augment.turn makes roll labels."""
+    model: FaceModelConfig = field(default_factory=FaceModelConfig)
+    optim: OptimiserConfig = field(default_factory=OptimiserConfig)
+    stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
+    stage2: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED)))
+    stage3: Stage = field(default_factory=lambda: Stage(tasks=(*INDEPENDENT, *COUPLED, "pose")))
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loader.size is None:
+            raise InputError("loader.size is not set", "loader", "sets of several sizes are mixed: give a height and a width")
+        self.cluster.check_shares(self.mix.unit, "mix.unit")
+        if self.batch < 1:
+            raise InputError(f"a batch of {self.batch}", "--batch", "give at least 1")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the arm goes through; without a curriculum all tasks have all the steps."""
+        stages: tuple[Stage, ...] = (self.stage1, self.stage2, self.stage3)
+        if self.arm in ("single", "joint"):
+            least, most = sum(stage.least for stage in stages), sum(stage.most for stage in stages)
+            stages = (replace(self.stage3, least=least, most=most, lr=self.stage1.lr),)
+        return stages
+
+    @property
+    def steps(self) -> int:
+        """The most steps that the run takes."""
+        return sum(stage.most for stage in self.stages)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H, W trained at."""
+        assert self.loader.size is not None
+        return self.loader.size
+
+    @property
+    def decoupled_from(self) -> int | None:
+        """The number of the stage, of 0, 1, 2, that begins with the decoupling part; None: no stage has it."""
+        return 2 if self.arm == "staged+decoupler" else None
+
+    @property
+    def turn(self) -> float:
+        """Degrees by which images without a roll are turned in evaluations, so that there is a roll to predict."""
+        return self.augment.turn if self.rolls_made else 0.0
+
+    @property
+    def rolls_made(self) -> bool:
+        """Whether turned images have a roll."""
+        return self.make_roll and self.augment.turn > 0
+
+    def check(self) -> tuple[FaceSet, ...]:
+        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        sets = open_sets(self.data)
+        for face_set in sets:
+            check_shards(face_set.index)
+        trained_tasks(self, sets)
+        for stage in self.stages:
+            self.parts(sets, stage)
+        try_users(self.model.backbone, lambda: self._model(trained_tasks(self, sets)), torch.zeros(2, 3, *self.size))
+        return sets
+
+    def _model(self, tasks: tuple[str, ...]) -> Attributes:
+        """The model as it is at the run's end."""
+        model = Attributes(self.model, tasks, single=self.arm == "single")
+        if self.decoupled_from is not None:
+            model.insert_decoupler()
+        return model
+
+    def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
+        """What each set gives to the batches of a stage; raises InputError."""
+        return mixed_parts(sets, self.mix, self.batch, stage.learned, make_roll=self.rolls_made)
+
+
+def trained_tasks(config: AttributesConfig, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
+    """The tasks of all stages of which there is a label, in the order of `TASKS`.
+
+    Raises:
+        InputError: a stage has none.
+    """
+    columns = set(labelled_columns(sets, make_roll=config.rolls_made))
+    there = [name for name, task in TASKS.items() if columns & set(task.columns)]
+    for number, stage in enumerate(config.stages, 1):
+        if not set(stage.learned) & set(there):
+            what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.learned) or 'no task'}"
+            raise InputError(what, ", ".join(config.data), f"labels are there of: {', '.join(there) or 'none'}")
+    return tuple(task for task in there if any(task in stage.tasks for stage in config.stages))

@@ -1,0 +1,96 @@
+"""Settings of a detection run: the domains, the arm, how images are shown and the detector is trained."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from cluster.config import ClusterConfig
+from datasets.errors import InputError
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.cache import CacheConfig
+from datasets.media.augment import AugmentConfig
+from datasets.shards.index import check_shards
+from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
+from trainers.engine.job import JobConfig
+from trainers.engine.optim import OptimConfig
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, Recipe, TeacherConfig
+from trainers.tasks.detection.data import Domains, check_side, classes_of, open_box_set
+from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.user_models import try_users
+
+
+@dataclass(frozen=True)
+class DetectionConfig(JobConfig):
+    """Settings of a detection run."""
+
+    source: str = field(default="", metadata=ADDRESS)
+    """Shard set with boxes: a folder or s3://bucket/prefix."""
+    target: str = field(default="", metadata=ADDRESS)
+    """Shard set of the target; boxes of its training images are looked at by the arm oracle alone."""
+    classes: tuple[str, ...] = ()
+    """What is to be found; empty: all classes of the source."""
+    arm: Arm = "align"
+    """source: its boxes alone; +aug: with strong views and a moving mean of the weights; align: regions aligned (SCDA);
+    mean-teacher: pseudo-labels by the moving mean; oracle: source+aug on the target's own boxes."""
+    batch: int = 8
+    """Images of each domain in a global batch, over all workers."""
+    side: int = 512
+    """Short side of the images in pixels; each set's images get the shape that most of them have."""
+    begin: int = 0
+    """Step from which the target takes part in the detector's loss; adversaries learn from the start."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of all arms: mirror and shift."""
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4), metadata=allowed("steps", "lr", "warmup")
+    )
+    adversary_lr: float = field(default=2e-4, metadata=ALLOWED)
+    """Highest learning rate of generators, discriminators and the estimator."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_side(self.side)
+        if self.loader.size is not None:
+            raise InputError("loader.size is set", "loader", "give --side: every set keeps its own shape")
+        if self.augment.turn:
+            raise InputError("augment.turn is set", "augment", "boxes cannot be turned: leave it at 0")
+        self.cluster.check_shares(self.batch, "--batch")
+        if self.begin < 0:
+            raise InputError(f"the target is used from step {self.begin}", "--begin", "give a step of at least 0")
+        if self.align.clusters > self.model.regions:
+            raise InputError(f"{self.align.clusters} clusters of {self.model.regions} regions", "align", "lower --align.clusters")
+        self.adversaries_optim()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the arm consists of."""
+        return RECIPES[self.arm]
+
+    def adversaries_optim(self) -> OptimConfig:
+        """How the adversaries are trained."""
+        return replace(self.optim, lr=self.adversary_lr)
+
+    def open(self) -> Domains:
+        """Open the data; raises InputError for whatever is wrong with it."""
+        target = open_box_set(self.target, self.side, "target")
+        labelled = target if self.recipe.labels == "target" else open_box_set(self.source, self.side, "source")
+        return Domains(labelled, target, classes_of(labelled, target, self.classes))
+
+    def check(self) -> Domains:
+        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        domains = self.open()
+        for box_set in domains[:2] if self.recipe.both else domains[:1]:
+            if self.batch > len(box_set.train):
+                what = f"the batch of {self.batch} is larger than the data ({len(box_set.train)} training images)"
+                raise InputError(what, box_set.index.url, "lower --batch")
+        for box_set in domains[:2]:
+            check_shards(box_set.index)
+        detector, size = partial(Detector, self.model, len(domains.names)), domains.target.size
+        try_users(self.model.backbone, detector, torch.zeros(2, 3, *size))
+        return domains

@@ -1,0 +1,261 @@
+"""Two-stage detectors put together from torchvision's parts: Faster R-CNN (Ren et al., NeurIPS 2015) on several backbones.
+
+torchvision's own model resizes and pads images inside; here a batch has one size, and the parts are called one by one, since
+region alignment needs what lies between them: the regions and their features.
+
+B images [B, 3, H, W], C classes numbered from 1 as torchvision does (0 is the background), R regions of an image, F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from datasets.errors import InputError
+from trainers.tasks.backbones import Normalise
+from trainers.tasks.user_models import DOCS, SIDE, ask, build_users, check_users, described, first_line, is_users
+
+SMALL, VGG16 = "small", "vgg16"
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+HIDDEN = 1024  # width of the head around a user's backbone
+POOLED = 7  # cells a side of a region's features
+MIN_SIDE = 16  # pixels; smaller images have no feature map to speak of
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The detector."""
+
+    backbone: str = SMALL
+    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 .. resnet152 (feature pyramid),
+    or your own: package.module:function"""
+    weights: str = ""
+    """torchvision's name of trained weights of the backbone, such as DEFAULT; empty begins at random"""
+    anchors: tuple[int, ...] = ()
+    """Sides of the anchors in pixels; with a feature pyramid one for each of its 5 levels; empty: as usual of the backbone"""
+    regions: int = 128
+    """Regions of an image that are learned from and aligned; 512 in the papers"""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights."""
+        if is_users(self.backbone):
+            check_users(self.backbone)
+        elif self.backbone not in (known := (SMALL, VGG16, *RESNETS)):
+            raise InputError(f"unknown backbone '{self.backbone}'", "model", f"use one of {', '.join(known)}")
+        offered = (
+            [] if self.backbone == SMALL or is_users(self.backbone) else list(models.get_model_weights(self.backbone).__members__)
+        )
+        if self.weights and self.weights not in offered and not is_users(self.backbone):
+            remedy = f"use one of {', '.join(offered)}" if offered else "leave the weights out: it has none"
+            raise InputError(f"backbone {self.backbone} has no weights '{self.weights}'", "model", remedy)
+        if self.regions < 8 or any(side < 1 for side in self.anchors):
+            raise InputError("model.regions must be at least 8, model.anchors sides of at least 1 pixel", "model")
+        if self.anchors and self.backbone in RESNETS and len(self.anchors) != 5:
+            raise InputError(f"{len(self.anchors)} anchors for 5 levels", "model", "give one side for each level")
+
+
+class Found(NamedTuple):
+    """Regions of B images: ``boxes`` [R_i, 4] in pixels of each image, ``features`` [sum of R_i, F] of all, one after another."""
+
+    boxes: list[Tensor]
+    features: Tensor
+
+
+class _Counted:
+    """torchvision's draw of the anchors that a step learns from, and how many they were."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw, self.count = draw, 0
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = self.draw(labels)
+        self.count = sum(int(mask.sum()) for mask in (*positive, *negative))
+        return positive, negative
+
+
+class Detector(nn.Module):
+    """RGB images [B, 3, H, W], uint8 or float in 0..255 -> for each a dict of boxes [n, 4] in pixels, labels [n], scores [n]."""
+
+    def __init__(self, config: DetectorConfig, classes: int, *, fetch: bool = True) -> None:
+        """``fetch``: get the backbone's trained weights, where the config names some; others will be loaded otherwise."""
+        super().__init__()
+        self.regions = config.regions
+        parts = FasterRCNN(
+            num_classes=classes + 1 if config.backbone in RESNETS else None, **_parts(config, classes, fetch=fetch),
+            rpn_pre_nms_top_n_train=2000, rpn_post_nms_top_n_train=max(2 * config.regions, 256),
+            rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_test=max(config.regions, 256),
+            box_batch_size_per_image=config.regions, box_score_thresh=0.02,
+        )  # fmt: skip
+        self.normalise = Normalise()
+        self.backbone, self.rpn, self.roi_heads = parts.backbone, parts.rpn, parts.roi_heads
+        self.rpn.fg_bg_sampler = _Counted(self.rpn.fg_bg_sampler)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        predictor: Any = self.roi_heads.box_predictor
+        return int(predictor.cls_score.in_features)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The feature maps of the backbone, by level."""
+        maps = self.backbone(self.normalise(images))
+        return {"0": maps} if isinstance(maps, Tensor) else maps
+
+    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Found]:
+        """The four losses, each as a sum and the count of what was summed, and the regions that they were computed on.
+
+        A target has boxes [n, 4] float, labels [n] int64. At most 256 anchors of an image and ``regions`` of its proposals are
+        learned from: of more a random part, by torch's global generator.
+        """
+        maps, targets, sizes = self.maps(images), list(targets), _sizes(images)
+        proposals, of_rpn = self.rpn(ImageList(images, sizes), maps, targets)
+        boxes, _, labels, deltas = self.roi_heads.select_training_samples(proposals, targets)
+        found = Found(boxes, self.pooled(maps, boxes, sizes))
+        of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(found.features), labels, deltas)
+        means = {
+            "objectness": of_rpn["loss_objectness"], "proposal": of_rpn["loss_rpn_box_reg"], "class": of_class, "box": of_box
+        }  # fmt: skip
+        anchors, drawn = self.rpn.fg_bg_sampler.count, len(found.features)
+        counts = {"objectness": anchors, "proposal": anchors, "class": drawn, "box": drawn}
+        return {name: (mean * counts[name], counts[name]) for name, mean in means.items()}, found
+
+    def best_regions(self, images: Tensor) -> Found:
+        """The regions that are most likely to hold something, at most ``regions`` of each image and at least one."""
+        maps, sizes = self.maps(images), _sizes(images)
+        boxes = [b[: self.regions] for b in self._proposed(images, maps)]
+        whole = images.new_tensor([[0, 0, images.shape[3], images.shape[2]]], dtype=torch.float32)
+        boxes = [b if len(b) else whole for b in boxes]
+        return Found(boxes, self.pooled(maps, boxes, sizes))
+
+    def pooled(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        """The regions' features, of one size whatever the region's [sum of R_i, F]."""
+        features: Tensor = self.roi_heads.box_head(self.roi_heads.box_roi_pool(maps, boxes, sizes))
+        return features
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        maps, sizes = self.maps(images), _sizes(images)
+        boxes = self._proposed(images, maps)
+        logits, deltas = self.roi_heads.box_predictor(self.pooled(maps, boxes, sizes))
+        found = self.roi_heads.postprocess_detections(logits, deltas, boxes, sizes)
+        return [dict(zip(("boxes", "scores", "labels"), own, strict=True)) for own in zip(*found, strict=True)]
+
+    def _proposed(self, images: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
+        """Proposals without targets, the best first: torchvision's part wants targets while it trains."""
+        training = self.rpn.training
+        self.rpn.eval()
+        proposals, _ = self.rpn(ImageList(images, _sizes(images)), maps)
+        self.rpn.train(training)
+        return list(proposals)
+
+
+def _sizes(images: Tensor) -> list[tuple[int, int]]:
+    return [(images.shape[2], images.shape[3])] * len(images)
+
+
+def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, Any]:
+    """What torchvision's FasterRCNN is built of."""
+    weights = config.weights if fetch and config.weights else None
+    if config.backbone in RESNETS:
+        # Statistics of batches that mix two domains, or of two images, would spoil the rest: frozen or by groups.
+        norm = FrozenBatchNorm2d if config.weights else partial(nn.GroupNorm, 32)
+        backbone = _fetched(
+            config,
+            lambda: resnet_fpn_backbone(
+                backbone_name=config.backbone, weights=weights, norm_layer=norm,
+                trainable_layers=3 if config.weights else 5,
+            ),
+        )  # fmt: skip
+        sides = config.anchors or (32, 64, 128, 256, 512)
+        return {"backbone": backbone, "rpn_anchor_generator": _anchors([(side,) for side in sides])}
+    if is_users(config.backbone):
+        own = _fetched(config, lambda: build_users(config.backbone, weights or ""))
+        return _around(own, config, classes)
+    if config.backbone == VGG16:
+        vgg = _fetched(config, lambda: models.vgg16(weights=weights))
+        backbone = vgg.features[:-1]  # without the last pooling: one map of 1/16
+        backbone.out_channels, hidden, sides = 512, 4096, config.anchors or (64, 128, 256, 512)
+    else:
+        backbone, hidden, sides = _small_backbone(), 256, config.anchors or (16, 32, 64, 128)
+    return {
+        "backbone": backbone,
+        "rpn_anchor_generator": _anchors([tuple(sides)]),
+        "box_roi_pool": MultiScaleRoIAlign(["0"], POOLED, 2),
+        "box_head": TwoMLPHead(backbone.out_channels * POOLED**2, hidden),
+        "box_predictor": FastRCNNPredictor(hidden, classes + 1),
+    }
+
+
+def _around(backbone: nn.Module, config: DetectorConfig, classes: int) -> dict[str, Any]:
+    """The same around a user's backbone: images -> a map [B, C, h, w], or a dict of such maps with the same C, the largest first.
+
+    Raises InputError when it gives something else, or the anchors are not one for each of several maps.
+    """
+    found = ask(backbone, torch.zeros(1, 3, SIDE, SIDE))
+    maps = {"0": found} if isinstance(found, Tensor) else found
+    tensors = list(maps.values()) if isinstance(maps, dict) else []
+    if not tensors or not all(isinstance(t, Tensor) and t.ndim == 4 and t.shape[1] == tensors[0].shape[1] for t in tensors):
+        told = first_line(found) if isinstance(found, Exception) else described(found)
+        raise InputError(f"for an image of {SIDE}x{SIDE} it gives no maps [1, C, h, w] ({told})", config.backbone, DOCS)
+    backbone.out_channels = tensors[0].shape[1]  # where torchvision looks for it
+    strides = [SIDE // t.shape[2] for t in tensors]
+    if len(tensors) == 1:
+        sides = [config.anchors or tuple(strides[0] * factor for factor in (2, 4, 8, 16))]
+    else:
+        sides = [(side,) for side in config.anchors or [8 * stride for stride in strides]]
+    if len(sides) != len(tensors):
+        raise InputError(f"{len(sides)} anchors for {len(tensors)} levels", "model", "give one side for each level")
+    return {
+        "backbone": backbone,
+        "rpn_anchor_generator": _anchors(sides),
+        "box_roi_pool": MultiScaleRoIAlign(list(maps), POOLED, 2),
+        "box_head": TwoMLPHead(tensors[0].shape[1] * POOLED**2, HIDDEN),
+        "box_predictor": FastRCNNPredictor(HIDDEN, classes + 1),
+    }
+
+
+def _anchors(sides: Sequence[tuple[int, ...]]) -> AnchorGenerator:
+    return AnchorGenerator(tuple(sides), ((0.5, 1.0, 2.0),) * len(sides))
+
+
+def _fetched(config: DetectorConfig, build: Any) -> Any:
+    try:
+        return build()
+    except OSError as error:
+        remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
+        raise InputError(f"the weights of {config.backbone} can't be fetched", f"{config.weights} ({error})", remedy) from error
+
+
+class _Residual(nn.Module):
+    """Add what a (dilated) convolution finds."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.found = _conv(channels, channels, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.found(x)
+        return x + found
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Module:
+    norm = partial(nn.GroupNorm, 8)
+    return Conv2dNormActivation(inputs, outputs, 3, stride, dilation=dilation, norm_layer=norm)  # type: ignore[no-any-return]
+
+
+def _small_backbone() -> nn.Sequential:
+    """One map of 1/8 of the image, 64 channels; dilated convolutions let it see about 150 pixels."""
+    layers = [_conv(3, 16, 2), _conv(16, 32, 2), _Residual(32, 1), _conv(32, 64, 2)]
+    backbone = nn.Sequential(*layers, *(_Residual(64, dilation) for dilation in (1, 2, 4)))
+    backbone.out_channels = 64  # type: ignore[assignment]  # where torchvision looks for it
+    return backbone

@@ -1,0 +1,58 @@
+"""Settings of a re-identification run."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from cluster.config import ClusterConfig
+from datasets.errors import InputError
+from datasets.loading.batches import LoaderConfig
+from datasets.loading.cache import CacheConfig
+from datasets.media.augment import AugmentConfig
+from datasets.sampling.sampler import Sampler, SamplerConfig
+from datasets.shards.index import check_shards
+from trainers.engine.config import ADDRESS, HARMLESS, allowed
+from trainers.engine.job import JobConfig
+from trainers.engine.optim import OptimConfig
+from trainers.tasks.reid.data import Data, open_data
+from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.model import Embedder, ModelConfig
+from trainers.tasks.user_models import try_users
+
+
+@dataclass(frozen=True)
+class ReidConfig(JobConfig):
+    """Settings of a re-identification run."""
+
+    data: str = field(default="", metadata=ADDRESS)
+    """A shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that the repository ships."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig, metadata=allowed("steps", "lr", "warmup"))
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cluster.check_shares(self.sampler.batch, "sampler.batch")
+        for workers in self.cluster.sizes:  # of an elastic run, any of them
+            self.sampler.check_world(workers)
+        if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
+            what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
+            raise InputError(what, "head.triplet", "give --sampler.instances 4")
+
+    @property
+    def batch(self) -> int:
+        """Samples of a global batch."""
+        return self.sampler.batch
+
+    def check(self) -> Data:
+        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        data = open_data(self.data, self.loader.size)
+        check_shards(data.index)
+        Sampler(self.sampler, data.train, self.seed)
+        try_users(self.model.backbone, lambda: Embedder(self.model), torch.zeros(2, 3, *data.size))
+        return data

@@ -1,0 +1,32 @@
+"""The shard set that a re-identification run reads."""
+
+from dataclasses import dataclass
+
+from datasets.errors import InputError
+from datasets.loading.store import shard_etags
+from datasets.shards.index import Index, Split, read_index, split_of
+from datasets.shipped import shipped_set
+
+
+@dataclass(frozen=True)
+class Data:
+    """The set that a run reads."""
+
+    index: Index
+    train: Split
+    etags: dict[str, str]
+    size: tuple[int, int]  # H, W trained at
+
+
+def open_data(url: str, size: tuple[int, int] | None) -> Data:
+    """Open a shard set (empty: the shipped one), whose images are brought to ``size``, None: that of the set.
+
+    Raises:
+        InputError: the set is not whole, or holds fewer than two identities to train on.
+    """
+    index = read_index(url or shipped_set())
+    height, width = size or index.about["size"]
+    train = split_of(index, "train")
+    if len(train.counts) < 2:
+        raise InputError(f"only {len(train.counts)} identity to train on", index.url, "re-identification needs two or more")
+    return Data(index, train, shard_etags(index), (height, width))

@@ -1,0 +1,47 @@
+"""Measures the difficulty vector during training, and what the run's records report of it."""
+
+import time
+
+import numpy as np
+
+from datasets.difficulty import Difficulty
+from datasets.sampling.sampler import SamplerConfig
+from trainers.engine.training import TrainingLog, TrainingRun
+from trainers.tasks.reid.model import ReidTask
+
+QUANTILES = 101  # of the difficulty vector, kept of each version for the report
+PAIRS = 12  # most confusable pairs of identities, kept for the report
+
+
+def measure_difficulty(run: TrainingRun, task: ReidTask) -> Difficulty:
+    """The version of the difficulty vector that is due at this step, computed by all ranks together."""
+    began = time.perf_counter()
+    cosine, nearest = task.difficulty(run.worker.group)
+    version = run.log.step // run.config.sampler.interval
+    difficulty = Difficulty(version, cosine.cpu().numpy(), nearest.int().cpu().numpy())
+    quantiles = np.quantile(difficulty.cosine, np.linspace(0, 1, QUANTILES)).tolist()
+    took = time.perf_counter() - began
+    run.log.notes.setdefault("difficulty", []).append({"step": run.log.step, "seconds": took, "quantiles": quantiles})
+    return difficulty
+
+
+def difficulty_figures(config: SamplerConfig, version: int, log: TrainingLog) -> dict[str, float]:
+    """What a record reports of the vector that a step was drawn by: its version, its age in steps and what that may be, the
+    seconds that computing the last one took; and the mAP so far."""
+    figures: dict[str, float] = {"version": version}
+    if version:
+        figures |= {"age": log.step - version * config.interval, "due": config.interval + config.lag}
+    if measured := log.notes.get("difficulty"):
+        figures["difficulty_s"] = measured[-1].get("seconds", 0.0)
+    if log.evaluations and "mAP" in log.evaluations[-1]:  # only rank 0 knows it
+        figures["mAP"] = log.evaluations[-1]["mAP"]
+    return figures
+
+
+def most_confusable(run: TrainingRun, task: ReidTask) -> list[tuple[int, int, float]]:
+    """The pairs of identities whose rows are closest, with their cosine; computed by all ranks together."""
+    cosine, nearest = task.difficulty(run.worker.group)
+    highest = cosine.topk(min(4 * PAIRS, len(cosine)))
+    rows = zip(highest.indices.tolist(), nearest[highest.indices].tolist(), highest.values.tolist(), strict=True)
+    pairs = {(min(a, b), max(a, b)): value for a, b, value in rows}
+    return [(a, b, value) for (a, b), value in list(pairs.items())[:PAIRS]]

@@ -1,0 +1,114 @@
+"""A re-identification run's report, and the pictures of its predictions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from datasets.errors import InputError
+from datasets.loading.store import read_samples
+from datasets.media.decode import Image, decode
+from datasets.shards.index import Int64s, Split, split_of
+from trainers.engine.inputs import read_image
+from trainers.engine.report import RunReport
+from trainers.engine.run import Run
+from trainers.reports.console import summary_table
+from trainers.tasks.reid.pictures import confusable_pairs, difficulty_over_time, ranked_galleries, two_images
+from trainers.tasks.reid.retrieval import FIGURES, Found
+
+SIDE = 4  # images of an identity on the contact sheet
+
+
+def write_report(run: Run, train: Split) -> None:
+    """Put ``report.html`` into the run's folder: figures, curves, difficulty over time, confusable pairs, ranked galleries."""
+    page = RunReport(run, lambda page: f"{len(train):,} images of {len(train.counts):,} identities")
+    page.before_and_after("Held-out identities", dict(zip(FIGURES, FIGURES, strict=True)), _percent)
+    page.evaluations(dict(zip(FIGURES, FIGURES, strict=True)), _percent)
+    hard_from = next((record["step"] for record in page.history["records"] if record["version"]), None)
+    page.training(("loss", "accuracy"), ("lr", "samples_per_s", "wait", "version"), hard_from)
+    versions = [(version["step"], version["quantiles"]) for version in page.notes.get("difficulty", [])]
+    caption = "The largest cosine of each identity's classifier row to another's, by version of the vector."
+    page.picture("Difficulty", caption, lambda dark: difficulty_over_time(versions, len(train.counts), dark))
+    if page.history["confusable"]:
+        pairs = _pairs(train, page.history["confusable"])
+        caption = "The pairs of training identities whose classifier rows are closest, with their cosine."
+        page.picture("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark))
+    if "shown" in page.notes:
+        galleries = _galleries(train, page.notes["shown"])
+        caption = "Queries of held-out identities and what they find; images of the query's own camera are left out."
+        page.picture("Ranked galleries", caption, lambda dark: ranked_galleries(galleries, dark))
+    page.write()
+
+
+def _percent(_: str, value: float) -> str:
+    return f"{value:.1%}"
+
+
+def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: float | None) -> None:
+    """Decide whether two images [2, D] show the same identity; JSON and a picture go into the run's folder.
+
+    Raises:
+        InputError: there is no threshold, since the run was never evaluated.
+    """
+    if threshold is None:
+        remedy = "train on a set with query and gallery, or `evaluate` cannot choose one"
+        raise InputError("the run has no threshold to decide by", run.url, remedy)
+    cosine = float(cosine_similarity(features[0], features[1], dim=0))
+    same = cosine >= threshold
+    verdict = "same" if same else "different"
+    summary_table("pair", ["image", "image", "cosine", "threshold", "verdict"],
+                  [[str(paths[0]), str(paths[1]), f"{cosine:.3f}", f"{threshold:.3f}", verdict]])  # fmt: skip
+    run.write_json("prediction.json", {"images": list(map(str, paths)), "cosine": cosine, "threshold": threshold, "same": same})
+    run.objects.put("prediction.png", two_images(read_image(paths[0]), read_image(paths[1]), cosine, threshold, same))
+    print(f"picture: {run.url}/prediction.png")
+
+
+def write_ranking(run: Run, queries: Sequence[Path], ranking: Sequence[Sequence[Found]]) -> None:
+    """Print what queries found; JSON and a picture go into the run's folder."""
+    rows = [[str(path) if place == 0 else "", place + 1, found.name, f"{found.cosine:.3f}"]
+            for path, row in zip(queries, ranking, strict=True) for place, found in enumerate(row)]  # fmt: skip
+    summary_table("ranking", ["query", "rank", "found", "cosine"], rows)
+    document = [{"query": str(path), "found": [{"name": f.name, "cosine": f.cosine} for f in row]}
+                for path, row in zip(queries, ranking, strict=True)]  # fmt: skip
+    run.write_json("prediction.json", document)
+    shown = [(read_image(path), path.name, [(f.image, f.cosine, None) for f in row])
+             for path, row in zip(queries, ranking, strict=True)]  # fmt: skip
+    run.objects.put("prediction.png", ranked_galleries(shown))
+    print(f"picture: {run.url}/prediction.png")
+
+
+def _pairs(train: Split, confusable: Sequence[tuple[int, int, float]]) -> list[Any]:
+    names = train.names
+    return [(names[a], names[b], cosine, _of_identity(train, a), _of_identity(train, b)) for a, b, cosine in confusable]
+
+
+def _of_identity(train: Split, label: int) -> list[Image]:
+    first = train.identity_starts[label]
+    return [image for image in _images(train, np.arange(first, first + min(SIDE, train.counts[label]))) if image is not None]
+
+
+def _galleries(train: Split, shown: Sequence[dict[str, Any]]) -> list[Any]:
+    query, gallery = split_of(train.index, "query"), split_of(train.index, "gallery")
+    rows = []
+    for row in shown:
+        place = np.array([row["query"]], np.int64)
+        (image,) = _images(query, place)
+        found = zip(_images(gallery, np.array(row["gallery"], np.int64)), row["cosine"], row["right"], strict=True)
+        if image is not None:
+            rows.append((image, query.names[int(query.labels_of(place)[0])], [item for item in found if item[0] is not None]))
+    return rows
+
+
+def _images(split: Split, positions: Int64s | npt.NDArray[Any]) -> list[Image | None]:
+    return [_decoded(data) for data in read_samples(split.index, split.samples(positions))]
+
+
+def _decoded(data: bytes | memoryview | ValueError) -> Image | None:
+    try:
+        return None if isinstance(data, ValueError) else decode(data)
+    except ValueError:
+        return None

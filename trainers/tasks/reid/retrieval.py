@@ -1,0 +1,189 @@
+"""Retrieval on a set's query and gallery: embed both over all ranks, then rank. Q queries, G gallery images, D features."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datasets.errors import InputError, printable
+from datasets.loading.batches import RankSlice, SplitStream
+from datasets.loading.cache import CacheConfig
+from datasets.loading.store import read_samples
+from datasets.loading.workers import load_in_workers
+from datasets.media.augment import resize
+from datasets.media.decode import Image, decode
+from datasets.shards.index import JUNK, Index, Split, split_of
+from trainers.engine.inputs import images_below, read_image
+from trainers.reports.console import summary_table
+from trainers.tasks.reid.metrics import evaluate_ranking, rank
+from trainers.tasks.reid.verification import best_threshold
+
+CHUNK = 128  # images embedded at once
+ALONE = RankSlice(0, 1)
+FIGURES = ("mAP", "rank1", "rank5", "rank10")  # of a retrieval, those that are shown
+SHOWN, DEEP = 8, 10  # queries whose ranking is kept for the report, and how far
+
+
+class Embedded(NamedTuple):
+    """A split's features [n, D] with identity, camera [n] and position [n] of each, on the CPU."""
+
+    features: Tensor
+    pids: Tensor
+    camids: Tensor
+    positions: Tensor
+
+
+class Retrieval(NamedTuple):
+    """``metrics``: mAP, rank1/5/10, verification threshold and accuracy, counts. ``shown``: a few rankings, for pictures."""
+
+    metrics: dict[str, float]
+    shown: list[dict[str, Any]]
+    bad: list[str]
+
+
+def can_retrieve(index: Index) -> bool:
+    """Whether a set has what retrieval needs."""
+    return {"query", "gallery"} <= set(index.splits)
+
+
+def evaluate_retrieval(
+    embedder: nn.Module, index: Index, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], device: torch.device,
+    part: RankSlice = ALONE, group: dist.ProcessGroup | None = None, workers: int = 0,
+) -> Retrieval:  # fmt: skip
+    """Market-1501's protocol on the set's query and gallery; every rank embeds its slice, rank 0 gets the figures."""
+    bad: list[str] = []
+    sides = []
+    for name in ("query", "gallery"):
+        split = split_of(index, name)
+        stream = SplitStream(split, size, cache, etags, part, CHUNK)
+        sides.append(embed(embedder, split, load_in_workers(stream, workers), device, group, bad))
+    if part.rank:
+        return Retrieval({}, [], bad)
+    query, gallery = sides
+    result = evaluate_ranking(
+        query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
+    )
+    known = gallery.pids != -1  # junk may well show the person who is asked for
+    verification = best_threshold(query.features, gallery.features[known], query.pids, gallery.pids[known])
+    metrics = {
+        "mAP": result.mean_ap, **{f"rank{k}": share for k, share in result.cmc.items()},
+        "queries": result.valid_queries, "skipped_queries": result.skipped_queries, "gallery": len(gallery.features),
+    }  # fmt: skip
+    if not math.isnan(verification.threshold):
+        metrics |= {"threshold": verification.threshold, "verification": verification.accuracy}
+    return Retrieval(metrics, _shown(query, gallery), bad)
+
+
+@torch.no_grad()
+def embed(
+    embedder: nn.Module, split: Split, chunks: Iterable[dict[str, Any]], device: torch.device,
+    group: dist.ProcessGroup | None, bad: list[str],
+) -> Embedded:  # fmt: skip
+    """Features of all chunks, of all ranks, ordered by position. What this rank could not read is added to ``bad``."""
+    training = embedder.training
+    embedder.eval()
+    features, positions = [], []
+    for chunk in chunks:
+        bad.extend(chunk["bad"])
+        if len(chunk["positions"]):
+            features.append(embedder(chunk["images"].to(device)).float().cpu())
+            positions.append(chunk["positions"])
+    embedder.train(training)
+    mine = (torch.cat(features) if features else None, torch.cat(positions) if positions else None)
+    parts: list[Any] = [mine]
+    if group is not None:
+        parts = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, mine, group=group)
+    if not any(p is not None for _, p in parts):
+        raise InputError(f"no image of split '{split.name}' can be read", split.index.url, "see `python -m datasets.inspect`")
+    place = torch.cat([p for _, p in parts if p is not None])
+    order = torch.argsort(place)
+    place = place[order]
+    samples = split.samples(place.numpy())
+    pids = torch.from_numpy(split.index.identity_of(samples).astype("int64"))
+    if JUNK in split.index.identities:
+        pids[pids == split.index.identities.index(JUNK)] = -1
+    camids = torch.from_numpy(split.index.samples["camera"][samples].astype("int64"))
+    return Embedded(torch.cat([f for f, _ in parts if f is not None])[order], pids, camids, place)
+
+
+def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
+    """The rankings of a few queries spread over the set: positions, cosines, right or wrong; without the same camera."""
+    rows = []
+    for q in torch.linspace(0, len(query.features) - 1, min(SHOWN, len(query.features))).long().tolist():
+        hidden = (gallery.pids == query.pids[q]) & (gallery.camids == query.camids[q]) & (query.camids[q] >= 0)
+        kept = torch.nonzero(~hidden & (gallery.pids != -1)).flatten()
+        if not len(kept):
+            continue
+        order, cosines = rank(query.features[q], gallery.features[kept], DEEP)
+        found = kept[order[0]]
+        rows.append({
+            "query": int(query.positions[q]), "gallery": gallery.positions[found].tolist(),
+            "cosine": cosines[0].tolist(), "right": (gallery.pids[found] == query.pids[q]).tolist(),
+        })  # fmt: skip
+    return rows
+
+
+class Found(NamedTuple):
+    """A gallery image that a query found."""
+
+    name: str
+    image: Image
+    cosine: float
+
+
+@torch.no_grad()
+def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Features of image files, [n, D].
+
+    Raises:
+        InputError: a file cannot be read or is not an image.
+    """
+    features = []
+    for start in range(0, len(paths), CHUNK):
+        images = [torch.from_numpy(resize(read_image(path), size)).permute(2, 0, 1) for path in paths[start : start + CHUNK]]
+        features.append(embedder(torch.stack(images).to(device)).float().cpu())
+    return torch.cat(features)
+
+
+def rank_files(
+    embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
+) -> list[list[Found]]:
+    """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
+    if not folder.is_dir():
+        raise InputError("no such folder", str(folder), "give a folder of images")
+    paths = images_below(folder)
+    order, cosines = rank(queries, embed_files(embedder, paths, size, device), top)
+    rows = zip(order.tolist(), cosines.tolist(), strict=True)
+    return [[Found(printable(str(paths[i])), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
+
+
+def rank_split(
+    embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device,
+    etags: dict[str, str], cache: CacheConfig,
+) -> list[list[Found]]:  # fmt: skip
+    """The same with a set's own gallery; an image is named by its key, which begins with its identity."""
+    split, bad = split_of(index, "gallery"), list[str]()
+    chunks = load_in_workers(SplitStream(split, size, cache, etags, ALONE, CHUNK), 1)
+    gallery = embed(embedder, split, chunks, device, None, bad)
+    for failure in bad:
+        print(f"could not be read and was left out: {failure}")
+    order, cosines = rank(queries, gallery.features, top)
+    found = []
+    for row, cosine in zip(order, cosines.tolist(), strict=True):
+        samples = split.samples(gallery.positions[row].numpy())
+        data = read_samples(index, samples)
+        images = [decode(item) for item in data if not isinstance(item, ValueError)]
+        found.append([Found(index.keys[s], image, c) for s, image, c in zip(samples, images, cosine, strict=True)])
+    return found
+
+
+def print_retrieval(title: str, evaluations: list[dict[str, float]]) -> None:
+    """The table of retrieval figures, a row an evaluation."""
+    if evaluations:
+        rows = [[e["step"], *(f"{e[name]:.1%}" for name in FIGURES)] for e in evaluations]
+        summary_table(f"{title}: retrieval of held-out identities", ["step", *FIGURES], rows)

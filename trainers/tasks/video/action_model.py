@@ -1,0 +1,165 @@
+"""Models of single actions by torchvision's registry names: ours (c3d, i3d, cnn_lstm) and its video models; and a user's own.
+
+B batch, V views of a clip, L frames, C classes.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from datasets.errors import InputError
+from datasets.loading.clips import ClipConfig
+from trainers.tasks.backbones import MEAN, SMALL, STD, check_backbone
+from trainers.tasks.user_models import DOCS, build_users, check_users, described, is_users, try_users
+from trainers.tasks.video.c3d import WIDTH
+from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
+from trainers.tasks.video.i3d import i3d  # noqa: F401 - registers it
+
+OURS = ("c3d", "i3d", "cnn_lstm")
+MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # to -1..1
+
+
+def action_model_names() -> list[str]:
+    """The registry names that an action model may have, sorted."""
+    return sorted([*OURS, *models.list_models(module=models.video)])
+
+
+@dataclass(frozen=True)
+class ActionModelConfig:
+    """A model of single actions."""
+
+    name: str = "i3d"
+    """c3d, i3d, cnn_lstm, a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own: package.module:function."""
+    weights: str = ""
+    """Trained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model itself."""
+    width: int = WIDTH
+    """c3d and i3d: channels of the first convolution; all others follow. 64 is the papers'."""
+    backbone: str = SMALL
+    """cnn_lstm: the backbone, by torchvision's name, or your own: package.module:function."""
+    hidden: int = 256
+    """cnn_lstm: width of the LSTM."""
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown name, backbone or weights."""
+        if is_users(self.name):
+            check_users(self.name)
+        elif self.name not in action_model_names():
+            close = difflib.get_close_matches(self.name.lower(), action_model_names(), n=3, cutoff=0.4)
+            raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")
+        if self.name == "cnn_lstm":
+            check_backbone(self.backbone, self.weights)
+        elif not is_users(self.name):
+            source = "googlenet" if self.name == "i3d" else self.name
+            known = [] if self.name == "c3d" else list(models.get_model_weights(source).__members__)
+            if self.weights and self.weights not in known:
+                raise InputError(
+                    f"{self.name} has no weights of this name", self.weights, f"it has: {', '.join(known) or 'none'}"
+                )
+        if self.width < 1 or self.hidden < 1 or not 0 <= self.dropout < 1:
+            raise InputError("model.width and model.hidden must be at least 1, model.dropout at least 0 and below 1", "model")
+
+
+class Actions(nn.Module):
+    """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]: what is trained, used and exported.
+
+    ``fetch``: get the trained weights, where the config names some; others will be loaded otherwise, into the same layers.
+    Raises InputError when C3D cannot take clips of that shape, or the weights cannot be fetched.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, *, fetch: bool = True) -> None:
+        super().__init__()
+        self.channels = 2 if stream == "flow" and config.name in ("c3d", "i3d") else 3
+        mean, std = _statistics(config.name, stream)
+        self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
+        self.net = _build(config, classes, clip, self.channels, fetch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net((images[:, : self.channels] - self.mean) / self.std)
+        return logits
+
+
+def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
+    """Raise InputError when the model cannot take clips of that shape; ours and torchvision's without weights, so that it costs
+    nothing."""
+    inputs = torch.zeros(2, 3, clip.frames, *clip.size)
+    found = try_users(
+        config.backbone if config.name == "cnn_lstm" else config.name, lambda: Actions(config, classes, clip, stream), inputs
+    )
+    if found is not None:
+        if not isinstance(found, Tensor) or found.shape != (2, classes):
+            raise InputError(f"of 2 clips it gives {described(found)}, not logits [2, {classes}]", config.name, DOCS)
+        return
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = Actions(config, classes, clip, stream, fetch=False).eval()
+            model(torch.zeros(1, 3, clip.frames, *clip.size))
+    except (RuntimeError, ValueError, IndexError) as error:
+        what = f"{config.name} cannot take clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}"
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{what} ({reason})", "clip", "give more frames, or the size that the model is made for") from error
+
+
+class ActionsTask(nn.Module):
+    """What a run trains: a batch holds "clips" uint8 [B, L, H, W, 3] and "labels" [B]; "loss" is the cross-entropy."""
+
+    def __init__(self, model: Actions) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.model(batch["clips"].permute(0, 4, 1, 2, 3)).float()
+        accuracy = (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()
+        return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
+
+
+def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, fetch: bool) -> nn.Module:
+    own: dict[str, Any] = {"dropout": config.dropout}
+    weights = config.weights if fetch and config.weights else None
+    if config.name == "c3d":
+        own |= {"width": config.width, "channels": channels, "frames": clip.frames, "size": clip.size}
+    elif config.name == "i3d":
+        own |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
+    elif config.name == "cnn_lstm":
+        own |= {"backbone": config.backbone, "hidden": config.hidden}
+    try:
+        if is_users(config.name):
+            return build_users(config.name, config.weights, num_classes=classes)
+        if config.name not in OURS:
+            return _of_torchvision(config.name, weights, classes)
+        model: nn.Module = models.get_model(config.name, weights=weights, num_classes=classes, **own)
+    except OSError as error:
+        remedy = "fetch them where there is a network, into TORCH_HOME, or train without weights"
+        raise InputError(f"the weights of {config.name} can't be fetched", f"{config.weights} ({error})", remedy) from error
+    return model
+
+
+def _of_torchvision(name: str, weights: str | None, classes: int) -> nn.Module:
+    """A video model with a last layer for these classes."""
+    model: nn.Module = models.get_model(name, weights=weights)
+    place, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
+    parent, _, own = place.rpartition(".")
+    new = nn.Linear(last.in_features, classes) if isinstance(last, nn.Linear) else nn.Conv3d(last.in_channels, classes, 1)
+    setattr(model.get_submodule(parent), own, new)
+    return model
+
+
+def _statistics(name: str, stream: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, as shares of 255, that a model's input is normalised by."""
+    if stream == "flow":
+        return (128 / 255,) * 3, (127 / 255,) * 3
+    if name == "cnn_lstm":
+        return MEAN, STD
+    if name in OURS or is_users(name):
+        return MIDDLE
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)

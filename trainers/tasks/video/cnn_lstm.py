@@ -1,0 +1,34 @@
+"""CNN + LSTM: a 2D backbone per frame, an LSTM over time (Donahue et al., CVPR 2015), in torchvision's registry."""
+
+from torch import Tensor, nn
+
+from trainers.tasks.backbones import SMALL, build_backbone
+from trainers.torch_compat import register_model
+
+
+class CNNLSTM(nn.Module):
+    """Clips [B, 3, T, H, W], float, normalised for the backbone -> logits [B, classes], of the mean over the LSTM's outputs.
+
+    Raises InputError as `build_backbone` does.
+    """
+
+    def __init__(self, num_classes: int, *, backbone: str, weights: str, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone, features = build_backbone(backbone, weights)
+        self.lstm = nn.LSTM(features, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        features = self.backbone(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (clips.shape[0], clips.shape[2]))  # [B, T, F]
+        outputs, _ = self.lstm(self.dropout(features))
+        logits: Tensor = self.fc(self.dropout(outputs.mean(dim=1)))
+        return logits
+
+
+@register_model()  # type: ignore[untyped-decorator]
+def cnn_lstm(
+    *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5
+) -> CNNLSTM:
+    """Build a CNN + LSTM; ``weights`` are the backbone's, by torchvision's name."""
+    return CNNLSTM(num_classes, backbone=backbone, weights=weights or "", hidden=hidden, dropout=dropout)

@@ -1,0 +1,83 @@
+"""The clip set that a run on videos reads: opened, checked, and which clips are trained and evaluated on."""
+
+import google_crc32c
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.loading.clips import ClipSet, open_clips
+from datasets.loading.store import read_samples
+from datasets.shards.frame_strips import STRIP, frames_of_strip
+from datasets.shards.index import Int64s
+from datasets.splits import evaluation_split
+from trainers.tasks.video.ctc_loss import feasible
+
+
+def open_single(url: str) -> ClipSet:
+    """A set of pictures or flow in which each clip has one action.
+
+    Raises:
+        InputError: it holds skeletons, sequences, or clips of fewer than two classes.
+    """
+    clips = open_clips(url)
+    if clips.stream == "skeletons":
+        raise InputError("the set holds skeletons", clips.index.url, "train on it by trainers/sequences.py")
+    several = [clip for clip, actions in enumerate(clips.actions) if len(actions) != 1]
+    if several:
+        what = f"{len(several)} clips have several actions"
+        raise InputError(what, clips.name(several[0]), "train on sequences by trainers/sequences.py")
+    if len(clips.class_names) < 2:
+        raise InputError("fewer than two classes", clips.index.url, "there is nothing to distinguish: are the labels right?")
+    clips.clips_of("train")
+    return clips
+
+
+def joints_of(clips: ClipSet) -> tuple[int, int] | None:
+    """J, D of a set of skeletons, None for pictures; raises InputError when the first frame cannot be read."""
+    if clips.stream != "skeletons":
+        return None
+    (data,) = read_samples(clips.index, clips.first[:1])
+    try:
+        if isinstance(data, ValueError):
+            raise data
+        frames = frames_of_strip(data, min(STRIP, int(clips.frames[0])))
+    except ValueError as error:
+        what = f"{clips.name(0)}: {error}"
+        raise InputError("the first clip cannot be read", what, "check the set with `python -m datasets.inspect`") from error
+    return int(frames.shape[1]), int(frames.shape[2])
+
+
+def checksum_of(clips: ClipSet) -> int:
+    """crc32c of what the set holds, which clips are in which split, and all actions: other data has another."""
+    actions = repr((clips.actions, clips.class_names)).encode()
+    checksum: int = google_crc32c.extend(google_crc32c.extend(clips.index.checksum, actions), clips.frames.tobytes())
+    return checksum
+
+
+def frames_seen(clips: ClipSet, clip: int, stride: int) -> int:
+    """Frames of a clip of which every ``stride``-th is taken."""
+    return -(-int(clips.frames[clip]) // stride)
+
+
+def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -> Int64s:
+    """Those of the clips that have enough frames for CTC to align their actions.
+
+    Raises:
+        InputError: one has not, and is not to be skipped; or none has.
+    """
+    enough = np.array([feasible(frames_seen(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
+    short = [clips.name(clip) for clip in chosen[~enough].tolist()]
+    if short and (not skip or not enough.any()):
+        shown = ", ".join(short[:10]) + (f" (+{len(short) - 10} more)" if len(short) > 10 else "")
+        remedy = "correct their labels, lower --clip.stride, or leave them out by --infeasible skip"
+        raise InputError(f"{len(short)} clips have fewer frames than their actions need", shown, remedy)
+    kept: Int64s = chosen[enough]
+    return kept
+
+
+def evaluation_clips(clips: ClipSet) -> Int64s:
+    """The clips to evaluate on: those for testing, else those for validation.
+
+    Raises:
+        InputError: the set has neither.
+    """
+    return clips.clips_of(evaluation_split(clips.index.splits) or "test")

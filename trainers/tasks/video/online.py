@@ -1,0 +1,78 @@
+"""Actions recognised while the video comes in: the model's state is kept from chunk to chunk."""
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datasets.errors import InputError
+from datasets.loading.clips import ClipConfig, seen_picture
+from datasets.media.decode import Image
+from datasets.media.video import Arrived
+from trainers.tasks.video.ctc_decoding import Event, Floats, Greedy
+from trainers.tasks.video.sequence_model import SequenceModel, State
+
+
+class Recogniser:
+    """Feeds a causal model frame by frame, or chunk by chunk: what it tells does not depend on how the video is cut.
+
+    Raises InputError for a model that looks ahead.
+    """
+
+    def __init__(self, model: SequenceModel, device: torch.device, threshold: float = 0.0) -> None:
+        if not model.causal:
+            remedy = "train one with --model.causal, or predict whole videos by --videos"
+            raise InputError("a model that looks both ways cannot recognise online", "", remedy)
+        self.model, self.device = model.eval(), device
+        self._decoder = Greedy(threshold)
+        self._state: State | None = None
+
+    @property
+    def frame(self) -> int:
+        """Frames fed so far."""
+        return self._decoder.frame
+
+    @torch.no_grad()
+    def feed(self, frames: torch.Tensor) -> tuple[list[Event], Floats]:
+        """The next frames [t, ...]: the actions that they tell, with frames counted from the start, and log-probabilities."""
+        log_probs, self._state = self.model.step(frames.to(self.device), self._state)
+        table = log_probs.cpu().numpy()
+        return self._decoder.feed(table), table
+
+
+class Recognised(NamedTuple):
+    """A chunk of a stream: its frames as they came, what it told, and log-probabilities [t, C + 1]."""
+
+    images: list[Image]
+    lines: list[dict[str, Any]]
+    log_probs: Floats
+
+
+def recognise(
+    source: Iterable[Arrived], recogniser: Recogniser, clip: ClipConfig, rate: float, chunk: int, classes: tuple[str, ...]
+) -> Iterator[Recognised]:
+    """Recognise a stream by ``chunk`` frames; of a line "time" is the video's, in seconds, and "delay" the seconds from when its
+    frame had come, however long it then waited, until it was told."""
+    frames = islice(source, 0, None, clip.stride)
+    while True:
+        images, came = list[Image](), []
+        for frame in islice(frames, chunk):
+            images.append(frame.image)
+            came.append(frame.came)
+        if not images:
+            return
+        first = recogniser.frame
+        events, log_probs = recogniser.feed(torch.from_numpy(np.stack([seen_picture(image, clip) for image in images])))
+        told = time.monotonic()
+        lines = [
+            {
+                "action": classes[event.action], "time": round(event.frame * clip.stride / rate, 3),
+                "frame": event.frame * clip.stride, "probability": round(event.probability, 4),
+                "delay": round(told - came[event.frame - first], 4),
+            }
+            for event in events
+        ]  # fmt: skip
+        yield Recognised(images, lines, log_probs)

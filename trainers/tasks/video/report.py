@@ -1,0 +1,64 @@
+"""Tables, comparisons and reports of runs on clips. A figure is a fraction unless said otherwise."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from trainers.engine.report import RunReport
+from trainers.engine.run import HISTORY, Run
+from trainers.reports.console import summary_table
+from trainers.reports.intervals import interval
+from trainers.tasks.video.pictures import confusion_picture
+
+NAMES = {
+    "top1": "top 1", "top5": "top 5", "mean_class": "mean of classes", "edit": "edit distance, greedy", "exact": "exact, greedy",
+    "beam_edit": "edit distance, beam", "beam_exact": "exact, beam", "frame_f1": "frame F1",
+}  # fmt: skip
+Picture = tuple[str, str, Callable[[bool], bytes]]  # title, caption, and what draws it, light or dark
+
+
+def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
+    """A row a figure: its name, its value in percent."""
+    return [[words, f"{figures[name]:.1%}"] for name, words in NAMES.items() if name in figures]
+
+
+def print_figures(title: str, figures: Mapping[str, float]) -> None:
+    """The table of a run's figures."""
+    summary_table(f"{title}: {int(figures['n']):,} clips", ["figure", "value"], figure_rows(figures))
+
+
+def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Each arm's figures over seeds in percent, mean ± 95% interval by Student's t."""
+    names = [name for name in NAMES if any(name in run for runs in figures.values() for run in runs)]
+    rows = []
+    for arm, runs in figures.items():
+        found = {name: interval([run[name] * 100 for run in runs]) for name in names if all(name in run for run in runs)}
+        rows.append([arm, *(f"{found[name][0]:.1f} ± {found[name][1]:.1f} %" if name in found else None for name in names)])
+    seeds = len(next(iter(figures.values())))
+    summary_table(f"{title}: {seeds} seeds, mean ± 95% interval", ["arm", *(NAMES[name] for name in names)], rows)
+
+
+def write_report(run: Run, pictures: Iterable[Picture]) -> None:
+    """Put ``report.html`` into the run's folder: figures, curves, pictures, settings."""
+    page = RunReport(run, lambda page: str(page.config["data"]))
+    after = page.metrics.get("after", {})
+    main = {name: NAMES[name] for name in ("top1", "edit", "exact") if name in after}
+    page.before_and_after("Test clips", main, lambda _, value: f"{value:.1%}")
+    if after:
+        page.table("Figures", ["figure", "value"], figure_rows(after))
+    page.evaluations(main, lambda _, value: f"{value:.1%}")
+    accuracy = any("accuracy" in record for record in page.history["records"])
+    page.training(("loss", *(["accuracy"] if accuracy else [])), ("lr", "samples_per_s", "wait"))
+    for title, caption, draw in pictures:
+        page.picture(title, caption, draw)
+    page.write()
+
+
+def confused_classes(run: Run, class_names: Sequence[str]) -> list[Picture]:
+    """The picture of a run's confusion matrix at its end, if it was evaluated."""
+    matrix = run.read_json(HISTORY)["notes"].get("confusion")
+    if matrix is None:
+        return []
+    draw = partial(confusion_picture, np.array(matrix), class_names)
+    return [("Which classes are mixed up", "Each row's fractions of test clips.", draw)]

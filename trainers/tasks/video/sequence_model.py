@@ -1,0 +1,138 @@
+"""Action sequences: features of each frame, an RNN over time, and for each frame the probabilities of the actions and of none.
+
+B batch, T frames, F features, C classes; output 0 is the blank, "no action", output c + 1 the class c. A causal model carries its
+state on, so that a video may be given to it in chunks of any length.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from datasets.errors import InputError
+from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
+from trainers.tasks.video.ctc_loss import ctc, even_targets, frame_wise
+
+State = Tensor | tuple[Tensor, Tensor]
+LossKind = Literal["ctc", "frames", "even"]
+
+
+@dataclass(frozen=True)
+class SequenceModelConfig:
+    """A model of action sequences."""
+
+    backbone: str = SMALL
+    """By torchvision's name, or your own: package.module:function; not used for skeletons."""
+    weights: str = ""
+    """torchvision's name of the backbone's trained weights; empty begins at random."""
+    cell: Literal["gru", "lstm"] = "gru"
+    hidden: int = 128
+    layers: int = 1
+    causal: bool = True
+    """An RNN that only looks back, which online recognition needs; else one that runs both ways."""
+    dropout: float = 0.3
+    """Of the frames' features."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown backbone or weights."""
+        check_backbone(self.backbone, self.weights)
+        if min(self.hidden, self.layers) < 1 or not 0 <= self.dropout < 1:
+            raise InputError("model.hidden and model.layers must be at least 1, model.dropout at least 0 and below 1", "model")
+
+
+class Pictures(nn.Module):
+    """Frames uint8 [M, H, W, 3] -> features [M, F]."""
+
+    def __init__(self, config: SequenceModelConfig) -> None:
+        super().__init__()
+        self.normalise = Normalise()
+        self.backbone, self.features = build_backbone(config.backbone, config.weights)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        features: Tensor = self.backbone(self.normalise(frames.permute(0, 3, 1, 2)))
+        return features
+
+
+class Skeletons(nn.Module):
+    """Joints float [M, J, D] -> features [M, F]: each frame's joints about their centre and in units of their spread."""
+
+    def __init__(self, joints: tuple[int, int], width: int = 128) -> None:
+        super().__init__()
+        self.features = width
+        self.layers = nn.Sequential(nn.Linear(joints[0] * joints[1], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        centred = frames - frames.mean(dim=1, keepdim=True)
+        spread = centred.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
+        features: Tensor = self.layers((centred / spread).flatten(1))
+        return features
+
+
+class SequenceModel(nn.Module):
+    """Frames [B, T, ...] -> log-probabilities [B, T, C + 1]. ``joints``: J, D of skeletons; none for pictures."""
+
+    def __init__(self, config: SequenceModelConfig, classes: int, joints: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.causal, self.classes = config.causal, classes
+        self.frames = Skeletons(joints) if joints else Pictures(config)
+        self.dropout = nn.Dropout(config.dropout)
+        cell = nn.GRU if config.cell == "gru" else nn.LSTM
+        both = not config.causal
+        self.rnn = cell(self.frames.features, config.hidden, config.layers, batch_first=True, bidirectional=both)
+        self.fc = nn.Linear(config.hidden * (2 if both else 1), classes + 1)
+
+    def forward(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Whole videos; of one that is shorter than T, by ``lengths`` [B], what comes after its end is not defined."""
+        batch, longest = images.shape[:2]
+        if lengths is None:
+            outputs, _ = self.rnn(self.dropout(self.frames(images.flatten(0, 1)).unflatten(0, (batch, longest))))
+        else:
+            there = torch.arange(longest, device=images.device) < lengths[:, None]
+            found = self.frames(images[there])  # padding would spoil the backbone's batch statistics
+            features = found.new_zeros(batch, longest, found.shape[1])
+            features[there] = found
+            packed = pack_padded_sequence(self.dropout(features), lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=longest)
+        return F.log_softmax(self.fc(outputs).float(), dim=2)
+
+    def step(self, images: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The next frames [t, ...] of one video and the state after those before -> log-probabilities [t, C + 1], new state."""
+        outputs, state = self.rnn(self.dropout(self.frames(images))[None], state)
+        return F.log_softmax(self.fc(outputs[0]).float(), dim=1), state
+
+
+class SequenceTask(nn.Module):
+    """What a run trains, by one of three losses; the latter two are baselines that need, or guess, each frame's action.
+
+    A batch holds "clips" [B, T, ...], "lengths" [B], "targets" [B, U] padded with -1, and for "frames" also
+    "frame_targets" [B, T]. ``group``: the ranks whose frames count together. The gradient of R ranks is that of one with all
+    videos, but for batch norm (`trainers.engine.distributed`) and dropout.
+    """
+
+    def __init__(self, model: SequenceModel, kind: LossKind, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.model, self.kind, self.group = model, kind, group
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        lengths, targets = batch["lengths"], batch["targets"]
+        log_probs = self.model(batch["clips"], lengths)
+        if self.kind == "ctc":
+            return {"loss": ctc(log_probs, lengths, targets)}
+        frame_targets = batch["frame_targets"] if self.kind == "frames" else even_targets(lengths, targets)
+        return {"loss": frame_wise(log_probs, lengths, frame_targets, self.group)}
+
+
+class FromClips(nn.Module):
+    """A sequence model as it is exported: uint8 videos [B, 3, T, H, W] -> log-probabilities [B, T, C + 1]."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_probs: Tensor = self.model(images.permute(0, 2, 3, 4, 1))
+        return log_probs
