@@ -114,7 +114,7 @@ def arrows(c: dict[str, str]) -> list[str]:
         arrow("M220 96H314", c), step(239, 70, 1, ["images"], c),
         arrow("M570 96H684", c), step(593, 70, 2, ["batches"], c),
         arrow("M730 214V368H696", c), step(753, 246, 3, ["every 50 steps:", "compute difficulty", "of all identities"], c),
-        arrow("M480 306V220", c), step(503, 260, 4, ["a new version:", "draw by it"], c),
+        arrow("M480 306V220", c), step(503, 260, 4, ["draw the next batches", "by the new version"], c),
         arrow("M390 350H226", c, thin=True), text(308, 342, "each version", c["muted"], 13.5, anchor="middle"),
         arrow("M924 214V464H120V436", c, thin=True),
         text(540, 456, "a checkpoint every 200 steps", c["muted"], 13.5, anchor="middle"),
