@@ -22,8 +22,8 @@ class RunReport(Page):
         super().__init__(run.name, f"{about(self)}, {self.metrics['step']:,} steps")
 
     def before_and_after(self, title: str, names: Mapping[str, str], text: Callable[[str, float], str]) -> None:
-        """The main figures at the end, in large type, and before training. ``names``: the figures with their words; ``text``: formats
-        a figure, given its name and value."""
+        """The main figures at the end, in large type, and before training. ``names``: the figures with their words;
+        ``text``: formats a figure, given its name and value."""
         if evaluations := self.history["evaluations"]:
             first, last = evaluations[0], evaluations[-1]
             self.numbers(title, [(words, text(n, last[n]), f"before: {text(n, first[n])}") for n, words in names.items()])

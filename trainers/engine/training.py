@@ -172,7 +172,7 @@ class TrainingRun:
         return self._over or step.done % self.config.checkpoint_every == 0
 
     def record(self, step: Step, figures: Mapping[str, float] | None = None) -> None:
-        """Record means over the steps since the last record, and the job's own ``figures``. They go to the console, to TensorBoard
+        """Record means over the steps since the last record, and the job's own ``figures``. They go to the console, TensorBoard
         and Prometheus."""
         means = self._meter.read(self.config.batch)
         means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {}), "allreduce_s": allreduce_s(self.model)}
