@@ -36,8 +36,8 @@ from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print
 from trainers.engine.worker import Worker
 from trainers.tasks.video.action_model import Actions, ActionsTask
 from trainers.tasks.video.config import ActionsConfig
-from trainers.tasks.video.data import checksum_of, evaluation_clips, open_single
-from trainers.tasks.video.evaluation import Floats, evaluate_actions, figures_of, matched
+from trainers.tasks.video.data import checksum_of, evaluation_clips, open_action_set
+from trainers.tasks.video.evaluation import Floats, align_logits, evaluate_actions, figures_of_actions
 from trainers.tasks.video.predict import TrainedOnClips, predict_actions
 from trainers.tasks.video.report import confused_classes, print_comparison, print_figures, write_report
 
@@ -63,7 +63,7 @@ class Train(ActionsConfig):
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
     config = from_json(Train, settings["config"], "the driver")
-    clips = open_single(config.data)
+    clips = open_action_set(config.data)
     torch.manual_seed(config.seed)
     task = ActionsTask(Actions(config.model, len(clips.class_names), config.clip, clips.stream)).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips))
@@ -93,7 +93,7 @@ def evaluate(run: TrainingRun, clips: ClipSet, task: ActionsTask) -> None:
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
         logits, bad = evaluate_actions(task.model, clips, chosen, config.clip, config.cache, **run.for_evaluation(task))
-        figures, confused = figures_of(logits, clips, chosen)
+        figures, confused = figures_of_actions(logits, clips, chosen)
         run.evaluated(figures, bad, f"top 1 {figures['top1']:.1%}", confusion=confused)
 
 
@@ -107,7 +107,7 @@ def trained_on(verb: OnRun) -> TrainedOnClips[Actions]:
 
 def logits_of(trained: TrainedOnClips[Actions], data: str, workers: int) -> tuple[Floats, ClipSet, Any]:
     """Logits of a set's test clips, and which clips they are; raises InputError when the set's classes are not the run's."""
-    config, clips = trained.opened.config, open_single(data or trained.opened.config.data)
+    config, clips = trained.opened.config, open_action_set(data or trained.opened.config.data)
     if not trained.fits(clips):
         what = f"the set has {len(clips.class_names)} classes of {clips.stream}, and the run others"
         raise InputError(what, clips.index.url, "evaluate on a set of the same classes and stream")
@@ -131,8 +131,8 @@ class Evaluate(OnData):
         title = f"{self.name} on {clips.index.url}"
         if self.fuse:
             other, others, theirs = logits_of(trained_on(replace(self, name=self.fuse)), "", self.workers)
-            logits, title = logits + matched(other, others, theirs, clips, chosen), f"{self.name} + {self.fuse}"
-        figures, _ = figures_of(logits, clips, chosen)
+            logits, title = logits + align_logits(other, others, theirs, clips, chosen), f"{self.name} + {self.fuse}"
+        figures, _ = figures_of_actions(logits, clips, chosen)
         print_figures(title, figures)
         trained.opened.run.note_evaluation(self.fuse or clips.index.url, figures)
 

@@ -38,14 +38,14 @@ from trainers.tasks.detection.data import (
     checksum_of,
     domain_stream,
     evaluate_boxes,
-    held_out,
-    looked_at,
+    held_out_split,
     open_box_set,
+    sample_split,
     with_boxes,
 )
 from trainers.tasks.detection.detector import Detector
 from trainers.tasks.detection.export import export_detector
-from trainers.tasks.detection.report import look_at, predict_boxes, print_comparison, print_figures, write_report
+from trainers.tasks.detection.report import detect_samples, predict_boxes, print_comparison, print_figures, write_report
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Train(DetectionConfig):
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
-        write_report(run, looked_at(domains.target))
+        write_report(run, sample_split(domains.target))
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         stream, *optim, samples=len(domains.labelled.train) + len(domains.target.train),
         prepare=lambda batches: with_boxes(batches, domains.labelled, domains.names, config.begin),
     ):  # fmt: skip
-        task.follow(step.done)
+        task.update_mean(step.done)
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
@@ -106,9 +106,9 @@ def evaluate(run: TrainingRun, domains: Domains, task: DetectionTask) -> None:
     """Keep what is seen on some of the target's images, and the figures of those held out, where there are any with boxes; every
     rank evaluates its slice."""
     target = domains.target
-    seen = look_at(task, looked_at(target), target.size, domains.names, run.worker.device)
+    seen = detect_samples(task, sample_split(target), target.size, domains.names, run.worker.device)
     run.log.notes.setdefault("seen", []).append({"step": run.log.step, "images": seen})
-    if held_out(target) is not None:
+    if held_out_split(target) is not None:
         result = evaluate_boxes(task.kept, target, domains.names, run.config.cache, **run.for_evaluation(task))
         run.evaluated(result.figures, result.bad, f"mAP50 {result.figures['mAP50']:.1%} on the target")
 

@@ -38,7 +38,7 @@ from trainers.engine.worker import Worker
 from trainers.tasks.video.config import SequencesConfig
 from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of
 from trainers.tasks.video.evaluation import evaluate_sequences, figures_of_sequences
-from trainers.tasks.video.predict import TrainedOnClips, of_files, of_stream, predict_sequences, timelines
+from trainers.tasks.video.predict import TrainedOnClips, predict_files, predict_stream, save_predictions, timelines
 from trainers.tasks.video.report import print_comparison, print_figures, write_report
 from trainers.tasks.video.sequence_model import FromClips, LossKind, SequenceModel, SequenceTask
 
@@ -160,8 +160,8 @@ class Predict(OnRun):
         if trained.stream == "skeletons" or (self.stream and trained.stream != "rgb"):
             what, remedy = f"the model is one of {trained.stream}", "use one of RGB; `evaluate` takes packed sets"
             raise InputError(what, trained.opened.run.url, remedy)
-        by_files = of_files(trained, self.videos)
-        predict_sequences(trained, of_stream(trained, self.stream, self.chunk, self.threshold) if self.stream else by_files)
+        by_files = predict_files(trained, self.videos)
+        save_predictions(trained, predict_stream(trained, self.stream, self.chunk, self.threshold) if self.stream else by_files)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,10 +118,10 @@ def test_the_moving_mean_follows() -> None:
     with torch.no_grad():
         for p in task.detector.parameters():
             p.add_(1)
-    task.follow(1)  # decay 1/10 in the first step, 0.99 in the end
+    task.update_mean(1)  # decay 1/10 in the first step, 0.99 in the end
     for mean, old in zip(task.mean.parameters(), before, strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(mean, old + 0.9)
-    task.follow(10_000)
+    task.update_mean(10_000)
     for mean, old in zip(task.mean.parameters(), before, strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(mean, old + 0.9 + 0.1 * 0.01)
     assert not any(p.requires_grad for p in task.mean.parameters())  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def train_on_rank(rank: int, arm: Arm) -> list[torch.Tensor]:
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
-        task.follow(step + 1)
+        task.update_mean(step + 1)
     return [p.detach() for p in task.parameters()]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.tasks.detection.losses import domain_loss, fooling_loss, telling_loss
+from trainers.tasks.detection.losses import adversarial_loss, discriminator_loss, domain_loss
 
 LOGITS = torch.tensor([[0.3, -2.0], [5.0, 0.0]])
 OTHER = torch.tensor([[1.0, 0.5], [-3.0, 0.1]])
@@ -15,22 +15,22 @@ def bce(logits: torch.Tensor, label: float) -> torch.Tensor:
 
 
 def test_they_are_binary_cross_entropy() -> None:
-    torch.testing.assert_close(fooling_loss(LOGITS), bce(LOGITS, 1))
-    torch.testing.assert_close(telling_loss(LOGITS, OTHER), bce(LOGITS, 1) + bce(OTHER, 0))
-    torch.testing.assert_close(telling_loss(LOGITS, OTHER, LOGITS), bce(LOGITS, 1) + (bce(OTHER, 0) + bce(LOGITS, 0)) / 2)
+    torch.testing.assert_close(adversarial_loss(LOGITS), bce(LOGITS, 1))
+    torch.testing.assert_close(discriminator_loss(LOGITS, OTHER), bce(LOGITS, 1) + bce(OTHER, 0))
+    torch.testing.assert_close(discriminator_loss(LOGITS, OTHER, LOGITS), bce(LOGITS, 1) + (bce(OTHER, 0) + bce(LOGITS, 0)) / 2)
     torch.testing.assert_close(domain_loss(LOGITS, OTHER), bce(LOGITS, 1) + bce(OTHER, 0))
 
 
 def test_weights_count_each_cluster() -> None:
     w = torch.tensor([[1.0, 0.0], [0.5, 0.25]])
     expected = sum(float(bce(LOGITS[i, k], 1)) * float(w[i, k]) for i in range(2) for k in range(2)) / 4
-    assert float(fooling_loss(LOGITS, w)) == pytest.approx(expected)
-    torch.testing.assert_close(fooling_loss(LOGITS, torch.ones(2, 2)), fooling_loss(LOGITS))
+    assert float(adversarial_loss(LOGITS, w)) == pytest.approx(expected)
+    torch.testing.assert_close(adversarial_loss(LOGITS, torch.ones(2, 2)), adversarial_loss(LOGITS))
 
 
 def test_the_two_sides_pull_against_each_other() -> None:
     """What fools a discriminator raises its loss: the gradients on a made patch's logit have opposite signs."""
     made = torch.zeros(1, 1, requires_grad=True)
-    (fools,) = torch.autograd.grad(fooling_loss(made), made)
-    (tells,) = torch.autograd.grad(telling_loss(torch.zeros(1, 1), made), made)
+    (fools,) = torch.autograd.grad(adversarial_loss(made), made)
+    (tells,) = torch.autograd.grad(discriminator_loss(torch.zeros(1, 1), made), made)
     assert fools < 0 < tells

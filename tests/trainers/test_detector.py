@@ -6,7 +6,7 @@ import torch
 from boxdata import CLASSES, scene
 
 from datasets.errors import InputError
-from trainers.tasks.detection.data import found_boxes
+from trainers.tasks.detection.data import detect
 from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.metrics import Truth, detection_figures
 
@@ -75,7 +75,7 @@ def test_the_small_one_learns() -> None:
         optimiser.zero_grad()
         torch.stack([total / count for total, count in losses.values()]).sum().backward()
         optimiser.step()
-    told = found_boxes(detector.eval(), images)
+    told = detect(detector.eval(), images)
     scale = np.array([64, 48, 64, 48], np.float32)
     truth = [
         Truth(t["boxes"].numpy() / scale, t["labels"].numpy() - 1, np.zeros(len(t["labels"]), np.bool_)) for t in targets

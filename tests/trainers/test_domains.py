@@ -21,7 +21,7 @@ from trainers.tasks.detection.data import (
     classes_of,
     domain_stream,
     evaluate_boxes,
-    held_out,
+    held_out_split,
     open_box_set,
     with_boxes,
 )
@@ -99,7 +99,7 @@ def test_classes(domains: tuple[BoxSet, BoxSet], tmp_path: Path) -> None:
     pack("voc", put_voc(tmp_path / "n", 6, annotated=False), str(tmp_path / "bare"), Options())
     bare = open_box_set(str(tmp_path / "bare"), 48, "target")
     assert classes_of(source, bare, ()) == CLASSES  # a target without boxes
-    assert held_out(bare) is None
+    assert held_out_split(bare) is None
     with pytest.raises(InputError, match="no boxes at all of round in the training images"):
         classes_of(bare, target, ("round",))
     some = put_voc(tmp_path / "s", 6)
@@ -144,7 +144,7 @@ def test_evaluation_counts_every_annotated_image_once(domains: tuple[BoxSet, Box
     torch.manual_seed(0)
     detector = Detector(DetectorConfig(regions=8), 2)
     result = evaluate_boxes(detector, domains[0], CLASSES, CACHE, torch.device("cpu"))
-    split = held_out(domains[0])
+    split = held_out_split(domains[0])
     assert split is not None
     table = domains[0].boxes
     rows = np.concatenate([table.classes[table.rows(s)] for s in split.samples(np.arange(len(split))).tolist()])

@@ -14,8 +14,14 @@ from sklearn.metrics import f1_score, top_k_accuracy_score
 from datasets.errors import InputError
 from trainers.tasks.video.ctc_decoding import Event, Greedy, greedy, prefix_beam
 from trainers.tasks.video.ctc_loss import ctc, even_targets, feasible, frame_wise
-from trainers.tasks.video.metrics import clip_figures, confusion
-from trainers.tasks.video.sequence_metrics import edit_distance, frame_counts, frame_f1, sequence_figures
+from trainers.tasks.video.metrics import (
+    classification_figures,
+    confusion,
+    edit_distance,
+    frame_counts,
+    frame_f1,
+    sequence_figures,
+)
 from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
 
 
@@ -129,7 +135,7 @@ def test_frame_f1_agrees_with_scikit_learn() -> None:
 def test_clip_figures_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 9)).astype(np.float32), rng.integers(0, 9, 300)
-    figures = clip_figures(logits, labels)
+    figures = classification_figures(logits, labels)
     assert figures["top1"] == pytest.approx(top_k_accuracy_score(labels, logits, k=1))
     assert figures["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     assert confusion(logits, labels).sum() == 300
@@ -144,7 +150,7 @@ def test_equal_logits_count_as_not_found(seed: int, classes: int) -> None:
     logits, labels = rng.integers(0, 4, (40, classes)).astype(np.float32), rng.integers(0, classes, 40)
     lowered = logits.copy()
     lowered[np.arange(40), labels] -= 0.5
-    figures, every = clip_figures(logits, labels), list(range(classes))
+    figures, every = classification_figures(logits, labels), list(range(classes))
     for name, k in (("top1", 1), ("top5", 5)):
         expected = top_k_accuracy_score(labels, lowered, k=k, labels=every) if k < classes else 1
         assert figures[name] == pytest.approx(expected)
@@ -155,9 +161,11 @@ def test_equal_logits_count_as_not_found(seed: int, classes: int) -> None:
 def test_a_model_that_tells_nothing_apart_has_found_nothing() -> None:
     labels = np.arange(12) % 6
     for logits in (np.zeros((12, 6), np.float32), np.full((12, 6), np.nan, np.float32)):
-        figures = clip_figures(logits, labels)
+        figures = classification_figures(logits, labels)
         assert [figures[name] for name in ("top1", "top5", "mean_class")] == [0, 0, 0]
-    assert clip_figures(np.zeros((4, 5), np.float32), labels[:4])["top5"] == 1  # of five classes all are among the first five
+    assert (
+        classification_figures(np.zeros((4, 5), np.float32), labels[:4])["top5"] == 1
+    )  # of five classes all are among the first five
 
 
 @pytest.fixture(params=["gru", "lstm"])

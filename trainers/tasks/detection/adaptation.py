@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks, sum_over_ranks
-from trainers.tasks.detection.detector import Detector, DetectorConfig, Found
-from trainers.tasks.detection.losses import domain_loss, fooling_loss, telling_loss
+from trainers.tasks.detection.detector import Detector, DetectorConfig, Regions
+from trainers.tasks.detection.losses import adversarial_loss, discriminator_loss, domain_loss
 from trainers.tasks.detection.regions import (
     Discriminator,
     Generator,
@@ -149,7 +149,7 @@ class DetectionTask(nn.Module):
         return self
 
     @torch.no_grad()
-    def follow(self, steps: int) -> None:
+    def update_mean(self, steps: int) -> None:
         """Let the moving mean follow, after so many steps (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017)."""
         if self.mean is not None:
             decay = min(self.teaching.decay, steps / (steps + 9))
@@ -170,7 +170,7 @@ class DetectionTask(nn.Module):
         loss = torch.stack(list(terms.values())).sum()
         return {"loss": loss, **{f"loss_{name}": term.detach() for name, term in terms.items()}}
 
-    def clusters(self, found: Found, seed: int) -> Clusters:
+    def clusters(self, found: Regions, seed: int) -> Clusters:
         """k-means on the centres of each image's regions, and m regions of each cluster."""
         points, valid = padded_centres(found.boxes)
         centres, assigned = cluster_centres(points, valid, self.align.clusters, seed)
@@ -205,7 +205,7 @@ class DetectionTask(nn.Module):
         return {f"pseudo_{name}": (weight * sums[name][0], sums[name][1]) for name in ("objectness", "class")}
 
     def _alignment_terms(
-        self, source_images: Tensor, source: Found, target_images: Tensor, target: Found, active: Tensor
+        self, source_images: Tensor, source: Regions, target_images: Tensor, target: Regions, active: Tensor
     ) -> dict[str, Tensor]:
         """L_a + sum_k w_k L_b,k for the detector, and what trains the adversaries.
 
@@ -219,8 +219,8 @@ class DetectionTask(nn.Module):
         seed = int(torch.randint(2**31, ()))  # of the loop's, which seeds every step
         ours, theirs = self.clusters(source, seed), self.clusters(target, seed + 1)
         w = self.weights(theirs.features)
-        a = fooling_loss(_as_constant(adversaries.tell_target, _as_constant(adversaries.make_target, ours.features)))
-        b = fooling_loss(_as_constant(adversaries.tell_source, _as_constant(adversaries.make_source, theirs.features)), w)
+        a = adversarial_loss(_as_constant(adversaries.tell_target, _as_constant(adversaries.make_target, ours.features)))
+        b = adversarial_loss(_as_constant(adversaries.tell_source, _as_constant(adversaries.make_source, theirs.features)), w)
         strength = self.align.strength * active
         terms = {"align_source": strength * a, "align_target": strength * b}
 
@@ -232,8 +232,8 @@ class DetectionTask(nn.Module):
             make, tell = getattr(adversaries, f"make_{name}"), getattr(adversaries, f"tell_{name}")
             real = crop_patches(images, centres, crop_side(images.shape[2], images.shape[3], self.align.clusters))
             made, crossed = make(own), _as_constant(make, other)
-            terms[f"make_{name}"] = fooling_loss(_as_constant(tell, made))
-            terms[f"tell_{name}"] = telling_loss(tell(real), tell(made.detach()), tell(crossed))
+            terms[f"make_{name}"] = adversarial_loss(_as_constant(tell, made))
+            terms[f"tell_{name}"] = discriminator_loss(tell(real), tell(made.detach()), tell(crossed))
         return terms
 
 

@@ -159,13 +159,13 @@ class Evaluation(NamedTuple):
     bad: list[str]
 
 
-def held_out(box_set: BoxSet) -> Split | None:
+def held_out_split(box_set: BoxSet) -> Split | None:
     """The split to evaluate on (test, else val), if there is one with boxes."""
     split = evaluated_split(box_set.index)
     return split if split and box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
 
 
-def looked_at(box_set: BoxSet) -> Split:
+def sample_split(box_set: BoxSet) -> Split:
     """The split whose first images a report shows, with boxes or without: what is held out, else what is trained on."""
     return evaluated_split(box_set.index) or box_set.train
 
@@ -180,7 +180,7 @@ def evaluate_boxes(
     Raises:
         InputError: there are no held-out images with boxes.
     """
-    split = held_out(box_set)
+    split = held_out_split(box_set)
     if split is None:
         raise InputError("no held-out images with boxes", box_set.index.url, "pack with --held-out above 0, or with a test list")
     training = detector.training
@@ -190,7 +190,7 @@ def evaluate_boxes(
     for chunk in load_in_workers(SplitStream(split, box_set.size, cache, box_set.etags, part, CHUNK), workers):
         bad += chunk["bad"]
         if len(chunk["positions"]):
-            found = found_boxes(detector, chunk["images"].to(device))
+            found = detect(detector, chunk["images"].to(device))
             told |= dict(zip(split.samples(chunk["positions"].numpy()).tolist(), found, strict=True))
     detector.train(training)
     parts: list[Any] = [told]
@@ -204,7 +204,7 @@ def evaluate_boxes(
 
 
 @torch.no_grad()
-def found_boxes(detector: Detector, images: torch.Tensor) -> list[Prediction]:
+def detect(detector: Detector, images: torch.Tensor) -> list[Prediction]:
     """What a detector finds on images [b, 3, H, W], the best first; boxes as shares of the sides, classes from 0."""
     height, width = images.shape[2:]
     scale = np.array([width, height, width, height], np.float32)

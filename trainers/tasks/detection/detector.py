@@ -65,14 +65,14 @@ class DetectorConfig:
             raise InputError(f"{len(self.anchors)} anchors for 5 levels", "model", "give one side for each level")
 
 
-class Found(NamedTuple):
+class Regions(NamedTuple):
     """Regions of B images: ``boxes`` [R_i, 4] in pixels of each image, ``features`` [sum of R_i, F] of all, one after another."""
 
     boxes: list[Tensor]
     features: Tensor
 
 
-class _Counted:
+class _CountingSampler:
     """torchvision's draw of the anchors that a step learns from, and how many they were."""
 
     def __init__(self, draw: Any) -> None:
@@ -99,7 +99,7 @@ class Detector(nn.Module):
         )  # fmt: skip
         self.normalise = Normalise()
         self.backbone, self.rpn, self.roi_heads = parts.backbone, parts.rpn, parts.roi_heads
-        self.rpn.fg_bg_sampler = _Counted(self.rpn.fg_bg_sampler)
+        self.rpn.fg_bg_sampler = _CountingSampler(self.rpn.fg_bg_sampler)
 
     @property
     def width(self) -> int:
@@ -112,7 +112,7 @@ class Detector(nn.Module):
         maps = self.backbone(self.normalise(images))
         return {"0": maps} if isinstance(maps, Tensor) else maps
 
-    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Found]:
+    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Regions]:
         """The four losses, each as a sum and the count of what was summed, and the regions that they were computed on.
 
         A target has boxes [n, 4] float, labels [n] int64. At most 256 anchors of an image and ``regions`` of its proposals are
@@ -121,7 +121,7 @@ class Detector(nn.Module):
         maps, targets, sizes = self.maps(images), list(targets), _sizes(images)
         proposals, of_rpn = self.rpn(ImageList(images, sizes), maps, targets)
         boxes, _, labels, deltas = self.roi_heads.select_training_samples(proposals, targets)
-        found = Found(boxes, self.pooled(maps, boxes, sizes))
+        found = Regions(boxes, self.pooled(maps, boxes, sizes))
         of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(found.features), labels, deltas)
         means = {
             "objectness": of_rpn["loss_objectness"], "proposal": of_rpn["loss_rpn_box_reg"], "class": of_class, "box": of_box
@@ -130,13 +130,13 @@ class Detector(nn.Module):
         counts = {"objectness": anchors, "proposal": anchors, "class": drawn, "box": drawn}
         return {name: (mean * counts[name], counts[name]) for name, mean in means.items()}, found
 
-    def best_regions(self, images: Tensor) -> Found:
+    def best_regions(self, images: Tensor) -> Regions:
         """The regions that are most likely to hold something, at most ``regions`` of each image and at least one."""
         maps, sizes = self.maps(images), _sizes(images)
         boxes = [b[: self.regions] for b in self._proposed(images, maps)]
         whole = images.new_tensor([[0, 0, images.shape[3], images.shape[2]]], dtype=torch.float32)
         boxes = [b if len(b) else whole for b in boxes]
-        return Found(boxes, self.pooled(maps, boxes, sizes))
+        return Regions(boxes, self.pooled(maps, boxes, sizes))
 
     def pooled(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """The regions' features, of one size whatever the region's [sum of R_i, F]."""

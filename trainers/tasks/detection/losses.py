@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def fooling_loss(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+def adversarial_loss(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """-log D(made), the mean over made patches [B, K], each times its weight w_k."""
     losses = F.softplus(-logits)
     return (losses if weights is None else losses * weights).mean()
 
 
-def telling_loss(real: Tensor, *made: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, *made: Tensor) -> Tensor:
     """-log D(real) - log(1 - D(made)), means over patches [B, K]; several kinds of made ones share their half."""
     return F.softplus(-real).mean() + torch.stack([F.softplus(logits).mean() for logits in made]).mean()
 

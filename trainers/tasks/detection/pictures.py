@@ -14,7 +14,7 @@ DOT = 3.0
 CLUSTERS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#999999")
 
 
-class Seen(NamedTuple):
+class Detections(NamedTuple):
     """An image and what was found on it; all places are shares of its sides."""
 
     image: Image
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     weights: Sequence[float] = ()  # w_k of each
 
 
-def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark: bool = False) -> bytes:
+def detections_sheet(seen: Sequence[Detections], columns: int = 4, cell: float = 230.0, dark: bool = False) -> bytes:
     """A sheet of images with the boxes found, the clusters of regions as coloured dots, and the weight w_k of each below."""
     with drawing(dark) as theme:
         if not seen:
@@ -51,7 +51,7 @@ def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark
         return sheet.png()
 
 
-def _marks(sheet: Sheet, theme: Theme, one: Seen, kinds: Sequence[str], cell: Box) -> None:
+def _marks(sheet: Sheet, theme: Theme, one: Detections, kinds: Sequence[str], cell: Box) -> None:
     """Paint what was found over an image that lies in the middle of its cell; a class has its colour throughout the sheet."""
     colours = (theme.accent, theme.wrong, theme.right, theme.mark)
     ratio = min(cell[2] / one.image.shape[1], cell[3] / one.image.shape[0])

@@ -17,9 +17,9 @@ from trainers.engine.run import Run
 from trainers.reports.console import summary_table
 from trainers.reports.intervals import interval
 from trainers.tasks.detection.adaptation import DetectionTask
-from trainers.tasks.detection.data import CELL, found_boxes
+from trainers.tasks.detection.data import CELL, detect
 from trainers.tasks.detection.detector import Detector
-from trainers.tasks.detection.pictures import Seen, seen_sheet
+from trainers.tasks.detection.pictures import Detections, detections_sheet
 
 SHOWN = 4  # images of the target in each evaluation
 SURE = 0.5  # least score of a box in a picture
@@ -69,14 +69,16 @@ def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, flo
 
 
 @torch.no_grad()
-def look_at(task: DetectionTask, split: Split, size: tuple[int, int], names: Sequence[str], device: torch.device) -> list[Any]:
+def detect_samples(
+    task: DetectionTask, split: Split, size: tuple[int, int], names: Sequence[str], device: torch.device
+) -> list[Any]:
     """What a run sees on the first images of a split, in plain numbers: boxes, and where it aligns the clusters and their w_k."""
     positions = np.arange(min(SHOWN, len(split)))
     task.eval()
     seen = []
     for position, image in zip(positions, _images(split, positions), strict=True):
         batch = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
-        (found,) = found_boxes(task.kept, batch)
+        (found,) = detect(task.kept, batch)
         entry: dict[str, Any] = {"position": int(position), "boxes": named_boxes(found, names)}
         if task.adversaries is not None:
             entry |= _clusters(task, batch)
@@ -131,14 +133,14 @@ def write_report(run: Run, split: Split) -> None:
     page.write()
 
 
-def _sheet(shown: Sequence[Seen], dark: bool) -> bytes:
-    return seen_sheet(shown, dark=dark)
+def _sheet(shown: Sequence[Detections], dark: bool) -> bytes:
+    return detections_sheet(shown, dark=dark)
 
 
-def _seen(split: Split, entries: Sequence[Mapping[str, Any]]) -> list[Seen]:
+def _seen(split: Split, entries: Sequence[Mapping[str, Any]]) -> list[Detections]:
     images = _images(split, [entry["position"] for entry in entries])
     return [
-        Seen(
+        Detections(
             image, f"image {entry['position']}", [tuple(box) for box in entry["boxes"]], entry.get("points", ()),
             entry.get("centres", ()), entry.get("weights", ()),
         )
@@ -156,7 +158,7 @@ def predict_boxes(
         height, width = image.shape[:2]
         scale = side / min(height, width)
         size = max(round(height * scale / CELL), 1) * CELL, max(round(width * scale / CELL), 1) * CELL
-        (found,) = found_boxes(detector, torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device))
+        (found,) = detect(detector, torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device))
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         corners = found.boxes * np.array([width, height, width, height], np.float32)
         for box, c, score in zip(corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True):
@@ -168,8 +170,8 @@ def predict_boxes(
             })  # fmt: skip
         boxes = named_boxes(found, names)
         picture = f"prediction/{number:06d}-{Path(name).stem}.png"
-        seen = Seen(image, name, [tuple(box) for box in boxes])
-        run.objects.put(picture, seen_sheet([seen], cell=max(min(width, 960), 120)))
+        seen = Detections(image, name, [tuple(box) for box in boxes])
+        run.objects.put(picture, detections_sheet([seen], cell=max(min(width, 960), 120)))
         words = ", ".join(f"{sum(box[4] == kind for box in boxes)} {kind}" for kind in names)
         print(f"{name}: {words} -> {run.url}/{picture}")
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]

@@ -17,7 +17,7 @@ from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.user_models import try_users
 from trainers.tasks.video.action_model import ActionModelConfig, check_clips
-from trainers.tasks.video.data import feasible_clips, open_single
+from trainers.tasks.video.data import feasible_clips, open_action_set
 from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig
 
 
@@ -45,7 +45,7 @@ class ActionsConfig(JobConfig):
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
-        clips = open_single(self.data)
+        clips = open_action_set(self.data)
         check_shards(clips.index)
         check_clips(self.model, len(clips.class_names), self.clip, clips.stream)
         return clips

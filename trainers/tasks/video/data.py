@@ -12,7 +12,7 @@ from datasets.splits import evaluation_split
 from trainers.tasks.video.ctc_loss import feasible
 
 
-def open_single(url: str) -> ClipSet:
+def open_action_set(url: str) -> ClipSet:
     """A set of pictures or flow in which each clip has one action.
 
     Raises:
@@ -53,7 +53,7 @@ def checksum_of(clips: ClipSet) -> int:
     return checksum
 
 
-def frames_seen(clips: ClipSet, clip: int, stride: int) -> int:
+def strided_frames(clips: ClipSet, clip: int, stride: int) -> int:
     """Frames of a clip of which every ``stride``-th is taken."""
     return -(-int(clips.frames[clip]) // stride)
 
@@ -64,7 +64,7 @@ def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -
     Raises:
         InputError: one has not, and is not to be skipped; or none has.
     """
-    enough = np.array([feasible(frames_seen(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
+    enough = np.array([feasible(strided_frames(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
     short = [clips.name(clip) for clip in chosen[~enough].tolist()]
     if short and (not skip or not enough.any()):
         shown = ", ".join(short[:10]) + (f" (+{len(short) - 10} more)" if len(short) > 10 else "")

@@ -17,8 +17,7 @@ from datasets.loading.workers import load_in_workers
 from datasets.shards.index import Int64s
 from trainers.engine.distributed import gather_items
 from trainers.tasks.video.ctc_decoding import greedy, prefix_beam
-from trainers.tasks.video.metrics import clip_figures, confusion
-from trainers.tasks.video.sequence_metrics import frame_counts, frame_f1, sequence_figures
+from trainers.tasks.video.metrics import classification_figures, confusion, frame_counts, frame_f1, sequence_figures
 from trainers.tasks.video.sequence_model import SequenceModel
 
 VIEWS = 16  # views that go through the model at once
@@ -106,7 +105,7 @@ def figures_of_sequences(found: Sequence[Prediction], clips: ClipSet, chosen: In
     return figures | {"n": len(found)}
 
 
-def figures_of(logits: Floats, clips: ClipSet, chosen: np.ndarray) -> tuple[dict[str, float], list[list[int]]]:
+def figures_of_actions(logits: Floats, clips: ClipSet, chosen: np.ndarray) -> tuple[dict[str, float], list[list[int]]]:
     """The figures and the confusion matrix of those clips that could be read.
 
     Raises:
@@ -116,10 +115,10 @@ def figures_of(logits: Floats, clips: ClipSet, chosen: np.ndarray) -> tuple[dict
     if not read.any():
         raise InputError("no test clip can be read", clips.index.url, "check the set with `python -m datasets.inspect`")
     labels = np.array([clips.actions[clip][0] for clip in chosen[read]], np.int64)
-    return clip_figures(logits[read], labels), confusion(logits[read], labels).tolist()
+    return classification_figures(logits[read], labels), confusion(logits[read], labels).tolist()
 
 
-def matched(other: Floats, others: ClipSet, theirs: np.ndarray, clips: ClipSet, chosen: np.ndarray) -> Floats:
+def align_logits(other: Floats, others: ClipSet, theirs: np.ndarray, clips: ClipSet, chosen: np.ndarray) -> Floats:
     """The other stream's logits in the order of these clips; one that is too short for flow has zeros there.
 
     Raises:

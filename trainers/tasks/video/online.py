@@ -43,7 +43,7 @@ class Recogniser:
         return self._decoder.feed(table), table
 
 
-class Recognised(NamedTuple):
+class RecognisedChunk(NamedTuple):
     """A chunk of a stream: its frames as they came, what it told, and log-probabilities [t, C + 1]."""
 
     images: list[Image]
@@ -53,7 +53,7 @@ class Recognised(NamedTuple):
 
 def recognise(
     source: Iterable[Arrived], recogniser: Recogniser, clip: ClipConfig, rate: float, chunk: int, classes: tuple[str, ...]
-) -> Iterator[Recognised]:
+) -> Iterator[RecognisedChunk]:
     """Recognise a stream by ``chunk`` frames; of a line "time" is the video's, in seconds, and "delay" the seconds from when its
     frame had come, however long it then waited, until it was told."""
     frames = islice(source, 0, None, clip.stride)
@@ -75,4 +75,4 @@ def recognise(
             }
             for event in events
         ]  # fmt: skip
-        yield Recognised(images, lines, log_probs)
+        yield RecognisedChunk(images, lines, log_probs)

@@ -39,9 +39,10 @@ def timeline(
     log_probs: Floats, times: npt.NDArray[np.float64], found: Sequence[tuple[str, float]], classes: Sequence[str],
     film: Sequence[Image] = (), true: Sequence[str] = (), dark: bool = False,
 ) -> bytes:  # fmt: skip
-    """Which action is predicted when: log-probabilities [T, C + 1] at ``times`` [T] in seconds, and ``found`` actions with their times.
+    """The probabilities of actions over time: log-probabilities [T, C + 1] at ``times`` [T] in seconds.
 
-    ``film``: frames evenly spread over the video; ``true``: the actions in order, where they are known.
+    ``found``: the predicted actions and their times; ``film``: frames evenly spread over the video; ``true``: the true actions in
+    order, where they are known.
     """
     with drawing(dark) as theme:
         if not len(times):

@@ -85,8 +85,8 @@ def predict_actions(trained: TrainedOnClips[Any], paths: Sequence[Path]) -> None
 Sequences = TrainedOnClips[SequenceModel]
 
 
-def predict_sequences(trained: Sequences, lines: Iterator[str]) -> None:
-    """Put the lines of `of_files` or `of_stream` into the run's folder when they have come."""
+def save_predictions(trained: Sequences, lines: Iterator[str]) -> None:
+    """Put the lines of `predict_files` or `predict_stream` into the run's folder when they have come."""
     run = trained.opened.run
     run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
     print(f"lines and picture: {run.url}/prediction.jsonl, prediction.png", file=sys.stderr)
@@ -107,7 +107,7 @@ def times_of(trained: Sequences, count: int) -> npt.NDArray[np.float64]:
     return times
 
 
-def of_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
+def predict_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
     """Print a line of JSON for each video: its actions with their times; gives the lines, and makes the last video's timeline."""
     classes, beam_width = trained.classes, trained.opened.config.beam_width
     for path in video_files(paths):
@@ -125,7 +125,7 @@ def of_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
         yield json.dumps(line)
 
 
-def of_stream(trained: Sequences, source: str, chunk: int, threshold: float) -> Iterator[str]:
+def predict_stream(trained: Sequences, source: str, chunk: int, threshold: float) -> Iterator[str]:
     """Print a line of JSON for each action of a stream as it is recognised; gives the lines, and makes a timeline at the end.
 
     ``chunk``: frames that are recognised at once; ``threshold``: the probability above which an action counts.
