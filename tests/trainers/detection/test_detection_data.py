@@ -1,4 +1,4 @@
-"""Two domains side by side: classes, sizes, batches with boxes that follow the images, evaluation."""
+"""Two domains: classes, sizes, batches with boxes that are transformed as the images, evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple[BoxSet, BoxSet]:
     return open_box_set(str(root / "source"), 48, "source"), open_box_set(str(root / "target"), 48, "target")
 
 
-def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, share: RankSlice = RankSlice(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
-    stream = domain_stream(*domains, 4, LOADER, AugmentConfig(shift=0.1), CACHE, share, 7, start, stop)
+def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, part: RankSlice = RankSlice(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
+    stream = domain_stream(*domains, 4, LOADER, AugmentConfig(shift=0.1), CACHE, part, 7, start, stop)
     return list(with_boxes(load_in_workers(stream, 0), domains[0], CLASSES, begin=2))
 
 
@@ -66,16 +66,16 @@ def test_boxes_follow_their_images(domains: tuple[BoxSet, BoxSet]) -> None:
 
 
 def test_batches_depend_on_the_step_alone(domains: tuple[BoxSet, BoxSet]) -> None:
-    """Also after the smaller target has begun again; ranks share what one alone would have had."""
+    """Also after the smaller target has started again; the ranks' slices together are the batch of one rank."""
     whole = batches(domains, 0, 8)
     assert [float(batch["active"]) for batch in whole] == [0, 0, 1, 1, 1, 1, 1, 1]
     again = batches(domains, 5, 8)
-    shared = [batches(domains, 5, 8, RankSlice(rank, 2)) for rank in range(2)]
+    slices = [batches(domains, 5, 8, RankSlice(rank, 2)) for rank in range(2)]
     for number, batch in enumerate(again):
         for name in ("images", "target_images", "boxes", "classes", "counts", "positions"):
             assert torch.equal(batch[name], whole[5 + number][name])
         for name in ("images", "target_images", "boxes", "classes", "counts"):
-            assert torch.equal(torch.cat([ranks[number][name] for ranks in shared]), batch[name])
+            assert torch.equal(torch.cat([ranks[number][name] for ranks in slices]), batch[name])
 
 
 def test_one_domain_alone(domains: tuple[BoxSet, BoxSet]) -> None:

@@ -1,4 +1,4 @@
-"""The losses of alignment: binary cross-entropy with the labels that the docstring tells."""
+"""The losses of alignment: binary cross-entropy with the labels of the docstring."""
 
 import pytest
 import torch
@@ -28,9 +28,9 @@ def test_weights_count_each_cluster() -> None:
     torch.testing.assert_close(adversarial_loss(LOGITS, torch.ones(2, 2)), adversarial_loss(LOGITS))
 
 
-def test_the_two_sides_pull_against_each_other() -> None:
-    """What fools a discriminator raises its loss: the gradients on a made patch's logit have opposite signs."""
+def test_the_two_losses_have_opposite_gradients() -> None:
+    """What fools a discriminator raises its loss: the gradients of a generated patch's logit have opposite signs."""
     made = torch.zeros(1, 1, requires_grad=True)
     (fools,) = torch.autograd.grad(adversarial_loss(made), made)
-    (tells,) = torch.autograd.grad(discriminator_loss(torch.zeros(1, 1), made), made)
-    assert fools < 0 < tells
+    (separates,) = torch.autograd.grad(discriminator_loss(torch.zeros(1, 1), made), made)
+    assert fools < 0 < separates
