@@ -112,6 +112,7 @@ def test_predict(trained: Train, sets: dict[str, str], tmp_path: Path, capsys: p
             Predict(name=trained.name, videos=(tmp_path / wrong,), runs=trained.runs).run()
 
 
+@pytest.mark.slow
 def test_the_exported_file_gives_the_same_logits(trained: Train, tmp_path: Path) -> None:
     Export(name=trained.name, to=tmp_path / "m.onnx", runs=trained.runs).run()
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
@@ -124,7 +125,10 @@ def test_the_exported_file_gives_the_same_logits(trained: Train, tmp_path: Path)
         Export(name=trained.name, to=tmp_path / "m.h5", runs=trained.runs).run()
 
 
-def test_compare_goes_on_where_it_was(sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_compare_continues_and_reads_finished_runs(
+    sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = short(
         sets["rgb"], tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0), clip=ClipConfig(16, 1, (16, 24), test_clips=1)
     )
@@ -153,10 +157,11 @@ def test_bad_input_is_refused_before_anything_starts(sets: dict[str, str], tmp_p
     ]:
         with pytest.raises(InputError, match=message):
             replace(base, **wrong).run()
-    for wrong in ({"batch": 0}, {"batch": 7}, {"loader": LoaderConfig(size=(32, 32))}):
+    two = ClusterConfig(workers=2)
+    for wrong in ({"batch": 0}, {"batch": 7, "cluster": two}, {"loader": LoaderConfig(size=(32, 32))}):
         with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
-    for compare, message in ((Compare(base), "need --flow"), (Compare(base, seeds=(0,)), "two seeds")):
+    for compare, message in ((Compare(base), "need --flow"), (Compare(base, sets["flow"], seeds=(0,)), "two seeds")):
         with pytest.raises(InputError, match=message):
             compare.run()
     with pytest.raises(InputError, match="no run 'none'"):

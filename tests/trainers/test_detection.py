@@ -77,6 +77,7 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     assert list((folder / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_target_without_boxes_is_shown_and_not_evaluated(sets: tuple[str, str], tmp_path: Path) -> None:
     folder = put_voc(tmp_path / "bare", 8, seed=1, width=48, annotated=False)
     pack("voc", folder, str(tmp_path / "target"), Options(held_out=0))
@@ -155,8 +156,8 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
         with pytest.raises(InputError, match=message):
             replace(base, **wrong).run()
     for wrong in (
-        {"batch": 3}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)}, {"loader": LoaderConfig(size=(32, 32))},
-        {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
+        {"batch": 3, "cluster": ClusterConfig(workers=2)}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)},
+        {"loader": LoaderConfig(size=(32, 32))}, {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
     ):  # fmt: skip
         with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
@@ -167,7 +168,8 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
     assert defaults("train", []) is None
 
 
-def test_arms_are_compared_and_runs_that_ended_are_read(
+@pytest.mark.slow
+def test_arms_are_compared_and_finished_runs_are_read(
     sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = short(sets, tmp_path, name="arms", optim=OptimConfig(steps=2, warmup=0))
