@@ -197,7 +197,7 @@ def test_ours_stand_in_the_registry_beside_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"name": "i3dd"}, "did you mean i3d"), ({"name": "resnet18"}, "unknown model"),
         ({"name": "c3d", "weights": "DEFAULT"}, "has: none"),
@@ -205,8 +205,8 @@ def test_ours_stand_in_the_registry_beside_torchvisions() -> None:
         ({"width": 0}, "at least 1"), ({"dropout": 1.0}, "below 1"),
     ],
 )  # fmt: skip
-def test_wrong_models(wrong: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_wrong_models(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         ActionModelConfig(**wrong)  # type: ignore[arg-type]
 
 

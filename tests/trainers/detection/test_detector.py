@@ -1,4 +1,4 @@
-"""Detectors: what they take and give, on every backbone, and that the small one learns."""
+"""Detectors: inputs and outputs with every backbone, and that the small one learns."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from boxdata import CLASSES, scene
 
 from datasets.errors import InputError
-from trainers.tasks.detection.data import found_boxes
+from trainers.tasks.detection.data import detect
 from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.metrics import Truth, detection_figures
 
@@ -30,8 +30,8 @@ def test_losses_and_boxes_of_every_backbone(backbone: str, side: int) -> None:
     assert detector.rpn.training
     detector.eval()
     with torch.no_grad():
-        told = detector(images)
-    for own in told:
+        predicted = detector(images)
+    for own in predicted:
         assert own["boxes"].shape == (len(own["scores"]), 4)
         assert ((own["labels"] >= 1) & (own["labels"] <= 3)).all()
         assert (own["boxes"][:, 0::2] <= side + 16).all()
@@ -39,14 +39,14 @@ def test_losses_and_boxes_of_every_backbone(backbone: str, side: int) -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    for wrong, told in (
+    for wrong, message in (
         ({"backbone": "resnet9"}, "unknown backbone 'resnet9'"),
         ({"weights": "DEFAULT"}, "backbone small has no weights 'DEFAULT'"),
         ({"backbone": "vgg16", "weights": "X"}, "has no weights 'X': model; use one of IMAGENET1K_V1"),
         ({"regions": 1}, "model.regions"),
         ({"backbone": "resnet18", "anchors": (8, 16)}, "2 anchors for 5 levels"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             DetectorConfig(**wrong)  # type: ignore[arg-type]
 
 
@@ -75,9 +75,9 @@ def test_the_small_one_learns() -> None:
         optimiser.zero_grad()
         torch.stack([total / count for total, count in losses.values()]).sum().backward()
         optimiser.step()
-    told = found_boxes(detector.eval(), images)
+    predicted = detect(detector.eval(), images)
     scale = np.array([64, 48, 64, 48], np.float32)
     truth = [
         Truth(t["boxes"].numpy() / scale, t["labels"].numpy() - 1, np.zeros(len(t["labels"]), np.bool_)) for t in targets
     ]  # fmt: skip
-    assert detection_figures(truth, told, CLASSES)["mAP50"] > 0.6
+    assert detection_figures(truth, predicted, CLASSES)["mAP50"] > 0.6

@@ -1,4 +1,4 @@
-"""What an arm trains, and whom each loss reaches."""
+"""What an arm trains, and which modules each loss reaches."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def part(found: dict[str, torch.Tensor], prefix: str) -> torch.Tensor:
 
 
 def test_the_adversarial_loss_reaches_the_backbone_unless_lambda_is_zero() -> None:
-    """The defect of the public code: its clusters pass through NumPy, so that nothing comes back."""
+    """In the paper's public code it does not: the clusters pass through NumPy, which stops the gradient."""
     plain = gradients(task_of("source"), batch_of())
     without = gradients(task_of("align", strength=0.0), batch_of())
     aligned = gradients(task_of("align", strength=1.0), batch_of())
@@ -62,8 +62,8 @@ def test_the_adversarial_loss_reaches_the_backbone_unless_lambda_is_zero() -> No
     torch.testing.assert_close(doubled, 2 * added, atol=1e-6, rtol=1e-3)
 
 
-def test_both_domains_pull() -> None:
-    """With other target images the backbone's adversarial gradient is another: the target's half is in it."""
+def test_both_domains_reach_the_backbone() -> None:
+    """Other target images change the backbone's adversarial gradient: it has a part of the target."""
     batch = batch_of()
     one = gradients(task_of("align", strength=1.0), batch)
     other = gradients(task_of("align", strength=1.0), batch | {"target_images": batch["target_images"].flip(0, 2)})
@@ -78,7 +78,7 @@ def test_adversaries_learn_whatever_lambda_is() -> None:
         assert part(without, f"adversaries.{name}").abs().max() > 0
 
 
-def test_the_adversaries_learn_to_tell() -> None:
+def test_the_adversaries_learn() -> None:
     batch = batch_of()
     task = task_of("align", strength=1.0)
     optimiser = torch.optim.SGD(task.adversaries.parameters(), lr=0.05)  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ def test_weighting() -> None:
     assert (task_of("align", weighting=False).weights(clusters.features) == 1).all()
 
 
-def test_the_moving_mean_follows() -> None:
+def test_the_moving_mean_is_updated() -> None:
     task = task_of("source+aug")
     assert task.kept is task.mean
     assert task_of("source").kept is not None
@@ -118,28 +118,28 @@ def test_the_moving_mean_follows() -> None:
     with torch.no_grad():
         for p in task.detector.parameters():
             p.add_(1)
-    task.follow(1)  # decay 1/10 in the first step, 0.99 in the end
+    task.update_mean(1)  # decay 1/10 in the first step, 0.99 in the end
     for mean, old in zip(task.mean.parameters(), before, strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(mean, old + 0.9)
-    task.follow(10_000)
+    task.update_mean(10_000)
     for mean, old in zip(task.mean.parameters(), before, strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(mean, old + 0.9 + 0.1 * 0.01)
     assert not any(p.requires_grad for p in task.mean.parameters())  # type: ignore[union-attr]
 
 
-def test_pseudo_labels_count_only_when_the_mean_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pseudo_labels_need_a_confident_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of("mean-teacher")
-    sure = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.9])}
-    unsure = sure | {"scores": torch.tensor([0.3])}
-    told = {"now": [unsure, unsure]}
-    monkeypatch.setattr(task.mean, "forward", lambda images: told["now"])
+    confident = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.9])}
+    unsure = confident | {"scores": torch.tensor([0.3])}
+    predicted = {"now": [unsure, unsure]}
+    monkeypatch.setattr(task.mean, "forward", lambda images: predicted["now"])
 
     def pseudo(active: float = 1.0) -> float:
         torch.manual_seed(1)
         return float(task(batch_of(active=active))["loss_pseudo"])
 
     assert pseudo() == 0
-    told["now"] = [unsure, sure]
+    predicted["now"] = [unsure, confident]
     assert pseudo() > 0.1
     assert pseudo(active=0.0) == 0
 
@@ -182,7 +182,7 @@ def train_on_rank(rank: int, arm: Arm) -> list[torch.Tensor]:
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
-        task.follow(step + 1)
+        task.update_mean(step + 1)
     return [p.detach() for p in task.parameters()]
 
 

@@ -1,4 +1,4 @@
-"""Two domains side by side: classes, sizes, batches with boxes that follow the images, evaluation."""
+"""Two domains: classes, sizes, batches with boxes that are transformed as the images, evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trainers.tasks.detection.data import (
     classes_of,
     domain_stream,
     evaluate_boxes,
-    held_out,
+    held_out_split,
     open_box_set,
     with_boxes,
 )
@@ -39,8 +39,8 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple[BoxSet, BoxSet]:
     return open_box_set(str(root / "source"), 48, "source"), open_box_set(str(root / "target"), 48, "target")
 
 
-def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, share: RankSlice = RankSlice(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
-    stream = domain_stream(*domains, 4, LOADER, AugmentConfig(shift=0.1), CACHE, share, 7, start, stop)
+def batches(domains: tuple[BoxSet, BoxSet], start: int, stop: int, part: RankSlice = RankSlice(0, 1)) -> list[dict[str, Any]]:  # noqa: B008
+    stream = domain_stream(*domains, 4, LOADER, AugmentConfig(shift=0.1), CACHE, part, 7, start, stop)
     return list(with_boxes(load_in_workers(stream, 0), domains[0], CLASSES, begin=2))
 
 
@@ -66,16 +66,16 @@ def test_boxes_follow_their_images(domains: tuple[BoxSet, BoxSet]) -> None:
 
 
 def test_batches_depend_on_the_step_alone(domains: tuple[BoxSet, BoxSet]) -> None:
-    """Also after the smaller target has begun again; ranks share what one alone would have had."""
+    """Also after the smaller target has started again; the ranks' slices together are the batch of one rank."""
     whole = batches(domains, 0, 8)
     assert [float(batch["active"]) for batch in whole] == [0, 0, 1, 1, 1, 1, 1, 1]
     again = batches(domains, 5, 8)
-    shared = [batches(domains, 5, 8, RankSlice(rank, 2)) for rank in range(2)]
+    slices = [batches(domains, 5, 8, RankSlice(rank, 2)) for rank in range(2)]
     for number, batch in enumerate(again):
         for name in ("images", "target_images", "boxes", "classes", "counts", "positions"):
             assert torch.equal(batch[name], whole[5 + number][name])
         for name in ("images", "target_images", "boxes", "classes", "counts"):
-            assert torch.equal(torch.cat([ranks[number][name] for ranks in shared]), batch[name])
+            assert torch.equal(torch.cat([ranks[number][name] for ranks in slices]), batch[name])
 
 
 def test_one_domain_alone(domains: tuple[BoxSet, BoxSet]) -> None:
@@ -99,7 +99,7 @@ def test_classes(domains: tuple[BoxSet, BoxSet], tmp_path: Path) -> None:
     pack("voc", put_voc(tmp_path / "n", 6, annotated=False), str(tmp_path / "bare"), Options())
     bare = open_box_set(str(tmp_path / "bare"), 48, "target")
     assert classes_of(source, bare, ()) == CLASSES  # a target without boxes
-    assert held_out(bare) is None
+    assert held_out_split(bare) is None
     with pytest.raises(InputError, match="no boxes at all of round in the training images"):
         classes_of(bare, target, ("round",))
     some = put_voc(tmp_path / "s", 6)
@@ -144,7 +144,7 @@ def test_evaluation_counts_every_annotated_image_once(domains: tuple[BoxSet, Box
     torch.manual_seed(0)
     detector = Detector(DetectorConfig(regions=8), 2)
     result = evaluate_boxes(detector, domains[0], CLASSES, CACHE, torch.device("cpu"))
-    split = held_out(domains[0])
+    split = held_out_split(domains[0])
     assert split is not None
     table = domains[0].boxes
     rows = np.concatenate([table.classes[table.rows(s)] for s in split.samples(np.arange(len(split))).tolist()])

@@ -98,7 +98,7 @@ def test_the_crops_are_the_papers() -> None:
 
 
 def test_patches_show_what_lies_there_and_stay_inside() -> None:
-    """A picture whose red is x and whose green is y: a patch's mean tells where it was taken."""
+    """A picture whose red is x and whose green is y: a patch's mean says where it was cropped."""
     height, width = 100, 200
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     images = torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)[None]
@@ -115,14 +115,14 @@ def test_patches_show_what_lies_there_and_stay_inside() -> None:
 def test_a_generator_does_not_mind_the_order_of_regions() -> None:
     torch.manual_seed(0)
     clusters = torch.randn(2, 4, 8, 16)
-    make, tell, estimate = Generator(16), Discriminator(), RegionEstimator(16)
-    patches = make(clusters)
+    generate, discriminate, estimate = Generator(16), Discriminator(), RegionEstimator(16)
+    patches = generate(clusters)
     assert patches.shape == (2, 4, 3, PATCH, PATCH)
     assert patches.abs().max() <= 1
-    torch.testing.assert_close(make(clusters[:, :, torch.randperm(8)]), patches)
-    assert tell(patches).shape == (2, 4)
+    torch.testing.assert_close(generate(clusters[:, :, torch.randperm(8)]), patches)
+    assert discriminate(patches).shape == (2, 4)
     assert estimate(clusters).shape == (2, 4, 8)
     torch.testing.assert_close(estimate.weights(clusters), estimate(clusters).sigmoid().mean(dim=2).detach())
     same = torch.randn(1, 1, 1, 16).expand(1, 1, 8, 16).clone().requires_grad_()
-    make(same).sum().backward()
+    generate(same).sum().backward()
     assert torch.isfinite(same.grad).all()  # regions without any spread  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Average precisions: golden cases, what VOC's rule says, and COCO's figure against an implementation of our own."""
+"""Average precisions: examples by hand, VOC's development kit, and COCO's figure against a second implementation."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def truth(
     )  # fmt: skip
 
 
-def told(*boxes: Corners, scores: list[float], classes: list[int] | None = None) -> Prediction:
+def predicted(*boxes: Corners, scores: list[float], classes: list[int] | None = None) -> Prediction:
     own = np.array(classes or [0] * len(boxes), np.int64)
     return Prediction(np.array(boxes, np.float32).reshape(-1, 4), own, np.array(scores, np.float32))
 
@@ -31,29 +31,29 @@ ONE, TWO, FAR = (0.0, 0.0, 10.0, 10.0), (20.0, 20.0, 30.0, 30.0), (50.0, 50.0, 6
 
 def test_all_found_and_nothing_found() -> None:
     true = [truth(ONE, TWO, classes=[0, 1]), truth()]
-    perfect = [told(ONE, TWO, scores=[0.9, 0.8], classes=[0, 1]), told(scores=[])]
+    perfect = [predicted(ONE, TWO, scores=[0.9, 0.8], classes=[0, 1]), predicted(scores=[])]
     figures = detection_figures(true, perfect, NAMES)
     assert [figures[name] for name in ("mAP", "mAP50", "vocAP50")] == pytest.approx([1, 1, 1])
     assert (figures["n.a"], figures["n.b"]) == (1, 1)
-    nothing = detection_figures(true, [told(scores=[]), told(scores=[])], NAMES)
+    nothing = detection_figures(true, [predicted(scores=[]), predicted(scores=[])], NAMES)
     assert nothing["mAP"] == nothing["mAP50"] == nothing["vocAP50"] == 0
-    swapped = detection_figures(true, [told(ONE, TWO, scores=[0.9, 0.8], classes=[1, 0]), told(scores=[])], NAMES)
+    swapped = detection_figures(true, [predicted(ONE, TWO, scores=[0.9, 0.8], classes=[1, 0]), predicted(scores=[])], NAMES)
     assert swapped["mAP50"] == 0
 
 
 def test_a_class_without_boxes_is_left_out_of_the_mean() -> None:
-    figures = detection_figures([truth(ONE)], [told(ONE, TWO, scores=[0.9, 0.9], classes=[0, 1])], NAMES)
+    figures = detection_figures([truth(ONE)], [predicted(ONE, TWO, scores=[0.9, 0.9], classes=[0, 1])], NAMES)
     assert figures["mAP50"] == pytest.approx(1)
     assert "AP50.b" not in figures
-    assert detection_figures([truth()], [told(scores=[])], NAMES)["mAP50"] == 0
+    assert detection_figures([truth()], [predicted(scores=[])], NAMES)["mAP50"] == 0
 
 
 def test_voc_by_hand() -> None:
     """Right, wrong, right of two true ones: precision 1 up to recall 1/2, then 2/3."""
     true = [truth(ONE, TWO)]
-    found = [told(ONE, FAR, TWO, scores=[0.9, 0.8, 0.7])]
+    found = [predicted(ONE, FAR, TWO, scores=[0.9, 0.8, 0.7])]
     assert voc_ap50(true, found, 0) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    twice = [told(ONE, ONE, scores=[0.9, 0.8])]
+    twice = [predicted(ONE, ONE, scores=[0.9, 0.8])]
     assert voc_ap50([truth(ONE)], twice, 0) == pytest.approx(1)  # the second is wrong, and comes after everything was found
     assert voc_ap50([truth(ONE, TWO)], twice, 0) == pytest.approx(0.5)
     assert np.isnan(voc_ap50([truth()], twice, 0))
@@ -61,23 +61,23 @@ def test_voc_by_hand() -> None:
 
 def test_a_miss_does_not_use_up_its_true_box() -> None:
     """The first overlaps by a third: it is wrong, and the second is right."""
-    found = [told((0.0, 0.0, 10.0, 30.0), ONE, scores=[0.9, 0.8])]
+    found = [predicted((0.0, 0.0, 10.0, 30.0), ONE, scores=[0.9, 0.8])]
     assert voc_ap50([truth(ONE)], found, 0) == pytest.approx(0.5, abs=1e-12)
     assert detection_figures([truth(ONE)], found, ("a",))["vocAP50"] == pytest.approx(0.5, abs=1e-12)
 
 
 def test_boxes_without_an_area_are_mistakes() -> None:
     point = (5.0, 5.0, 5.0, 5.0)
-    assert voc_ap50([truth(ONE, point)], [told(point, ONE, scores=[0.9, 0.8])], 0) == pytest.approx(0.5 * 0.5)
+    assert voc_ap50([truth(ONE, point)], [predicted(point, ONE, scores=[0.9, 0.8])], 0) == pytest.approx(0.5 * 0.5)
 
 
-def devkit_ap(truth: list[Truth], told: list[Prediction], minoverlap: float = 0.5) -> float:
+def devkit_ap(truth: list[Truth], predictions: list[Prediction], minoverlap: float = 0.5) -> float:
     """VOCevaldet.m and VOCap.m of the development kit (2010 and later), line by line but for the "+ 1" of its pixel boxes."""
     npos = sum(int((~one.ignored).sum()) for one in truth)
     det = [np.zeros(len(one.boxes), bool) for one in truth]
-    ids = [i for i, one in enumerate(told) for _ in one.scores]
-    bbs = [box for one in told for box in one.boxes.astype(np.float64)]
-    si = np.argsort(-np.array([score for one in told for score in one.scores]), kind="stable")
+    ids = [i for i, one in enumerate(predictions) for _ in one.scores]
+    bbs = [box for one in predictions for box in one.boxes.astype(np.float64)]
+    si = np.argsort(-np.array([score for one in predictions for score in one.scores]), kind="stable")
     tp, fp = np.zeros(len(si)), np.zeros(len(si))
     for d, place in enumerate(si):
         i, bb, ovmax, jmax = ids[place], bbs[place], -np.inf, -1
@@ -120,7 +120,7 @@ def test_voc_is_the_development_kits_rule(seed: int) -> None:
         near = np.concatenate([near + rng.integers(-2, 3, near.shape), rng.integers(0, 12, (2, 4)) + np.array([0, 0, 12, 12])])
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         true.append(truth(*boxes.tolist(), ignored=(rng.random(len(boxes)) < 0.3).tolist()))
-        found.append(told(*near.tolist(), scores=(rng.integers(0, 6, len(near)) / 5).tolist()))
+        found.append(predicted(*near.tolist(), scores=(rng.integers(0, 6, len(near)) / 5).tolist()))
     if not any((~one.ignored).any() for one in true):
         assert np.isnan(voc_ap50(true, found, 0))
         return
@@ -129,7 +129,7 @@ def test_voc_is_the_development_kits_rule(seed: int) -> None:
 
 def test_what_is_ignored_is_no_mistake_and_need_not_be_found() -> None:
     true = [truth(ONE, TWO, ignored=[False, True])]
-    for found in (told(ONE, scores=[0.5]), told(ONE, TWO, scores=[0.5, 0.9])):
+    for found in (predicted(ONE, scores=[0.5]), predicted(ONE, TWO, scores=[0.5, 0.9])):
         figures = detection_figures(true, [found], NAMES)
         assert [figures[name] for name in ("mAP50", "vocAP50")] == pytest.approx([1, 1])
         assert figures["n.a"] == 1
@@ -137,7 +137,7 @@ def test_what_is_ignored_is_no_mistake_and_need_not_be_found() -> None:
 
 def test_a_shift_takes_the_stricter_overlaps_away() -> None:
     """An overlap of 8/12 = 0.667 counts at 0.5 .. 0.65: 4 of 10."""
-    figures = detection_figures([truth(ONE)], [told((2.0, 0.0, 12.0, 10.0), scores=[0.9])], NAMES)
+    figures = detection_figures([truth(ONE)], [predicted((2.0, 0.0, 12.0, 10.0), scores=[0.9])], NAMES)
     assert figures["mAP50"] == pytest.approx(1)
     assert figures["mAP"] == pytest.approx(0.4)
 
@@ -158,7 +158,7 @@ def test_cocos_figure_is_that_of_101_recalls(seed: int) -> None:
                 scores.append(float(np.float32(rng.random())))
                 found.append((30.0 * i, 100.0 * image, 30.0 * i + 10, 100.0 * image + 10))
                 hits.append((scores[-1], i < count))
-        images.append((truth(*boxes), told(*found, scores=scores)))
+        images.append((truth(*boxes), predicted(*found, scores=scores)))
     figures = detection_figures([t for t, _ in images], [f for _, f in images], ("a",))
     if not total:
         assert figures["mAP50"] == 0
