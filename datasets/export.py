@@ -25,7 +25,7 @@ from datasets.errors import InputError, printable, run_main
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.shards.index import Index, Shard, check_shards, read_index
 from datasets.shards.tar import member_path, members, padded
-from datasets.shards.tar_reader import Tape, no_part_of_a_sample
+from datasets.shards.tar_reader import TarReader, no_part_of_a_sample
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"
@@ -100,8 +100,8 @@ def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
         with Path(where).open("rb") as file:
             parts = list(_parts(file, where, "r:"))
     else:
-        tape = Tape(objects, shard.name, shard.size, lambda _: None, keep=False)
-        parts = list(_parts(cast(IO[bytes], tape), where, "r|", shard.size))
+        reader = TarReader(objects, shard.name, shard.size, lambda _: None, keep=False)
+        parts = list(_parts(cast(IO[bytes], reader), where, "r|", shard.size))
     return [list(sample) for _, sample in groupby(parts, lambda part: part.key)]
 
 

@@ -11,7 +11,7 @@ from datasets.errors import InputError, run_main
 from datasets.objects import open_objects
 from datasets.shards.identity_rules import Rules
 from datasets.shards.index import MANIFEST, PACKING, write_index
-from datasets.shards.locality import DRAW, quality_of
+from datasets.shards.locality import DRAW, locality_of
 from datasets.shards.scan import PROBE, scan, shards_of
 from datasets.shards.tar_reader import LeftOut
 
@@ -44,7 +44,7 @@ def main() -> None:
         index, keys, found = scan(args.url, args, lambda length: progress.advance(task, length))
     objects.delete(MANIFEST)  # only now: an index that could not be replaced stays
     write_index(objects, index, keys)
-    quality = quality_of(index, args.max_block)
+    quality = locality_of(index, args.max_block)
     lines = [
         *found.lines(),
         f"indexed {len(index):,} images of {len(index.identities):,} identities in {len(index.shards)} shards at {index.url}",

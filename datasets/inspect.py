@@ -23,7 +23,7 @@ from datasets.errors import InputError, run_main
 from datasets.media.decode import decode_sample
 from datasets.objects import open_objects
 from datasets.shards.index import Index, read_index, split_of
-from datasets.shards.locality import MAX_BLOCK, quality_of
+from datasets.shards.locality import MAX_BLOCK, locality_of
 from datasets.shards.tar import key_and_ending, member_path
 
 SMALL = 1 << 30  # bytes of a set that is verified without being asked to
@@ -64,7 +64,7 @@ def facts(index: Index) -> dict[str, Any]:
         "labels": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
         "block_bytes": [int(sizes.min()), float(np.median(sizes)), int(sizes.max())] if len(sizes) else [],
         "tar_overhead": 1 - images / total if total else 0.0,
-        "quality": asdict(quality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
+        "quality": asdict(locality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
     }  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def _print(told: dict[str, Any], index: Index, console: Console) -> None:
     lines = [
         f"{told['samples']:,} images{of}, {_bytes(told['bytes'])}, of which tar takes {told['tar_overhead']:.0%}",
         f"blocks of {'/'.join(_bytes(size) for size in told['block_bytes'])}*",
-        *([quality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
+        *([locality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
         f"layout {about.get('layout', 'unknown')}; train at {size}{mirror}",
         *([f"labels: {', '.join(f'{name} {count:,}' for name, count in told['labels'].items())}"] if told["labels"] else []),
         *([f"boxes: {', '.join(f'{name} {count:,}' for name, count in told['boxes'].items())}"] if told["boxes"] else []),

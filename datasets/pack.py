@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Source, open_source
+from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.boxes import BOX_LAYOUTS, BoxName, renamed
 from datasets.layouts.degrade import Degradation, degraded
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
@@ -27,7 +27,7 @@ from datasets.layouts.listing import Listing
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
-from datasets.packing.summary import account
+from datasets.packing.summary import summary_lines
 from datasets.packing.write import Bytes, write_shards
 from datasets.shards.boxes import BoxTable, table_of_boxes
 from datasets.shards.index import Index, write_index
@@ -68,7 +68,7 @@ class Options:
     seed: int = 0
     """Draws the order of the images, and the identities that are held out."""
     held_out: float = 0.25
-    """RankSlice kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
+    """Fraction kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
     rename: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def pack(
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
         written = write_shards(shards, opened, objects, fingerprint, allow_unreadable, console)
         unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
-        lines = list(account(opened, listing, unreadable))
+        lines = list(summary_lines(opened, listing, unreadable))
     about: dict[str, Any] = {
         "layout": layout, "size": list(listing.size), "mirror": listing.mirror, "source": source.resolve().name,
         **_set(options), "splits_by": printable(listing.splits_by), "fingerprint": fingerprint,
@@ -179,11 +179,11 @@ def pack_part(
 @contextmanager
 def _listed(
     layout: Layout, source: Path, objects: Folder | Bucket, options: Options, console: Console
-) -> Iterator[tuple[Source, Listing, str]]:
+) -> Iterator[tuple[Archive, Listing, str]]:
     """The source, opened; what is to be packed of it; and the fingerprint of that."""
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", objects.url, "pack to another place")
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options)
         images = [sample.name for sample in listing.samples]
@@ -220,7 +220,7 @@ def _trained_on(listing: Listing, where: str, options: Options) -> Listing:
     return replace(listing, samples=samples, left_out={**listing.left_out, **rules})
 
 
-def _fingerprint(listing: Listing, source: Source, layout: str, options: Options) -> str:
+def _fingerprint(listing: Listing, source: Archive, layout: str, options: Options) -> str:
     """The same for packs that lead to the same shards, as far as names and sizes can tell."""
     digest = hashlib.sha256(json.dumps([VERSION, layout, _set(options)], sort_keys=True).encode())
     for sample in sorted(listing.samples, key=lambda s: s.name):

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Source, open_source
+from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.listing import Sample
 from datasets.layouts.videos import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 from datasets.left_out import NAMED
@@ -62,7 +62,7 @@ class VideoOptions:
     test: str = ""
     """Of video_csv and frames_npz: which rows are for testing, as column=value,value."""
     held_out: float = 0.25
-    """RankSlice of the clips kept for testing where nothing else says."""
+    """Fraction of the clips kept for testing where nothing else says."""
     seed: int = 0
     """Draws the order of the clips."""
     shard_size: Bytes = 64 << 20
@@ -124,7 +124,7 @@ def pack_videos(
     objects = open_objects(destination)
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", destination, "pack to another place")
-    with open_source(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
+    with open_archive(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         choice = Choice(HeldOut(options.held_out, options.seed), options.fold, options.test)
         listing = VIDEO_LAYOUTS[layout](opened, choice)
         if (listing.kind == "skeletons") != (options.stream == "skeletons"):
@@ -134,7 +134,7 @@ def pack_videos(
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
             return done
         cut = _cut_all(listing, opened, options, Path(folder), allow_unreadable, console)
-        strips = Source(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
+        strips = Archive(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
         shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
         written = write_shards(shards, strips, objects, fingerprint, 0, console)
     left, seen = _left_out(listing, opened), len(opened.sizes) + sum(map(len, opened.left_out.values()))
@@ -223,7 +223,7 @@ def _poses(data: bytes, where: str, entry: int) -> Frames:
     return poses
 
 
-def _cut_all(listing: ClipListing, source: Source, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
+def _cut_all(listing: ClipListing, source: Archive, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
     """Decode every clip and put its strips into the folder."""
     cut = _Cut()
     numbered = {clip.name(number): clip for number, clip in enumerate(sorted(listing.clips, key=_order))}
@@ -265,14 +265,14 @@ def _order(clip: Clip) -> tuple[str, float, int]:
     return clip.file, clip.start, clip.entry
 
 
-def _refuse(broken: dict[str, str], allowed: int, source: Source) -> None:
+def _refuse(broken: dict[str, str], allowed: int, source: Archive) -> None:
     if len(broken) > allowed:
         named = ", ".join(f"{name}: {reason}" for name, reason in broken.items())
         remedy = f"mend or remove it, or leave out up to N clips by --allow-unreadable N (now {allowed})"
         raise InputError("a clip that cannot be read", f"{named}; in {source.where}", remedy)
 
 
-def _fingerprint(listing: ClipListing, source: Source, layout: str, options: VideoOptions) -> str:
+def _fingerprint(listing: ClipListing, source: Archive, layout: str, options: VideoOptions) -> str:
     """The same for packs that lead to the same shards, as far as names and sizes can tell."""
     method = METHOD if options.stream == "flow" else ""
     digest = hashlib.sha256(json.dumps([VERSION, layout, method, asdict(options)], sort_keys=True).encode())
@@ -293,7 +293,7 @@ def _table(index: Index, cut: _Cut, classes: Sequence[str]) -> pa.Table:
     })  # fmt: skip
 
 
-def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
+def _left_out(listing: ClipListing, source: Archive) -> dict[str, list[str]]:
     """The files of the source that no clip is of, by the rule that leaves them out."""
     named = {clip.file for clip in listing.clips}.union(listing.lists, *listing.left_out.values())
     rest = [name for name in source.sizes if name not in named]

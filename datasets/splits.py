@@ -26,14 +26,14 @@ EXPECTED = "train, val (valid, validation, dev), test (testing), query or galler
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is kept from training where a data set does not say: a share, drawn by ``seed``."""
+    """What is kept from training where a data set does not say: a fraction, drawn by ``seed``."""
 
-    share: float = 0.25
+    fraction: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise InputError("the held-out share must be at least 0 and below 1", str(self.share))
+        if not 0 <= self.fraction < 1:
+            raise InputError("the held-out share must be at least 0 and below 1", str(self.fraction))
 
 
 class Splits(NamedTuple):
@@ -89,13 +89,13 @@ def splits_by_names(names: Collection[str], held_out: HeldOut, where: str) -> Sp
     if all(by_file.values()) and len(set(by_file.values())) > 1:
         return Splits(by_file, "the names of files")
     by_hash = {name: split_by_hash(name, held_out) for name in names}
-    return Splits(by_hash, f"a hash of each file's name, a share of {held_out.share:g} for test")
+    return Splits(by_hash, f"a hash of each file's name, a share of {held_out.fraction:g} for test")
 
 
 def split_by_hash(name: str, held_out: HeldOut) -> str:
     """Test for the held-out share of file names, by their hash: the same ones whatever else is in the set."""
     digest = hashlib.sha256(os.fsencode(PurePosixPath(name).name)).digest()
-    return "test" if int.from_bytes(digest[:8]) < held_out.share * 2**64 else "train"
+    return "test" if int.from_bytes(digest[:8]) < held_out.fraction * 2**64 else "train"
 
 
 def evaluation_split(splits: Container[str]) -> str | None:

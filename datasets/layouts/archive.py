@@ -32,7 +32,7 @@ PATH_MAX = 4096  # bytes of a link's target
 
 
 @dataclass(frozen=True)
-class Source:
+class Archive:
     """Files by name (parts joined by ``/``) with their sizes in bytes, sorted by name. Names that are no UTF-8 have surrogate
     escapes. ``left_out``: by a rule in words, the names of what was seen there and is not among the files."""
 
@@ -74,7 +74,7 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_archive(path: Path) -> Iterator[Archive]:
     """A folder, a ``.zip``, or a ``.tar`` (also compressed by gzip, bzip2 or xz), told apart by content: first whether it is a
     tar, since one that ends in an npz file passes for a zip, too.
 
@@ -104,7 +104,7 @@ def open_source(path: Path) -> Iterator[Source]:
         if not files.sizes:
             raise InputError("holds no files", str(path), GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
-        yield Source(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
+        yield Archive(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.listing import Listing, Sample
 from datasets.media.decode import MAX_BYTES
 from datasets.media.image_header import Header, read_header, shown_box, turned_size
@@ -26,7 +26,7 @@ IDENTITY = "image"  # all images' own, as nobody is told apart
 class BoxCollector:
     """Collects boxes by image; what is no box is noted by name."""
 
-    source: Source
+    archive: Archive
     headers: Mapping[str, Header]  # of the images that can be read; packing will name the others
     kept: dict[str, list[Box]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class BoxCollector:
     def listing(self, splits: Splits, classes: Iterable[str], **more: Any) -> Listing:
         """Samples for the images that ``splits`` names."""
         if not splits.of:
-            raise InputError("no images", self.source.where, "is the download whole, and the layout right?")
+            raise InputError("no images", self.archive.where, "is the download whole, and the layout right?")
         samples = [
             Sample(split, IDENTITY, "", name, boxes=None if name not in self.kept else tuple(self.kept[name]))
             for name, split in splits.of.items()
@@ -66,12 +66,12 @@ class BoxCollector:
         return Listing(samples, size, True, splits.by, classes=names, dropped=tuple(self.dropped), **more)
 
 
-def headers_of(source: Source, images: Iterable[str]) -> dict[str, Header]:
+def headers_of(archive: Archive, images: Iterable[str]) -> dict[str, Header]:
     """The header of each image that can be read."""
     headers = {}
     for name in images:
         try:
-            headers[name] = read_header(source.read(name, MAX_BYTES))
+            headers[name] = read_header(archive.read(name, MAX_BYTES))
         except ValueError:  # packing will name it
             continue
     return headers

@@ -1,4 +1,4 @@
-"""A target domain made from a source: fog, night, blur or another stain, by pure functions of (image, seed, name).
+"""A target domain made from an archive: fog, night, blur or another stain, by pure functions of (image, seed, name).
 
 An image [H, W, 3] uint8 in, one of the same form out; boxes stay where they are. No degraded domain is a real one: a set made so
 says it in its index (``about["degrade"]``).
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import MAX_BYTES, Image, decode, quiet_decoders
 
 Rng = np.random.Generator
@@ -68,21 +68,21 @@ def degrade(image: Image, kind: Degradation, seed: int, name: str) -> Image:
 
 
 @contextmanager
-def degraded(source: Source, images: Iterable[str], kind: Degradation, seed: int) -> Iterator[Source]:
-    """A source with these images degraded, kept in a temporary folder; what cannot be decoded is left for packing to name."""
+def degraded(archive: Archive, images: Iterable[str], kind: Degradation, seed: int) -> Iterator[Archive]:
+    """An archive with these images degraded, kept in a temporary folder; what cannot be decoded is left for packing to name."""
     with tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         made: dict[str, Path] = {}
         for number, name in enumerate(images):
             suffix = PurePosixPath(name).suffix.lower()
             try:
                 with quiet_decoders():
-                    image = decode(source.read(name, MAX_BYTES))
+                    image = decode(archive.read(name, MAX_BYTES))
             except ValueError:
                 continue
             made[name] = Path(folder) / str(number)
             made[name].write_bytes(_encoded(degrade(image, kind, seed, name), suffix))
-        sizes = {name: made[name].stat().st_size if name in made else size for name, size in source.sizes.items()}
-        yield replace(source, sizes=sizes, _read=lambda name: made[name].read_bytes() if name in made else source.read(name))
+        sizes = {name: made[name].stat().st_size if name in made else size for name, size in archive.sizes.items()}
+        yield replace(archive, sizes=sizes, _read=lambda name: made[name].read_bytes() if name in made else archive.read(name))
 
 
 def _encoded(image: Image, suffix: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Finds the files of a source that a list names, however the list writes their paths."""
+"""Finds the files of an archive that a list names, however the list writes their paths."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ def listed_path(text: str) -> str:
     return "/".join(part for part in text.strip().replace("\\", "/").split("/") if part not in ("", "."))
 
 
-class Places:
+class ListedFiles:
     """The files that lists may name.
 
     A name stands for the one file whose path ends in it.

@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import IMAGES
 from datasets.shards.boxes import Box
 from datasets.shards.index import DISTRACTOR, JUNK
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``name`` is its path in the source, ``labels`` what is known of the columns in `datasets.shards.labels`.
+    """One image: ``name`` is its path in the archive, ``labels`` what is known of the columns in `datasets.shards.labels`.
 
     ``boxes``: None where nobody looked for any.
     """
@@ -75,7 +75,7 @@ def shuffled(items: Sequence[T], seed: int, purpose: str) -> list[T]:
     return [items[i] for i in np.random.default_rng((seed, crc32(purpose.encode()))).permutation(len(items))]
 
 
-def images_in(source: Source, names: list[str]) -> Iterable[str]:
+def images_in(archive: Archive, names: list[str]) -> Iterable[str]:
     """Those of the names that are images; what is neither image nor companion is refused."""
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
@@ -83,13 +83,13 @@ def images_in(source: Source, names: list[str]) -> Iterable[str]:
             yield name
         elif suffix not in COMPANIONS and PurePosixPath(name).stem not in ("LICENSE", "README"):
             expected = f"{', '.join(sorted(IMAGES))} are taken"
-            raise InputError("not an image by its name", source.place(name), f"{expected}: convert it or take it out")
+            raise InputError("not an image by its name", archive.place(name), f"{expected}: convert it or take it out")
 
 
-def root_above(source: Source, marker: str, expected: str) -> str:
+def root_above(archive: Archive, marker: str, expected: str) -> str:
     """The path, with its last slash, above the file or folder ``marker`` that lies nearest to the top."""
-    found = [PurePosixPath(name).parts for name in source.sizes]
+    found = [PurePosixPath(name).parts for name in archive.sizes]
     roots = [parts[: parts.index(marker)] for parts in found if marker in parts]
     if not roots:
-        raise InputError(f"no {marker}", f"{source.where}, which begins with {next(iter(source.sizes))}", expected)
+        raise InputError(f"no {marker}", f"{archive.where}, which begins with {next(iter(archive.sizes))}", expected)
     return "".join(f"{part}/" for part in min(roots, key=len))

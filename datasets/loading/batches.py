@@ -43,7 +43,7 @@ class LoaderConfig:
     size: tuple[int, int] | None = None
     """Height and width trained at, in pixels; None: as the data set says."""
     bad_share: float = field(default=0.01, metadata=HARMLESS)
-    """RankSlice of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
+    """Fraction of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.ahead < 1:
@@ -110,12 +110,12 @@ class BatchStream(Stream):
 
     def __init__(
         self, split: Split, sampler: SamplerConfig, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
-        versions: DifficultyTable | None, etags: dict[str, str], share: RankSlice, seed: int, start: int, stop: int,
+        versions: DifficultyTable | None, etags: dict[str, str], part: RankSlice, seed: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        sampler.check_world(share.world)
+        sampler.check_world(part.world)
         self.split, self.loader, self.augment, self.cache, self.etags = split, loader, augment, cache, etags
         self.sampler = Sampler(sampler, split, seed)
-        self.versions, self.share, self.seed, self.start, self.stop = versions, share, seed, start, stop
+        self.versions, self.part, self.seed, self.start, self.stop = versions, part, seed, start, stop
         about = split.index.about
         self.size = loader.size or (int(about["size"][0]), int(about["size"][1]))
         self.mirror = bool(about["mirror"])
@@ -154,7 +154,7 @@ class BatchStream(Stream):
         difficulty = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
         drawn = self.sampler.draw(step, difficulty)
-        positions = drawn[self.share.of(batch)]
+        positions = drawn[self.part.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
         in_order = difficulty is None and self.sampler.config.kind != "pk" and self._holds_mixed
@@ -163,7 +163,7 @@ class BatchStream(Stream):
         return _Plan(step, difficulty.version if difficulty else 0, draw, positions, samples, changes, asked)
 
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
-        rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
+        rows = range(*self.part.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = self.room(len(rows), *self.size, 3)
         positions, bad, changes = plan.positions.copy(), [], plan.changes
         for place, (row, out, data) in enumerate(zip(rows, images, plan.bytes(), strict=True)):
@@ -209,16 +209,16 @@ class SplitStream(Stream):
     """
 
     def __init__(
-        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], share: RankSlice, chunk: int
+        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], part: RankSlice, chunk: int
     ) -> None:
-        self.split, self.size, self.cache, self.etags, self.share, self.chunk = split, size, cache, etags, share, chunk
+        self.split, self.size, self.cache, self.etags, self.part, self.chunk = split, size, cache, etags, part, chunk
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         store = open_store(self.split.index, self.etags, self.cache)
         try:
-            starts = range(0, len(self.split), self.chunk)[self.share.rank :: self.share.world][first::every]
+            starts = range(0, len(self.split), self.chunk)[self.part.rank :: self.part.world][first::every]
             ahead: deque[tuple[Int64s, Pending]] = deque()
             for start in starts:
                 positions = np.arange(start, min(start + self.chunk, len(self.split)), dtype=np.int64)

@@ -155,7 +155,7 @@ class NodeCache:
         """Whether the cache is to be filled with these, and is as large as all of them."""
         return self.config.fill and sum(self.index.shards[shard].size for shard in shards) <= self.config.gib * 2**30
 
-    def account(self, fetched: int) -> bool:
+    def add_fetched(self, fetched: int) -> bool:
         """Note bytes fetched; now and then look at the whole folder, and evict the copies opened or written longest ago.
 
         Whether any were evicted.

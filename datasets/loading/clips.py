@@ -209,10 +209,10 @@ class ClipStream(Stream):
 
     def __init__(
         self, clips: ClipSet, chosen: Int64s, config: ClipConfig, batch: int, loader: LoaderConfig, cache: CacheConfig,
-        share: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
+        part: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
     ) -> None:  # fmt: skip
         self.clips, self.chosen, self.config, self.batch, self.loader, self.cache = clips, chosen, config, batch, loader, cache
-        self.share, self.seed, self.start, self.stop = share, seed, start, stop
+        self.part, self.seed, self.start, self.stop = part, seed, start, stop
         self.whole, self.frame_targets = whole, frame_targets
         self.flip = bool(clips.index.about["mirror"]) if config.flip is None else config.flip
 
@@ -239,8 +239,8 @@ class ClipStream(Stream):
         return self.clips.index.shards_of(self.clips.index.samples["block"][np.concatenate([first, last])])
 
     def _plan(self, step: int, reader: Reader) -> _Plan:
-        u = generator(self.seed, "views", step).random((4, self.batch))[:, self.share.of(self.batch)]
-        positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.share.of(self.batch)]
+        u = generator(self.seed, "views", step).random((4, self.batch))[:, self.part.of(self.batch)]
+        positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.part.of(self.batch)]
         views = [View(float(d), float(r), bool(f < 0.5) and self.flip) for d, r, f in u[:3].T]
         places = u[3].tolist()
         asked = [self._ask(position, place, reader) for position, place in zip(positions.tolist(), places, strict=True)]
@@ -298,9 +298,9 @@ class ClipViews(Stream):
     """
 
     def __init__(
-        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, share: RankSlice, *, whole: bool = False
+        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, part: RankSlice, *, whole: bool = False
     ) -> None:
-        self.clips, self.chosen, self.config, self.cache, self.share, self.whole = clips, chosen, config, cache, share, whole
+        self.clips, self.chosen, self.config, self.cache, self.part, self.whole = clips, chosen, config, cache, part, whole
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -308,7 +308,7 @@ class ClipViews(Stream):
         reader = Reader(self.clips, self.cache)
         try:
             ahead: deque[Callable[[], Batch]] = deque()
-            for position in range(len(self.chosen))[self.share.rank :: self.share.world][first::every]:
+            for position in range(len(self.chosen))[self.part.rank :: self.part.world][first::every]:
                 ahead.append(self._ask(position, reader))
                 if len(ahead) > 2:
                     yield ahead.popleft()()

@@ -26,7 +26,7 @@ MAP_NORESERVE = 0x4000  # of Linux; in the mmap module from Python 3.13 on
 Array = npt.NDArray[Any]
 
 
-class Placed(NamedTuple):
+class ArrayRef(NamedTuple):
     """Where an array lies."""
 
     offset: int
@@ -63,7 +63,7 @@ class Slots:
         start += self.slot * SIZE
         return self.memory[start : start + size].view(dtype).reshape(shape)
 
-    def put(self, array: Array) -> Array | Placed:
+    def put(self, array: Array) -> Array | ArrayRef:
         """In the loader process: where an array lies in the slot, copied there unless it is there; or itself, to be sent."""
         if array.nbytes < SMALLEST or array.dtype.hasobject:
             return array
@@ -74,9 +74,9 @@ class Slots:
             if offset is None:
                 return array
             room[...] = array
-        return Placed(offset, array.shape, array.dtype.str)
+        return ArrayRef(offset, array.shape, array.dtype.str)
 
-    def get(self, slot: int, places: Iterable[Placed]) -> list[Array]:
+    def get(self, slot: int, places: Iterable[ArrayRef]) -> list[Array]:
         """In the training process: the arrays of a slot, which is free when they are gone, or as soon as they are copied."""
         arrays = [self._array(placed) for placed in places]
         if not arrays or int(np.count_nonzero(self._of(slot // self.each) == LENT)) >= self.lent:
@@ -92,7 +92,7 @@ class Slots:
     def _of(self, worker: int) -> npt.NDArray[np.uint8]:
         return self.states[worker * self.each : (worker + 1) * self.each]
 
-    def _array(self, placed: Placed) -> Array:
+    def _array(self, placed: ArrayRef) -> Array:
         size = int(np.prod(placed.shape)) * np.dtype(placed.dtype).itemsize
         return self.memory[placed.offset : placed.offset + size].view(placed.dtype).reshape(placed.shape)
 

@@ -49,8 +49,8 @@ class LoaderStats:
 class BadSamples:
     """Counts samples that failed to decode, and ends the run when they are too many."""
 
-    def __init__(self, share: float, samples: int) -> None:
-        self.share, self.samples, self.seen = share, samples, 0
+    def __init__(self, fraction: float, samples: int) -> None:
+        self.fraction, self.samples, self.seen = fraction, samples, 0
         self.names: dict[str, None] = {}  # each sample once, however often hard draws come back to it
 
     def note(self, batch: Batch) -> list[str]:
@@ -63,10 +63,10 @@ class BadSamples:
         fresh = [name for name in batch["bad"] if name not in self.names]
         self.names.update(dict.fromkeys(fresh))
         seen = min(self.seen, self.samples)
-        if len(self.names) > self.share * max(seen, 100):
+        if len(self.names) > self.fraction * max(seen, 100):
             shown = list(self.names)[:20]
             more = f" (+{len(self.names) - len(shown)} more)" if len(self.names) > len(shown) else ""
-            what = f"{len(self.names)} of {seen} samples could not be read, more than the share of {self.share:g} allowed"
+            what = f"{len(self.names)} of {seen} samples could not be read, more than the share of {self.fraction:g} allowed"
             remedy = "check the set with `python -m datasets.inspect`, or raise --loader.bad-share"
             raise InputError(what, "; ".join(shown) + more, remedy)
         return fresh

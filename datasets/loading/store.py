@@ -165,7 +165,7 @@ class BucketStore:
         if self._cache:
             with self._lock:
                 fetched, self._fetched = self._fetched, 0
-            self._cache.account(fetched)
+            self._cache.add_fetched(fetched)
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Kept:
@@ -203,7 +203,7 @@ class BucketStore:
                 for span in self._spans(shard):
                     if copy is None or copy.full or copy.tight() or copy.gone() or self._over.is_set():
                         return
-                    if not all(map(copy.has, span)) and cache.account(_bytes(self._bring(span, copy))):
+                    if not all(map(copy.has, span)) and cache.add_fetched(_bytes(self._bring(span, copy))):
                         return  # with what else is there it is too much: what was evicted would be brought again
         except Exception as error:  # a draw that needs the block meets it, too, and ends the run
             log.warning("the node cache is filled no further: %s", error)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.errors import InputError
 from datasets.loading.batches import Batch, Stream
-from datasets.loading.shared_memory import Placed, Slots
+from datasets.loading.shared_memory import ArrayRef, Slots
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -47,7 +47,7 @@ def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
     """A batch with its arrays as tensors, those in the slots where they lie; images as [b, 3, H, W]."""
     batch = dict(sent.batch)
     if slots:
-        placed = {name: value for name, value in batch.items() if isinstance(value, Placed)}
+        placed = {name: value for name, value in batch.items() if isinstance(value, ArrayRef)}
         batch |= zip(placed, slots.get(sent.slot, placed.values()), strict=True)
     for name, value in batch.items():
         if isinstance(value, np.ndarray):

@@ -30,7 +30,7 @@ class AugmentConfig:
     turn: float = 0.0
     """Turn about the centre by up to so many degrees, either way."""
     erase: float = 0.0
-    """RankSlice of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
+    """Fraction of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1 or not 0 <= self.erase <= 1:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import MAX_BYTES, decode_sample, quiet_decoders
 from datasets.objects import Bucket, Folder
 from datasets.packing.destination import note_name
@@ -40,7 +40,7 @@ Bytes = Annotated[
 
 
 def write_shards(
-    shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
+    shards: Sequence[ShardPlan], archive: Archive, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
 ) -> list[Written]:
     """Put every shard that is not there yet, each followed by its note."""
     there = objects.sizes()
@@ -52,19 +52,19 @@ def write_shards(
             result = Written(**json.loads(objects.get(note))) if note in there else None
             if result is None or there.get(shard.name) != result.size:
                 with tempfile.NamedTemporaryFile(prefix="hardshard-", suffix=".tar") as file:
-                    result = _write(shard, source, Path(file.name), unreadable, allowed, advance)
+                    result = _write(shard, archive, Path(file.name), unreadable, allowed, advance)
                     objects.put_file(shard.name, Path(file.name))
                 objects.put(note, json.dumps(asdict(result)).encode())
             else:
                 advance(sum(len(block) for block in shard.blocks))
             unreadable |= result.unreadable
-            _refuse(unreadable, allowed, source)
+            _refuse(unreadable, allowed, archive)
             written.append(result)
     return written
 
 
 def _write(
-    shard: ShardPlan, source: Source, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
+    shard: ShardPlan, archive: Archive, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
 ) -> Written:
     """Write one shard to a local file. ``unreadable``: those of the shards before."""
     bad: dict[str, str] = {}
@@ -73,13 +73,13 @@ def _write(
         for planned in shard.blocks:
             block = bytearray()
             for member in planned:
-                data = source.read(member.source, MAX_BYTES)
+                data = archive.read(member.source, MAX_BYTES)
                 try:
                     with quiet_decoders():
                         decode_sample(data)
                 except ValueError as error:
                     bad[member.source] = str(error)
-                    _refuse(unreadable | bad, allowed, source)
+                    _refuse(unreadable | bad, allowed, archive)
                 else:
                     block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
                 advance(1)
@@ -91,11 +91,11 @@ def _write(
     return Written(size, crcs, bad)
 
 
-def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
+def _refuse(unreadable: dict[str, str], allowed: int, archive: Archive) -> None:
     if len(unreadable) > allowed:
         named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
         remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
-        raise InputError("an image that cannot be decoded", f"{named} in {source.where}", remedy)
+        raise InputError("an image that cannot be decoded", f"{named} in {archive.where}", remedy)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class SamplerConfig:
     instances: int | None = None
     """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
     uniform_share: float = 0.875
-    """RankSlice of a batch drawn evenly from all samples (hardest, proportional, pairs); smaller ones learn less (README)."""
+    """Fraction of a batch drawn evenly from all samples (hardest, proportional, pairs); smaller ones learn less (README)."""
     hardest: int = 2
     """Identities that share the hard part of a batch (hardest). The maximum of c is always shared by two."""
     temperature: float = 1.0

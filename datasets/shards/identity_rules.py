@@ -6,21 +6,21 @@ from typing import Any, Literal
 
 from datasets.errors import InputError
 from datasets.shards.locality import MAX_BLOCK
-from datasets.shards.tar_reader import Group, Tape
+from datasets.shards.tar_reader import Group, TarReader
 from datasets.splits import checked_split
 from datasets.texts import json_of, text_of
 
 MAX_LABEL_BYTES = {"cls": 64 << 10, "json": 16 << 20}  # bytes of a label
 LARGEST_BLOCK = 256 << 20
 GIVE = "leave the sample out, or name the identity otherwise (--identity)"
-Source = Literal["auto", "key", "cls", "json"]
+IdentityFrom = Literal["auto", "key", "cls", "json"]
 
 
 @dataclass(frozen=True)
 class Rules:
     """Where foreign shards say who is on an image."""
 
-    identity: Source = "auto"
+    identity: IdentityFrom = "auto"
     """What names the identity: the sample's key, its .cls, or a field of its .json. auto: .cls if the first sample has one, else
     the field if it has that, else the key; samples of which one has a label and another has none are an error."""
     field: str = "pid"
@@ -49,27 +49,27 @@ class Rules:
             raise InputError(f"--key-pattern is no regular expression ({error})", self.key_pattern) from error
 
 
-class Whose:
+class IdentityReader:
     """Tells who is on a sample's image. With ``auto`` the first sample decides for all of the set what tells it."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.by: Source = rules.identity
+        self.by: IdentityFrom = rules.identity
         self._first = ""  # the sample that decided
         self._orphan = ""  # a label that belongs to no image
 
     @property
-    def told_by(self) -> str:
+    def named_by(self) -> str:
         """What tells the identities, in words."""
         return {"cls": "each sample's .cls", "json": f"the field '{self.rules.field}' of each .json"}.get(self.by, "each key")
 
-    def of(self, group: Group, tape: Tape) -> tuple[str, str]:
+    def of(self, group: Group, reader: TarReader) -> tuple[str, str]:
         """Identity and camera of a sample with an image; "" for a camera that is not told.
 
         Raises:
             InputError: the sample does not tell, or tells otherwise than the first one.
         """
-        at, labels = f"{group.name} in {tape.where} at byte {group.start}", Labels(group, tape)
+        at, labels = f"{group.name} in {reader.where} at byte {group.start}", Labels(group, reader)
         if self.rules.identity == "auto":
             self._decide(labels, group.name, at)
         camera = ""
@@ -87,10 +87,10 @@ class Whose:
             raise InputError("the identity is empty", at, GIVE)
         return (f"id-{identity}" if identity in ("0", "-1") and not self.rules.market_ids else identity), camera
 
-    def note_imageless(self, group: Group, tape: Tape) -> None:
+    def note_imageless(self, group: Group, reader: TarReader) -> None:
         """Remember a label without an image: in a set with labels no identity is made from a key."""
-        if self.rules.identity == "auto" and not self._orphan and Labels(group, tape).best(self.rules.field) != "key":
-            self._orphan = f"{group.name} in {tape.where}"
+        if self.rules.identity == "auto" and not self._orphan and Labels(group, reader).best(self.rules.field) != "key":
+            self._orphan = f"{group.name} in {reader.where}"
 
     def check_orphans(self) -> None:
         """Raises InputError when identities were read from keys and there are labels."""
@@ -112,8 +112,8 @@ class Whose:
 class Labels:
     """The labels of one sample, read when they are asked for."""
 
-    def __init__(self, group: Group, tape: Tape) -> None:
-        self.group, self.tape = group, tape
+    def __init__(self, group: Group, reader: TarReader) -> None:
+        self.group, self.reader = group, reader
         self._json: Any = None
 
     def best(self, field: str) -> Literal["cls", "json", "key"]:
@@ -139,7 +139,7 @@ class Labels:
         return str(value)
 
     def _place(self, ending: str) -> str:
-        return f"{self.group.key}.{ending} in {self.tape.where}"
+        return f"{self.group.key}.{ending} in {self.reader.where}"
 
     def _object(self) -> dict[str, Any]:
         if self._json is None:
@@ -148,10 +148,10 @@ class Labels:
 
     def _bytes(self, ending: str) -> bytes:
         if ending not in self.group.members:
-            has, at = ", ".join(self.group.members), f"{self.group.name} in {self.tape.where} at byte {self.group.start}"
+            has, at = ", ".join(self.group.members), f"{self.group.name} in {self.reader.where} at byte {self.group.start}"
             raise InputError(f"the sample has no .{ending}", at, f"it has: {has}; give --identity")
         offset, size = self.group.members[ending]
         if size > MAX_LABEL_BYTES[ending]:
             what = f"a label of {size:,} bytes, of which {MAX_LABEL_BYTES[ending]:,} are read at most"
             raise InputError(what, self._place(ending), "is it one? Else give --identity")
-        return self.tape.look(offset, offset + size)
+        return self.reader.look(offset, offset + size)

@@ -11,13 +11,13 @@ MAX_BLOCK = 256 << 10
 
 
 @dataclass(frozen=True)
-class Quality:
+class Locality:
     """Means over identities, each identity of a split for itself. The ideal is an identity's samples side by side."""
 
     samples_per_block: float
     ideal_samples_per_block: float
     in_one_block: float
-    """RankSlice of identities that lie in one block."""
+    """Fraction of identities that lie in one block."""
     reads_per_draw: float
     """Blocks that DRAW random images of an identity lie in, on average."""
     ideal_reads_per_draw: float
@@ -39,7 +39,7 @@ class Quality:
         return f"poor: identities are scattered over the shards; {reads}: shards sorted by identity would be faster"
 
 
-def quality_of(index: Index, max_block: int = MAX_BLOCK) -> Quality:
+def locality_of(index: Index, max_block: int = MAX_BLOCK) -> Locality:
     """Measure a whole set. ``max_block``: bytes that a block may take at most."""
     blocks = index.blocks
     pairs = np.stack([blocks["split"].astype(np.int64), blocks["identity"].astype(np.int64)])
@@ -52,7 +52,7 @@ def quality_of(index: Index, max_block: int = MAX_BLOCK) -> Quality:
     ideal_blocks = np.minimum(np.ceil(total_size / max_block), total)
     missed = _missed(count, total[group])
     ideal_missed = _missed(total / ideal_blocks, total)
-    return Quality(
+    return Locality(
         samples_per_block=len(index) / len(count),
         ideal_samples_per_block=len(index) / float(ideal_blocks.sum()),
         in_one_block=float(np.mean(np.bincount(group) == 1)),

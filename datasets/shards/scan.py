@@ -14,9 +14,9 @@ from datasets.errors import InputError
 from datasets.left_out import LITTER, NAMED, is_litter
 from datasets.media.decode import IMAGES
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.shards.identity_rules import Rules, Whose
+from datasets.shards.identity_rules import IdentityReader, Rules
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
-from datasets.shards.tar_reader import Group, LeftOut, Tape, groups
+from datasets.shards.tar_reader import Group, LeftOut, TarReader, groups
 from datasets.splits import SPLITS, counted, split_of_file, split_word
 
 PROBE = "index/probe"
@@ -28,7 +28,7 @@ UNNAMED = "default, as no name says a split"
 class Found:
     """What the scan gathers; identities and cameras are numbered as they come."""
 
-    whose: Whose
+    identity_reader: IdentityReader
     identities: dict[str, int] = field(default_factory=dict)
     cameras: dict[str, int] = field(default_factory=dict)
     samples: list[tuple[int, ...]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Found:
             *self.left_out.lines(),
             f"{seen:,} files seen: {len(self.keys):,} images indexed, {gone:,} left out, {beside:,} beside the images",
             *(f"splits: {counted(splits.elements())}; by {by}" for by, splits in self.splits_by.items()),
-            f"identities: by {self.whose.told_by}: {names}{', ...' if len(self.identities) > NAMED else ''}",
+            f"identities: by {self.identity_reader.named_by}: {names}{', ...' if len(self.identities) > NAMED else ''}",
         ]
 
 
@@ -56,7 +56,7 @@ def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None
     Raises:
         InputError: no shards, one that is cut off, damaged, unsorted or no plain tar, or a sample that does not say who is on it.
     """
-    objects, found = open_objects(url), Found(Whose(rules))
+    objects, found = open_objects(url), Found(IdentityReader(rules))
     sizes = shards_of(objects, found.left_out)
     said = {name: split_of_file(name) for name in sizes}
     split_of = {name: split_word(rules.split) or said[name] or "train" for name in sizes}
@@ -65,9 +65,9 @@ def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None
     for number, (name, size) in enumerate(sizes.items()):
         by = "--split" if rules.split else "the shards' names" if said[name] else UNNAMED
         before = len(found.keys)
-        _scan_shard(Tape(objects, name, size, advance), number, split_of[name], splits, by, found)
+        _scan_shard(TarReader(objects, name, size, advance), number, split_of[name], splits, by, found)
         found.splits_by.setdefault(by, Counter())[split_of[name]] += len(found.keys) - before
-    found.whose.check_orphans()
+    found.identity_reader.check_orphans()
     if not found.samples:
         raise InputError("no images in the shards", url, f"members with the endings {', '.join(sorted(IMAGES))} are taken")
     return _sorted(objects.url, sizes, split_of, splits, rules, found), found.keys, found
@@ -90,14 +90,14 @@ def shards_of(objects: Folder | Bucket, left_out: LeftOut) -> dict[str, int]:
     return shards
 
 
-def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], by: str, found: Found) -> None:
+def _scan_shard(reader: TarReader, number: int, split: str, splits: tuple[str, ...], by: str, found: Found) -> None:
     run: list[tuple[Group, int]] = []  # one identity's samples, with their cameras
     running = ""
 
     def close() -> None:
         if run:
             start, end = run[0][0].start, run[-1][0].end
-            crc = google_crc32c.value(tape.look(start, end))
+            crc = google_crc32c.value(reader.look(start, end))
             row = (number, found.identities[running], splits.index(split), start, end - start, len(found.keys), len(run), crc)
             for group, camera in run:
                 offset, size = group.image or (0, 0)
@@ -106,24 +106,24 @@ def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], by
             found.blocks.append(row)
             run.clear()
 
-    for group in groups(tape, found.left_out):
+    for group in groups(reader, found.left_out):
         for ending in group.endings[1:] or ([] if group.image else group.members):
             rule = "images beside the first of a sample" if group.image else "files of samples without an image"
             found.left_out.note(rule, f"{group.key}.{ending}")
         if group.image is None:
-            found.whose.note_imageless(group, tape)
+            found.identity_reader.note_imageless(group, reader)
             close()
         else:
             if by == UNNAMED:
-                _check_top(group.key, tape.where)
+                _check_top(group.key, reader.where)
             # If unknown, each split is one camera, so that evaluation's same-camera rule takes nothing away.
-            identity, camera = found.whose.of(group, tape)
-            if run and (identity != running or group.end - run[0][0].start > found.whose.rules.max_block):
+            identity, camera = found.identity_reader.of(group, reader)
+            if run and (identity != running or group.end - run[0][0].start > found.identity_reader.rules.max_block):
                 close()
             running = identity
             found.identities.setdefault(identity, len(found.identities))
             run.append((group, found.cameras.setdefault(camera or split, len(found.cameras))))
-        tape.cut(run[0][0].start if run else group.end)
+        reader.cut(run[0][0].start if run else group.end)
     close()
 
 

@@ -64,7 +64,7 @@ class Group:
         return f"{self.key}.{(self.endings or list(self.members))[0]}"
 
 
-class Tape(io.RawIOBase):
+class TarReader(io.RawIOBase):
     """An object as a stream that is read once, forwards, and remembers what was not yet cut off.
 
     ``keep`` False: it remembers nothing.
@@ -124,7 +124,7 @@ def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
     return "" if "." in file else "files without an ending"
 
 
-def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
+def groups(reader: TarReader, left_out: LeftOut) -> Iterator[Group]:
     """The samples of a shard; each is given when all of it has been read.
 
     A sample is a run of members with the same key: the name up to the first dot after the last slash. What belongs to no sample
@@ -137,7 +137,7 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
     group: Group | None = None
     begun: dict[str, str] = {}  # the first ending of every key
     at = 0
-    for member in members(cast(IO[bytes], tape), tape.where, "r|", tape.size):
+    for member in members(cast(IO[bytes], reader), reader.where, "r|", reader.size):
         if member.isdir():
             continue
         left_out.seen += 1
@@ -149,11 +149,11 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
             at, group = group.end, None
         if end - (group.start if group else at) > MAX_SAMPLE and not member.issparse():
             what = f"a sample, or what lies before one, has more than {MAX_SAMPLE >> 20} MiB"
-            raise InputError(what, f"{key}.{ending} in {tape.where}", "take out what is no image or label")
+            raise InputError(what, f"{key}.{ending} in {reader.where}", "take out what is no image or label")
         if rule:
             left_out.note(rule, path)
             continue
-        _check_key(key, ending, group, begun, tape.where)
+        _check_key(key, ending, group, begun, reader.where)
         group = group or Group(key, member.offset, 0, {})
         group.members[ending.lower()] = (member.offset_data, member.size)
         group.end = end

@@ -11,7 +11,7 @@ from testdata import archive
 
 from datasets.errors import InputError
 from datasets.inspect import facts, faults
-from datasets.layouts.archive import open_source
+from datasets.layouts.archive import open_archive
 from datasets.layouts.boxes import BOX_LAYOUTS, BoxName
 from datasets.layouts.listing import Listing
 from datasets.loading.store import read_samples
@@ -28,7 +28,7 @@ EVEN = Options(held_out=0, max_block=8 << 10, shard_size=16 << 10)  # several sh
 
 
 def listing(layout: BoxName, root: Path, files: Files, share: float = 0.0) -> Listing:
-    with open_source(put(root, files)) as source:
+    with open_archive(put(root, files)) as source:
         return BOX_LAYOUTS[layout](source, HeldOut(share))
 
 

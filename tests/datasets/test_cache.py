@@ -379,7 +379,7 @@ def test_what_was_used_last_is_evicted_last(index: Index, config: CacheConfig) -
         copies[number].write(index.blocks_of_shard(number)[0], 0, b"data")
         os.utime(copies[number]._file, ns=(0, moment))
     cache.config = replace(config, gib=on_disk(config) / 2 / 2**30)
-    cache.account(cache_module.CHECK_EVERY)
+    cache.add_fetched(cache_module.CHECK_EVERY)
     assert [copy.gone() for copy in copies] == [True, False, True, False]
 
 
@@ -392,7 +392,7 @@ def test_who_reads_an_evicted_copy_gets_right_bytes_then_lets_it_go(
     assert store.request(samples)() == right
     fetched = store.counts["gets"]
     answer = store.request(samples)  # all of them hits
-    NodeCache(replace(config, gib=1e-9), index, shard_etags(index)).account(1)
+    NodeCache(replace(config, gib=1e-9), index, shard_etags(index)).add_fetched(1)
     assert on_disk(config) == 0
     assert len(open_files(config.root)) == len(index.shards)
     assert answer() == right
@@ -431,7 +431,7 @@ def test_only_old_boots_of_this_user_are_removed(index: Index, config: CacheConf
         (config.root / name).mkdir(parents=True)
         (config.root / name / "a.data").write_bytes(bytes(10**6))
     cache = NodeCache(replace(config, gib=1e-9), index, {})
-    cache.account(cache_module.CHECK_EVERY)
+    cache.add_fetched(cache_module.CHECK_EVERY)
     assert sorted(entry.name for entry in config.root.iterdir()) == sorted([*others, cache.folder.name])
     assert all((config.root / name / "a.data").stat().st_size == 10**6 for name in others)
     assert cache.folder.stat().st_mode & 0o777 == 0o700

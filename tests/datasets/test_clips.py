@@ -44,9 +44,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
     return open_clips(str(root / "set"))
 
 
-def stream(clips: ClipSet, share: RankSlice = ALONE, start: int = 0, stop: int = 4, **more: Any) -> ClipStream:
+def stream(clips: ClipSet, part: RankSlice = ALONE, start: int = 0, stop: int = 4, **more: Any) -> ClipStream:
     chosen = clips.clips_of("train")
-    return ClipStream(clips, chosen, CONFIG, 4, LoaderConfig(workers=0), CacheConfig(), share, 7, start, stop, **more)
+    return ClipStream(clips, chosen, CONFIG, 4, LoaderConfig(workers=0), CacheConfig(), part, 7, start, stop, **more)
 
 
 def test_batches_belong_to_their_step(clips: ClipSet) -> None:

@@ -20,7 +20,7 @@ from datasets.errors import InputError
 from datasets.objects import open_objects
 from datasets.shards.boxes import Box, table_of_boxes
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns, read_index, split_of, write_index
-from datasets.shards.locality import quality_of
+from datasets.shards.locality import locality_of
 
 TABLES = ("samples", "blocks", "identities", "labels", "boxes", "clips")
 
@@ -59,7 +59,7 @@ def use(folder: Path) -> None:
     for shard, offset, size in zip(*(index.blocks[name].tolist() for name in ("shard", "offset", "size")), strict=True):
         assert 0 <= offset <= offset + size <= index.shards[shard].size
     if len(index):
-        quality_of(index, index.about.get("max_block", 1))
+        locality_of(index, index.about.get("max_block", 1))
     for name in index.splits:
         split = split_of(index, name) if len(index) else None
         if split is not None and len(split):

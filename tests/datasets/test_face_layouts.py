@@ -8,7 +8,7 @@ from facedata import faces
 from pictures import Files, jpeg, png, put
 
 from datasets.errors import InputError
-from datasets.layouts.archive import open_source
+from datasets.layouts.archive import open_archive
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
 from datasets.layouts.listing import Sample
 from datasets.loading.store import read_samples
@@ -29,7 +29,7 @@ TWO: Files = {f"img_align_celeba/00000{i}.jpg": jpeg(i) for i in (1, 2)}
 
 
 def samples(layout: FaceName, root: Path, files: Files, share: float = 0.0) -> dict[str, Sample]:
-    with open_source(put(root, files)) as source:
+    with open_archive(put(root, files)) as source:
         return {Path(s.name).name: s for s in FACE_LAYOUTS[layout](source, HeldOut(share)).samples}
 
 
@@ -69,7 +69,7 @@ def test_mask_folders_and_head_pose(tmp_path: Path) -> None:
 
 def test_any_columns(tmp_path: Path) -> None:
     files: Files = {"a/1.png": png(1), "b/1.png": png(2), "l.csv": b"file,age,notes,quality\na/1.png,3,x,\nb/1.png,,,0.5\n"}
-    with open_source(put(tmp_path, files)) as source:
+    with open_archive(put(tmp_path, files)) as source:
         found = {s.name: s.labels for s in FACE_LAYOUTS["attributes_csv"](source, HeldOut(0)).samples}
     assert found == {"a/1.png": {"age": 3}, "b/1.png": {"quality": 0.5}}
 
@@ -132,7 +132,7 @@ def test_packed_labels_stand_at_their_images(tmp_path: Path) -> None:
     source = faces(tmp_path / "faces", 40)
     pack("attributes_csv", source, str(tmp_path / "set"), Options(max_block=4 << 10, shard_size=16 << 10))
     index = read_index(str(tmp_path / "set"))
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         listed = {opened.read(s.name): s.labels for s in FACE_LAYOUTS["attributes_csv"](opened, HeldOut()).samples}
     seen = 0
     for name in ("train", "test"):

@@ -24,7 +24,7 @@ from test_image_header import huge
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.layouts.archive import NOWHERE, open_source
+from datasets.layouts.archive import NOWHERE, open_archive
 from datasets.layouts.boxes import BOX_LAYOUTS
 from datasets.layouts.faces import FACE_LAYOUTS
 from datasets.layouts.identities import LAYOUTS
@@ -46,7 +46,7 @@ FACES: Files = {f"img_align_celeba/{i:06}.jpg": jpeg(i) for i in range(1, 7)}
 
 
 def listing(layout: Layout, source: Path, share: float = 0.25) -> Listing:
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         return EVERY[layout](opened, HeldOut(share))
 
 
@@ -279,7 +279,7 @@ def test_links_are_followed_or_named(form: str, tmp_path: Path) -> None:
                     zipped.writestr(info, str(path.readlink()))
                 elif path.is_file():
                     zipped.write(path, f"market/{path.relative_to(root)}")
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         found = EVERY["market1501"](opened, HeldOut())
         assert splits(found) == {"train": 3, "query": 2, "gallery": 2}
         assert {name: len(opened.read(name)) for name in opened.sizes} == opened.sizes
@@ -302,7 +302,7 @@ def test_what_archives_hold_besides(tmp_path: Path) -> None:
         pipe = tarfile.TarInfo("pipe")
         pipe.type = tarfile.FIFOTYPE
         archive.addfile(pipe)
-    with open_source(path) as source:
+    with open_archive(path) as source:
         assert source.read("a.txt") == b"second"
         assert source.read("a.txt ") == b"space"
         assert source.read("holes") == (tmp_path / "holes").read_bytes()

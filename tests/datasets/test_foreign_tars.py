@@ -99,7 +99,7 @@ def test_a_field_of_json_tells_who_where_there_is_no_cls(tmp_path: Path) -> None
     tarred(tmp_path / "t.tar", files)
     index, _, found = scan(str(tmp_path), Rules())
     assert identities(index) == list("aab")
-    assert found.whose.told_by == "the field 'pid' of each .json"
+    assert found.identity_reader.named_by == "the field 'pid' of each .json"
     for other in (b"{}", b"[]", None):
         changed = {**files, "x/2.json": other}
         tarred(tmp_path / "t.tar", {name: data for name, data in changed.items() if data is not None})

@@ -8,7 +8,7 @@ import pytest
 from pictures import Files, market, omniglot, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.layouts.archive import open_source
+from datasets.layouts.archive import open_archive
 from datasets.layouts.identities import LAYOUTS, Name
 from datasets.layouts.listing import Listing, Sample, clean
 from datasets.splits import HeldOut
@@ -19,7 +19,7 @@ IMAGE = b"never read here"
 
 def listing(layout: Name, root: Path, files: Files, held_out: HeldOut | None = None) -> Listing:
     """What the layout makes of the files."""
-    with open_source(put(root, files)) as source:
+    with open_archive(put(root, files)) as source:
         return LAYOUTS[layout](source, held_out or HeldOut())
 
 
@@ -53,7 +53,7 @@ def test_market1501(tmp_path: Path) -> None:
 def test_market1501_in_an_archive_below_a_folder(form: str, tmp_path: Path) -> None:
     files = {f"Market-1501-v15.09.15/{name}": data for name, data in market().items()}
     path = zipped(tmp_path / "m.zip", files) if form == "zip" else tarred(tmp_path / "m.tar", files)
-    with open_source(path) as source:
+    with open_archive(path) as source:
         samples = LAYOUTS["market1501"](source, HeldOut()).samples
     assert len(samples) == 54
     assert all(sample.name in files for sample in samples)
@@ -127,7 +127,7 @@ def test_cuhk03_as_published_here() -> None:
     folder = os.environ.get("HARDSHARD_TEST_DATA")
     if not folder or not (Path(folder) / "cuhk03.tar").is_file():
         pytest.skip("HARDSHARD_TEST_DATA names no folder with cuhk03.tar (its licence does not let the repository hold it)")
-    with open_source(Path(folder) / "cuhk03.tar") as source:
+    with open_archive(Path(folder) / "cuhk03.tar") as source:
         splits = by_split(LAYOUTS["cuhk03"](source, HeldOut()).samples)
     assert {split: len(samples) for split, samples in splits.items()} == {"train": 7239, "query": 199, "gallery": 739}
     assert {split: len({s.identity for s in samples}) for split, samples in splits.items()} == {

@@ -63,17 +63,17 @@ def version(number: int, identities: int) -> Difficulty:
 
 
 def stream_of(
-    index: Index, sampler: SamplerConfig, table: DifficultyTable | None, share: RankSlice, start: int, stop: int, **options: Any
+    index: Index, sampler: SamplerConfig, table: DifficultyTable | None, part: RankSlice, start: int, stop: int, **options: Any
 ) -> BatchStream:
     loader = LoaderConfig(size=SIZE, ahead=options.pop("ahead", 4))
     augment = options.pop("augment", AugmentConfig(flip=True, shift=0.1, erase=0.5))
     return BatchStream(
-        split_of(index, "train"), sampler, loader, augment, CacheConfig(), table, {}, share, 5, start, stop, **options
+        split_of(index, "train"), sampler, loader, augment, CacheConfig(), table, {}, part, 5, start, stop, **options
     )
 
 
 def train_on(
-    index: Index, sampler: SamplerConfig, share: RankSlice, workers: int, start: int = 0, late: float = 0, ahead: int = 4
+    index: Index, sampler: SamplerConfig, part: RankSlice, workers: int, start: int = 0, late: float = 0, ahead: int = 4
 ) -> list[Batch]:
     """What a training run sees: a version is published when the steps before it are done, ``late`` seconds after."""
     identities = len(split_of(index, "train").counts)
@@ -82,7 +82,7 @@ def train_on(
     for number in range(max(newest - sampler.versions_alive + 1, 1), newest + 1):
         table.put(version(number, identities))
     batches, timers = [], []
-    for batch in load_in_workers(stream_of(index, sampler, table, share, start, STEPS, ahead=ahead), workers):
+    for batch in load_in_workers(stream_of(index, sampler, table, part, start, STEPS, ahead=ahead), workers):
         batches.append(batch)
         done = batch["step"] + 1
         if done % sampler.interval == 0:

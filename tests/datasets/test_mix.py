@@ -66,13 +66,13 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> list[Split]:
     return found
 
 
-def mixed(splits: list[Split], share: RankSlice, start: int, stop: int) -> MixedStream:
+def mixed(splits: list[Split], part: RankSlice, start: int, stop: int) -> MixedStream:
     loader, augment = LoaderConfig(size=(32, 32)), AugmentConfig(turn=20)
     streams = [
         BatchStream(
-            split, SamplerConfig(kind="uniform", batch=part), loader, augment, CacheConfig(), None, {}, share, seed, start, stop
+            split, SamplerConfig(kind="uniform", batch=rows), loader, augment, CacheConfig(), None, {}, part, seed, start, stop
         )
-        for seed, (split, part) in enumerate(zip(splits, (12, 4), strict=True))
+        for seed, (split, rows) in enumerate(zip(splits, (12, 4), strict=True))
     ]
     return MixedStream(streams)
 

@@ -17,7 +17,7 @@ from pictures import jpeg, market, omniglot, png, put, tarred, zipped
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.layouts.archive import open_source
+from datasets.layouts.archive import open_archive
 from datasets.objects import open_objects
 from datasets.pack import Options, Part, pack, pack_part, part_of
 from datasets.packing.write import bytes_of
@@ -314,7 +314,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     files = {f"p{i}/{k}.png": png(10 * i + k, 200, 200) for i in range(10) for k in range(10)}
     source = put(tmp_path / "photos", files)
     total = sum(len(data) for data in files.values())
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         assert sum(opened.sizes.values()) == total > 10_000_000
     pack("folders", source, str(tmp_path / "before"))  # what is imported when it is first used takes memory, too
     tracemalloc.start()

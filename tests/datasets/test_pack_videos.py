@@ -19,7 +19,7 @@ from testdata import archive
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Clip, Name
 from datasets.loading.cache import CacheConfig
 from datasets.loading.clips import Reader, open_clips
@@ -31,8 +31,8 @@ from datasets.splits import HeldOut
 CHOICE = Choice(HeldOut(0.5))
 
 
-def source(files: dict[str, bytes]) -> Source:
-    return Source("here", {name: len(data) for name, data in files.items()}, files.__getitem__)
+def source(files: dict[str, bytes]) -> Archive:
+    return Archive("here", {name: len(data) for name, data in files.items()}, files.__getitem__)
 
 
 def listed(layout: Name, files: dict[str, bytes], choice: Choice = CHOICE) -> list[Clip]:

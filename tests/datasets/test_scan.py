@@ -22,7 +22,7 @@ from datasets.inspect import faults
 from datasets.objects import open_objects
 from datasets.pack import Options, pack
 from datasets.shards.index import Index, read_index, write_index
-from datasets.shards.locality import quality_of
+from datasets.shards.locality import locality_of
 from datasets.shards.scan import Rules, scan
 
 
@@ -287,14 +287,14 @@ def test_an_index_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
 )
 def test_reads_per_draw_by_hand(order: str, reads: float, tmp_path: Path) -> None:
     tarred(tmp_path / "s.tar", classes(order))
-    assert quality_of(scan(str(tmp_path), Rules())[0]).reads_per_draw == pytest.approx(reads)
+    assert locality_of(scan(str(tmp_path), Rules())[0]).reads_per_draw == pytest.approx(reads)
 
 
 def test_quality_against_drawing(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     tarred(tmp_path / "s.tar", classes("".join(rng.choice(list("aaabbc"), 60))))
     index = scan(str(tmp_path), Rules(max_block=9000))[0]
-    quality = quality_of(index, 9000)
+    quality = locality_of(index, 9000)
     reads, size = [], []
     for identity in range(3):
         own = np.flatnonzero(index.identity_of(np.arange(len(index))) == identity)

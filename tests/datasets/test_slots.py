@@ -11,7 +11,7 @@ import torch
 
 from datasets.loading import shared_memory as slots_module
 from datasets.loading.batches import Batch, Stream
-from datasets.loading.shared_memory import FREE, LENT, SMALLEST, Placed, Slots
+from datasets.loading.shared_memory import FREE, LENT, SMALLEST, ArrayRef, Slots
 from datasets.loading.workers import load_in_workers
 from datasets.media.decode import OFFSET
 
@@ -28,8 +28,8 @@ def test_an_array_made_in_the_slot_is_told_and_not_copied() -> None:
     room = slots.room((100, 200, 3))
     room[...] = 7
     placed = slots.put(room)
-    assert placed == Placed((5 << 20) + OFFSET, (100, 200, 3), "|u1")
-    assert isinstance(placed, Placed)
+    assert placed == ArrayRef((5 << 20) + OFFSET, (100, 200, 3), "|u1")
+    assert isinstance(placed, ArrayRef)
     (got,) = slots.get(5, [placed])
     assert np.shares_memory(got, room)
 
@@ -41,7 +41,7 @@ def test_any_array_crosses(dtype: type) -> None:
     arrays = [(np.arange(SMALLEST * k + 3) % 100).astype(dtype).reshape(-1, 1) for k in (1, 2)]
     arrays.append(arrays[0][::-2])  # not contiguous
     places = [slots.put(array) for array in arrays]
-    told = [placed for placed in places if isinstance(placed, Placed)]
+    told = [placed for placed in places if isinstance(placed, ArrayRef)]
     assert told[:2] == places[:2]
     for array, got in zip(arrays, [*slots.get(slot, told), *places[len(told) :]], strict=True):
         np.testing.assert_array_equal(got, array)
@@ -53,16 +53,16 @@ def test_what_is_small_or_does_not_fit_is_sent() -> None:
     slots.begin(0)
     for array in (np.zeros(SMALLEST - 1, np.uint8), np.zeros(0), np.zeros((1 << 20) + 1, np.uint8), np.array([None] * SMALLEST)):
         assert slots.put(array) is array
-    assert isinstance(slots.put(np.zeros((1 << 20) - OFFSET, np.uint8)), Placed)
+    assert isinstance(slots.put(np.zeros((1 << 20) - OFFSET, np.uint8)), ArrayRef)
     full = slots.room((SMALLEST,))
     assert slots.put(full) is full
 
 
-def filled(slots: Slots, number: int) -> tuple[int, list[Placed]]:
+def filled(slots: Slots, number: int) -> tuple[int, list[ArrayRef]]:
     """A slot begun, with two arrays of a number in it."""
     slot = slots.begin(0)
     places = [slots.put(np.full(SMALLEST, number, np.uint8)) for _ in range(2)]
-    return slot, [placed for placed in places if isinstance(placed, Placed)]
+    return slot, [placed for placed in places if isinstance(placed, ArrayRef)]
 
 
 def test_a_slot_is_free_when_the_last_of_its_arrays_is_gone() -> None:

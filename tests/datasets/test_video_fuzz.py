@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Name
 from datasets.splits import HeldOut
 
@@ -30,7 +30,7 @@ CONTENT = st.lists(st.one_of(PIECES, PIECES, PIECES, st.binary(max_size=4)), max
 def test_any_list_is_read_or_refused(layout: Name, data: st.DataObject) -> None:
     files = FILES | {name: data.draw(CONTENT) for name in LISTS[layout]}
     choice = Choice(HeldOut(), 1, data.draw(st.sampled_from(["", "", "split=test", "label", "=,"])))
-    source = Source("here", {name: len(content) for name, content in files.items()}, files.__getitem__)
+    source = Archive("here", {name: len(content) for name, content in files.items()}, files.__getitem__)
     try:
         listing = VIDEO_LAYOUTS[layout](source, choice)
     except InputError as error:
