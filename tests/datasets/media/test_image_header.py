@@ -22,7 +22,7 @@ from datasets.media.image_header import MAX_PIXELS, bare_png, read_header, shown
 
 ORIENTATION = 0x0112
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def picture(kind: str, orientation: int = 1, **options: Any) -> bytes:

@@ -37,7 +37,7 @@ from datasets.shards.index import read_index
 from datasets.splits import HeldOut
 from trainers.engine.inputs import read_image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EVERY = {**LAYOUTS, **FACE_LAYOUTS, **BOX_LAYOUTS}
 J = jpeg(1, 60, 80)
 MALE = b"Male Smiling Eyeglasses Attractive Blurry Young\n"
