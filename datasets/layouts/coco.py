@@ -16,7 +16,7 @@ COCO = "images, annotations and categories are expected"
 
 
 class _CocoFile(NamedTuple):
-    """What a JSON of COCO's form says: by image id its path and size, by category id its name, and the annotations."""
+    """A parsed COCO file: paths by image id, sizes by path, class names by category id, and the annotations."""
 
     file: str
     images: dict[Any, str]
@@ -27,10 +27,10 @@ class _CocoFile(NamedTuple):
 
 
 def coco(archive: Archive, held_out: HeldOut) -> Listing:
-    """COCO: JSON with images, annotations and categories (``instances_*.json`` where there are such).
+    """Read COCO: JSON with images, annotations and categories; only ``instances_*.json`` where there are such files.
 
-    A file's name says the split of its images, else the folder that it lies in; of the images of any other file a share is held
-    out. A box that several files have counts once.
+    The split comes from the file's name, else from its folder, else from a hash of each image's name. A box in several files
+    counts once.
     """
     files = [name for name in archive.sizes if name.endswith(".json")]
     files = [name for name in files if PurePosixPath(name).name.startswith("instances_")] or files
@@ -80,12 +80,12 @@ def _coco_splits(parsed: Sequence[_CocoFile], held_out: HeldOut, archive: Archiv
             said_by.setdefault(image, one.file)
     unsaid = {image: split_by_hash(image, held_out) for one in parsed for image in one.images.values() if image not in of}
     by = ["the names of the files and their folders"] if of else []
-    by += [f"a hash of each file's name, a share of {held_out.fraction:g} for test"] if unsaid else []
+    by += [f"a hash of each file's name, a fraction of {held_out.fraction:g} for test"] if unsaid else []
     return Splits(of | unsaid, "; else ".join(by))
 
 
 def _coco_boxes(parsed: Sequence[_CocoFile], boxes: BoxCollector, archive: Archive) -> tuple[str, ...]:
-    """Add the boxes of all files, each once; returns which files add none to those before, in words."""
+    """Add the boxes of all files, each once. Returns notes about files whose boxes are all in other files."""
     seen: set[tuple[object, ...]] = set()
     by_id: dict[tuple[object, ...], str] = {}
     subsets = []
@@ -111,7 +111,7 @@ def _coco_boxes(parsed: Sequence[_CocoFile], boxes: BoxCollector, archive: Archi
 
 
 def _coco_lists(parsed: Any, where: str) -> dict[str, list[dict[str, Any]]]:
-    """The three lists of COCO's JSON, each entry checked to have what is read of it, of the right type."""
+    """Return the three lists of COCO's JSON, after checking the keys and types of every entry."""
     needed: dict[str, dict[str, tuple[type, ...]]] = {
         "images": {"id": (int, float, str), "file_name": (str,)},
         "annotations": {"image_id": (int, float, str), "category_id": (int, float, str), "bbox": (list,)},

@@ -1,7 +1,7 @@
-"""How sets of labelled faces lay out their files: from names, folders and lists to samples with labels.
+"""Layouts of labelled faces: from names, folders and lists to samples with labels.
 
-Nobody is told apart here, so all images are of one identity. Where neither a list nor folders say the split, images whose file
-name's hash falls under the held-out share are ``test``: the same ones whatever else is in the set, and whatever the order.
+There are no identities here, so all images have the same one. Where neither lists nor folders give the splits, a hash of each
+file's name decides: an image's split does not depend on other files.
 """
 
 import re
@@ -22,16 +22,14 @@ SIZE = (64, 64)
 ALIGNED = (178, 218)  # width and height of CelebA's aligned images, which its landmarks are given in
 CELEBA = {"Eyeglasses": "glasses", "Smiling": "smile", "Attractive": "attractiveness"}
 CELEBA_INVERSE = {"Male": "gender", "Blurry": "quality"}  # 1 there is 0 here
-
-
 PARTITION = {"0": "train", "1": "val", "2": "test"}  # CelebA's numbers
 
 
 def celeba(archive: Archive, held_out: HeldOut) -> Listing:
-    """CelebA: images, ``list_attr_celeba.txt`` or ``.csv`` and, when there, ``list_landmarks_align_celeba`` and
-    ``list_eval_partition`` in either form.
+    """Read CelebA: images, ``list_attr_celeba`` and, if present, ``list_landmarks_align_celeba`` and ``list_eval_partition``.
 
-    Male, Eyeglasses, Smiling, Attractive and the opposite of Blurry (quality) are taken. Splits are the partition's.
+    Lists are ``.txt`` or ``.csv``. Labels are Male, Eyeglasses, Smiling, Attractive and the opposite of Blurry (quality). Splits
+    come from the partition.
     """
     places = ListedFiles(images_in(archive, list(archive.sizes)))
     landmarks = {row.file: row for row in _celeba_list(archive, "list_landmarks_align_celeba", required=False)}
@@ -42,7 +40,7 @@ def celeba(archive: Archive, held_out: HeldOut) -> Listing:
         labels = {ours: str((int(_sign(row, name)) + 1) // 2) for name, ours in CELEBA.items()}
         labels |= {ours: str((1 - int(_sign(row, name))) // 2) for name, ours in CELEBA_INVERSE.items()}
         if row.file in landmarks:
-            labels |= _shares(landmarks[row.file])
+            labels |= _keypoints(landmarks[row.file])
         name = _found(row, places, labelled)
         labelled[name] = _checked(labels, f"{row.file}, {row.where}")
         if partition:
@@ -52,7 +50,7 @@ def celeba(archive: Archive, held_out: HeldOut) -> Listing:
 
 
 def utkface(archive: Archive, held_out: HeldOut) -> Listing:
-    """UTKFace: ``26_1_0_20170116.jpg`` (age, gender, ...), or a csv with file, age and gender."""
+    """Read UTKFace: ``26_1_0_20170116.jpg`` (age, gender, ...), or a csv with file, age and gender."""
     if any(name.endswith(".csv") for name in archive.sizes):
         return _by_csv(archive, held_out, needed=("age", "gender"), taken=("age", "gender"))
     labelled = {}
@@ -66,7 +64,7 @@ def utkface(archive: Archive, held_out: HeldOut) -> Listing:
 
 
 def mask_folders(archive: Archive, held_out: HeldOut) -> Listing:
-    """Two folders of images, ``with_mask`` and ``without_mask`` (``WithMask``, ...), below folders of splits or not."""
+    """Read two folders of images, ``with_mask`` and ``without_mask`` (``WithMask``, ...), optionally below folders of splits."""
     labelled = {}
     for name in images_in(archive, list(archive.sizes)):
         folder = re.sub(r"[^a-z]", "", PurePosixPath(name).parent.name.lower())
@@ -77,13 +75,13 @@ def mask_folders(archive: Archive, held_out: HeldOut) -> Listing:
 
 
 def head_pose(archive: Archive, held_out: HeldOut) -> Listing:
-    """Images and a csv: file, yaw, pitch, roll in degrees."""
+    """Read images and a csv with file, yaw, pitch and roll in degrees."""
     needed = ("yaw", "pitch", "roll")
     return _by_csv(archive, held_out, needed, needed)
 
 
 def attributes_csv(archive: Archive, held_out: HeldOut) -> Listing:
-    """Images and a csv: file, and any columns of `datasets.shards.labels`; an empty cell is an absent label."""
+    """Read images and a csv with file and any columns of `datasets.shards.labels`; an empty cell is an absent label."""
     return _by_csv(archive, held_out, (), tuple(COLUMNS))
 
 
@@ -94,7 +92,7 @@ FACE_LAYOUTS: dict[FaceName, Callable[[Archive, HeldOut], Listing]] = dict(
 
 
 class _Row(NamedTuple):
-    """A line of a list: which image it is about, its cells by column, and its place in words."""
+    """A line of a list: the image that it names, its cells by column, and where it is, in words."""
 
     file: str
     cells: Mapping[str, str]
@@ -102,7 +100,7 @@ class _Row(NamedTuple):
 
 
 def _by_csv(archive: Archive, held_out: HeldOut, needed: tuple[str, ...], taken: tuple[str, ...]) -> Listing:
-    """By a csv, or by several that add up. Their column ``split`` says the splits, else their names or folders, if all do."""
+    """Read one csv or more. Splits come from their column ``split``, else from their names or folders."""
     places = ListedFiles(images_in(archive, list(archive.sizes)))
     lists = [name for name in archive.sizes if name.endswith(".csv")]
     if not lists:
@@ -128,9 +126,9 @@ def _by_csv(archive: Archive, held_out: HeldOut, needed: tuple[str, ...], taken:
 
 
 def _celeba_list(archive: Archive, stem: str, *, required: bool) -> Iterator[_Row]:
-    """The rows of one of CelebA's lists, in the original form or as a csv of it.
+    """Yield the rows of one of CelebA's lists, in the original form or as a csv.
 
-    The original is a count, the columns, and a line an image; of the partition, the lines alone.
+    The original form has a count, the columns, and a line for each image; the partition has only these lines.
     """
     name = next((name for name in archive.sizes if PurePosixPath(name).name in (f"{stem}.txt", f"{stem}.csv")), None)
     if name is None:
@@ -157,7 +155,7 @@ def _celeba_list(archive: Archive, stem: str, *, required: bool) -> Iterator[_Ro
 
 
 def _found(row: _Row, places: ListedFiles, listed: Mapping[str, object], beside: str = "", split: str = "") -> str:
-    """The image that a row is about; raises InputError where there is none, or an earlier row is about it."""
+    """Return the image that a row names; raises InputError where it does not exist, or an earlier row named it."""
     name = places.find(row.file, row.where, beside, split)
     if name in listed:
         raise InputError(f"the image '{row.file}' is listed twice", row.where, "keep one of its lines")
@@ -175,7 +173,7 @@ def _partition(row: _Row, partition: Mapping[str, _Row]) -> str:
 
 
 def _listing(labelled: Mapping[str, Mapping[str, float]], splits: Splits, archive: Archive) -> Listing:
-    """A listing of labelled images; raises InputError where none has a label."""
+    """Return the listing of labelled images; raises InputError where none has a label."""
     if not any(labelled.values()):
         raise InputError(f"{len(labelled)} images and no label", archive.where, "is the list the right one?")
     samples = [Sample(splits.of[name], FACE, "", name, labels) for name, labels in labelled.items()]
@@ -191,16 +189,16 @@ def _sign(row: _Row, column: str) -> str:
     return value
 
 
-def _shares(row: _Row) -> dict[str, str]:
-    """CelebA's landmarks, pixels of the aligned image, as shares of its sides."""
+def _keypoints(row: _Row) -> dict[str, str]:
+    """Convert CelebA's landmarks, in pixels of the aligned image, to fractions of its sides."""
     theirs = [f"{point}_{axis}" for point in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"]
-    shares = {}
+    fractions = {}
     for place, (name, column) in enumerate(zip(theirs, KEYPOINTS, strict=True)):
         try:
-            shares[column] = str(float(row.cells[name]) / ALIGNED[place % 2])
+            fractions[column] = str(float(row.cells[name]) / ALIGNED[place % 2])
         except (KeyError, ValueError) as error:
             raise InputError(f"no number under {name} for {row.file}", row.where, "is it CelebA's list?") from error
-    return shares
+    return fractions
 
 
 def _checked(labels: Mapping[str, str], where: str) -> dict[str, float]:

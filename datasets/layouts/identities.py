@@ -1,9 +1,9 @@
-"""How each data set lays out its files: from an archive's names to samples with their split, identity and camera.
+"""Layouts of images of identities: from an archive's names to samples with their split, identity and camera.
 
-A layout is a function from an archive to a ``Listing``; it reads lists and manifests, of images their headers at most.
+A layout is a function from an archive to a ``Listing``. It reads lists and manifests, and of images at most the headers.
 
-Identity names become folder names in the shards, so they are cleaned (``clean``). Two names have a meaning, Market-1501's:
-``-1`` is junk, left out of evaluation, and ``0`` a distractor, who matches nobody; only `market1501` gives them.
+Identity names become folder names in the shards, so `clean` restricts their characters. Market-1501 has two special names:
+``-1`` is junk, which evaluation ignores, and ``0`` is a distractor, which matches nobody. Only `market1501` produces them.
 """
 
 import re
@@ -21,25 +21,25 @@ from datasets.shards.index import DISTRACTOR, JUNK
 from datasets.splits import HeldOut, checked_split, split_word
 from datasets.texts import csv_rows
 
-QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query
+QUERIES_IN = 5  # one in this many images of a held-out identity is a query
 
 
 def market1501(archive: Archive, _: HeldOut) -> Listing:
-    """Market-1501: ``0002_c1s1_000451_03.jpg``. Also sets in its form, such as CUHK03-NP (``0001_c1_1.png``)."""
+    """Read Market-1501: ``0002_c1s1_000451_03.jpg``; also sets in its form, such as CUHK03-NP (``0001_c1_1.png``)."""
     return _three_folders(archive, r"(-1|\d+)_c(\d+)", "0002_c1s1_000451_03.jpg")
 
 
 def dukemtmc(archive: Archive, _: HeldOut) -> Listing:
-    """DukeMTMC-reID: Market-1501's folders with ``0001_c2_f0046182.jpg``."""
+    """Read DukeMTMC-reID: Market-1501's folders with ``0001_c2_f0046182.jpg``."""
     return _three_folders(archive, r"(\d+)_c(\d+)_f\d+", "0001_c2_f0046182.jpg")
 
 
 def msmt17(archive: Archive, _: HeldOut) -> Listing:
-    """MSMT17, V1 (``train``, ``test``) or V2 (``mask_train_v2``, ``mask_test_v2``), by its lists.
+    """Read MSMT17, V1 (``train``, ``test``) or V2 (``mask_train_v2``, ``mask_test_v2``), by its lists.
 
-    The lists name ``0000/0000_000_01_0303morning_0015_0.jpg 0``: the camera is the third field. Train and test number
-    different people from 0, so their names carry ``train-`` or ``test-``. The validation list holds training people:
-    it belongs to the 32,621 training images of the paper.
+    A line is ``0000/0000_000_01_0303morning_0015_0.jpg 0``; the third field is the camera. Train and test both number their
+    people from 0, so identities get ``train-`` or ``test-`` before the number. The validation list holds training people: it is
+    part of the paper's 32,621 training images.
     """
     root = root_above(archive, "list_train.txt", "MSMT17 has list_train.txt, list_query.txt and list_gallery.txt")
     v2 = any(name.startswith(f"{root}mask_train_v2/") for name in archive.sizes)
@@ -65,11 +65,10 @@ def msmt17(archive: Archive, _: HeldOut) -> Listing:
 
 
 def cuhk03(archive: Archive, _: HeldOut) -> Listing:
-    """CUHK03 in manifest form: ``manifest.csv`` with path, pid, cam and split (train, val: other people).
+    """Read CUHK03 with a ``manifest.csv``: path, pid, cam and split (train; val: other people).
 
-    Of the val people, the first image in each camera is a query and all others are the gallery, as in the CUHK03-NP
-    protocol, so that the same-camera rule has work to do. A camera's only image of a person stays in the gallery:
-    the person's queries in the other camera need something to find.
+    For the val people, the first image in each camera is a query and all others are the gallery, as in the CUHK03-NP protocol.
+    If a camera has only one image of a person, it goes to the gallery, so that the queries of the other camera have a match.
     """
     manifest = root_above(archive, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
     samples = []
@@ -87,14 +86,14 @@ def cuhk03(archive: Archive, _: HeldOut) -> Listing:
 
 
 def folders(archive: Archive, held_out: HeldOut) -> Listing:
-    """One folder per identity, below folders of splits (``train``; ``test`` or ``val``, or ``query`` and ``gallery``), or none.
+    """Read one folder per identity, optionally below folders of splits: ``train``; ``test``, ``val``, or ``query``, ``gallery``.
 
-    ``test``, or ``val`` where there is no test, becomes queries and gallery; with no such folders a share of the identities does.
-    Cameras are unknown: each split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
+    Queries and gallery are drawn from ``test``, or ``val`` where there is no test; without such folders, from a fraction of the
+    identities. Cameras are unknown: each split counts as one camera, so that the same-camera rule of evaluation removes nothing.
     """
     parts = {name: PurePosixPath(name).parts for name in images_in(archive, list(archive.sizes))}
     while len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
-        parts = {name: p[1:] for name, p in parts.items()}  # a folder around everything
+        parts = {name: p[1:] for name, p in parts.items()}  # ignore a folder that contains everything
     depths: dict[str, int] = defaultdict(lambda: 99)
     for p in parts.values():
         depths[p[0]] = min(depths[p[0]], len(p))
@@ -110,13 +109,15 @@ def folders(archive: Archive, held_out: HeldOut) -> Listing:
         samples.append(Sample(splits.get(p[0], ""), clean(p[depth]), "", name))
     _no_two_alike({p[depth] for p in parts.values()}, archive)
     drawn = _evaluated(samples, lambda test: _queries(test, held_out.seed)) if splits else _hold_out(samples, held_out)
-    by = "the names of folders" if splits else f"a share of {held_out.fraction:g} of the identities, drawn by the seed"
+    by = "the names of folders" if splits else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed"
     return Listing([replace(s, camera=s.split) for s in drawn], (224, 224), mirror=True, splits_by=by)
 
 
 def omniglot(archive: Archive, held_out: HeldOut) -> Listing:
-    """Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the archive. A character is an identity, its drawer a
-    camera. Alphabets that stand in several of its parts (Greek, Latin) are taken once."""
+    """Read Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the archive.
+
+    A character is an identity, its drawer a camera. Alphabets in several of its parts (Greek, Latin) are read once.
+    """
     samples: dict[str, Sample] = {}
     twice: dict[str, str] = {}
     for name in images_in(archive, list(archive.sizes)):
@@ -130,7 +131,7 @@ def omniglot(archive: Archive, held_out: HeldOut) -> Listing:
             twice[name] = "of an alphabet that another part of the set holds, too"
     _no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, archive)
     drawn = _hold_out(list(samples.values()), held_out)
-    by = f"a share of {held_out.fraction:g} of the characters, drawn by the seed"
+    by = f"a fraction of {held_out.fraction:g} of the characters, drawn by the seed"
     return Listing(drawn, (64, 64), mirror=False, splits_by=by, left_out=twice)
 
 
@@ -171,7 +172,7 @@ def _three_folders(archive: Archive, pattern: str, example: str) -> Listing:
 
 
 def _evaluated(samples: list[Sample], queries: Callable[[list[Sample]], list[Sample]]) -> list[Sample]:
-    """With queries and gallery made of the test samples, or of the val samples where there are none; unless there are queries."""
+    """Make queries and gallery of the test samples, or of the val samples if there is no test; keep existing queries."""
     splits = {sample.split for sample in samples}
     of = "" if "query" in splits else "test" if "test" in splits else "val"
     return [s for s in samples if s.split != of] + queries([s for s in samples if s.split == of])
@@ -189,7 +190,7 @@ def _first_of_each_camera(samples: list[Sample]) -> list[Sample]:
 
 
 def _hold_out(samples: list[Sample], held_out: HeldOut) -> list[Sample]:
-    """Draw identities for testing, at least one; all others train."""
+    """Draw at least one identity for testing; all others are for training."""
     identities = sorted({sample.identity for sample in samples})
     count = min(max(round(held_out.fraction * len(identities)), 1), len(identities) - 1) if held_out.fraction else 0
     test = set(shuffled(identities, held_out.seed, "held-out identities")[:count])
@@ -198,7 +199,7 @@ def _hold_out(samples: list[Sample], held_out: HeldOut) -> list[Sample]:
 
 
 def _queries(samples: list[Sample], seed: int) -> list[Sample]:
-    """Of each identity draw one image in `QUERIES_IN` as queries, at least one; the rest, and an only image, are the gallery."""
+    """Draw one of `QUERIES_IN` images of each identity as queries, at least one; the rest, or an only image, is the gallery."""
     by_identity: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda s: s.name):
         by_identity[sample.identity].append(sample)

@@ -1,7 +1,7 @@
-"""How sets of videos lay out their files: from folders, lists and manifests to clips with their actions in order.
+"""Layouts of videos: from folders, lists and manifests to clips with their actions in order.
 
-A layout reads lists, never a picture. Where nothing says which clips are for testing, a clip is held out by the hash of its
-file's name: the same ones whatever else is in the set.
+A layout reads lists, never frames. Where nothing defines the test clips, a hash of each file's name decides: a clip's split
+does not depend on other files.
 """
 
 import io
@@ -30,7 +30,7 @@ Kind = Literal["videos", "arrays", "skeletons"]
 
 @dataclass(frozen=True)
 class Clip:
-    """A part of a file, from ``start`` to ``end`` in seconds, and what is done in it, in order."""
+    """A part of a file, from ``start`` to ``end`` in seconds, with its actions in order."""
 
     split: str
     file: str
@@ -38,31 +38,31 @@ class Clip:
     start: float = 0.0
     end: float = math.inf
     entry: int = 0
-    """Of a file that holds several clips (skeletons): which."""
+    """Number of the clip in a file that holds several (skeletons)."""
 
     def name(self, number: int) -> str:
-        """Its name in a set, where it is the ``number``-th."""
+        """Return the clip's name in a set; ``number``: its place in the set."""
         return f"{clean(PurePosixPath(self.file).stem)[:72]}-{number:06d}"
 
 
 @dataclass(frozen=True)
 class ClipListing:
-    """A set of clips. ``mirror``: does a mirrored clip show the same action?"""
+    """The clips of a set. ``mirror``: whether a mirrored clip shows the same action."""
 
     kind: Kind
     clips: list[Clip]
     mirror: bool
     by: str
-    """What said which split a clip is in, in words."""
+    """Where the splits come from, in words."""
     lists: tuple[str, ...] = ()
-    """The files that were read for it, beside the clips' own."""
+    """The lists and manifests that were read."""
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    """Files that are left out by a rule of the set itself, by the rule in words."""
+    """Files that the set's own lists leave out, by rule in words."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which clips are for testing, where a layout offers a choice."""
+    """Options that choose the test clips, where a layout has a choice."""
 
     held_out: HeldOut
     fold: int = 1
@@ -70,9 +70,9 @@ class Choice:
 
 
 def ucf101(archive: Archive, choice: Choice) -> ClipListing:
-    """UCF-101: a folder a class, and ``trainlist01.txt`` .. ``testlist03.txt`` (fold 1, 2 or 3).
+    """Read UCF-101: one folder per class, and ``trainlist01.txt`` .. ``testlist03.txt`` (fold 1, 2 or 3).
 
-    A line is a path, in the training lists with the class's number behind it.
+    A line is a path; in the training lists the number of the class follows.
     """
     places = _videos(archive)
     clips, lists = [], []
@@ -86,7 +86,7 @@ def ucf101(archive: Archive, choice: Choice) -> ClipListing:
 
 
 def hmdb51(archive: Archive, choice: Choice) -> ClipListing:
-    """HMDB-51: a folder a class, and ``<class>_test_split1.txt`` with ``name.avi 1`` (1 trains, 2 tests, 0 neither)."""
+    """Read HMDB-51: one folder per class, and ``<class>_test_split1.txt`` with ``name.avi 1`` (1 train, 2 test, 0 neither)."""
     places = _videos(archive)
     ending = f"_test_split{choice.fold}.txt"
     names = sorted({PurePosixPath(name).name for name in archive.sizes if name.endswith(ending)})
@@ -112,23 +112,26 @@ def hmdb51(archive: Archive, choice: Choice) -> ClipListing:
 
 
 def video_csv(archive: Archive, choice: Choice) -> ClipListing:
-    """Videos and one csv, or one a split (``train.csv``, ``test.csv``): file; label, or labels in order with ``;`` between them;
-    when wanted start and end in seconds, split."""
+    """Read videos and one csv, or one per split (``train.csv``, ``test.csv``).
+
+    Columns: file; label, or labels in order, separated by ``;``; optionally start and end in seconds, and split.
+    """
     return _by_csv(archive, choice, "file", "videos", VIDEOS)
 
 
 def frames_npz(archive: Archive, choice: Choice) -> ClipListing:
-    """A csv as of `video_csv` (path; label or labels; any other columns), and npz files with ``frames`` uint8 [T, H, W] or
-    [T, H, W, 3].
+    """Read npz files with ``frames`` uint8 [T, H, W] or [T, H, W, 3], and a csv as for `video_csv`, with path instead of file.
 
-    A file may carry ``actions`` as well: text [T], the action of each frame, empty where there is none.
+    A file may also have ``actions``: text [T], the action of each frame, empty for none.
     """
     return _by_csv(archive, choice, "path", "arrays", {".npz"})
 
 
 def skeletons_npz(archive: Archive, choice: Choice) -> ClipListing:
-    """Files that say their split in a folder's or their own name, or do not: ``pose`` float [sum of T, J, D], ``length`` int [n],
-    ``label`` [n]."""
+    """Read npz files of skeletons: ``pose`` float [sum of T, J, D], ``length`` int [n], ``label`` [n].
+
+    The split comes from the name of the file or its folder, else from a hash.
+    """
     files = [name for name in archive.sizes if name.lower().endswith(".npz")]
     if not files:
         raise InputError("no npz file", archive.where, "files with pose, length and label are expected")
@@ -147,7 +150,7 @@ def skeletons_npz(archive: Archive, choice: Choice) -> ClipListing:
             clips.append(Clip(split, file, (label,), entry=entry))
     by = ["the names of files"] if any(said.values()) else []
     if not all(said.values()):
-        by.append(f"a hash of each clip's name, a share of {choice.held_out.fraction:g} for test")
+        by.append(f"a hash of each clip's name, a fraction of {choice.held_out.fraction:g} for test")
     return ClipListing("skeletons", clips, mirror=False, by=", else ".join(by))
 
 
@@ -158,7 +161,7 @@ VIDEO_LAYOUTS: dict[Name, Callable[[Archive, Choice], ClipListing]] = dict(
 
 
 def skeletons_of(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """Those of the arrays of a file of skeletons, and its pose, checked against each other; raises InputError."""
+    """Read ``pose`` and the arrays ``names``, length among them, of a file of skeletons; raises InputError if they disagree."""
     arrays = arrays_of(io.BytesIO(data), where, ("pose", *names))
     pose, length = arrays["pose"], arrays["length"]
     if pose.ndim != 3 or pose.dtype.kind not in "fiu" or length.ndim != 1 or length.dtype.kind not in "iu":
@@ -180,7 +183,7 @@ def _videos(archive: Archive) -> ListedFiles:
 
 
 def _once(clips: list[tuple[Clip, str]]) -> list[Clip]:
-    """Each clip once, though it is named twice; raises InputError where it is named with another split or other actions."""
+    """Return each clip once; raises InputError where it is listed again with another split or other actions."""
     kept: dict[tuple[str, float, float], Clip] = {}
     for clip, where in clips:
         before = kept.setdefault((clip.file, clip.start, clip.end), clip)
@@ -191,13 +194,13 @@ def _once(clips: list[tuple[Clip, str]]) -> list[Clip]:
 
 
 def _said(names: Collection[str]) -> dict[str, str]:
-    """The split that each path says below the folder around all of them; "" for none."""
+    """Return the split that each path names, below the folder that contains all of them; "" for none."""
     around = os.path.commonpath([PurePosixPath(name).parent for name in names]) if names else ""
     return {name: split_of_file(str(PurePosixPath(name).relative_to(around))) for name in names}
 
 
 def _list(archive: Archive, name: str) -> str:
-    """The path of a list, wherever it stands in the archive; raises InputError where there is none, or two that differ."""
+    """Return the path of a list anywhere in the archive; raises InputError where there is none, or there are two that differ."""
     paths = [path for path in archive.sizes if PurePosixPath(path).name == name]
     if not paths:
         raise InputError(f"no {name}", archive.where, "is the download whole, and the fold right?")
@@ -208,7 +211,7 @@ def _list(archive: Archive, name: str) -> str:
 
 
 def _lines(archive: Archive, path: str) -> Iterator[tuple[str, str]]:
-    """The lines of a list that are not empty, and the place of each in words."""
+    """Yield the lines of a list that are not empty, each with where it is, in words."""
     for number, line in enumerate(archive.text(path).splitlines(), 1):
         if line.strip():
             yield line.strip(), f"line {number} of {archive.place(path)}"
@@ -216,7 +219,7 @@ def _lines(archive: Archive, path: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a csv: its cells, the place of it in words, the file that it names, and the split that the csv's name says."""
+    """A row of a csv: its cells, where it is (in words), the file that it names, and the split that the csv's name means."""
 
     cells: Mapping[str, str]
     where: str
@@ -274,8 +277,11 @@ def _seconds(row: Mapping[str, str], column: str, default: float, where: str) ->
 
 
 def _splits(rows: list[_Row], choice: Choice, where: str) -> tuple[list[str], str]:
-    """The split of each row, and what said it: ``choice.test`` (``column=value,value``), else the column ``split``, else the
-    names of several csv files, else those of the clips' files."""
+    """Return the split of each row, and where the splits come from, in words.
+
+    They come from ``choice.test`` (``column=value,value``), else the column ``split``, else the names of several csv files, else
+    the names of the clips' files.
+    """
     if choice.test:
         column, equals, values = choice.test.partition("=")
         if without := next((row for row in rows if not equals or column not in row.cells), None):

@@ -1,4 +1,4 @@
-"""What became of every file of an archive: the lines of a pack's summary. Nothing is left out without a rule and a count."""
+"""The summary of a pack: every file is packed, or left out by a rule that the summary states with a count."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from datasets.splits import counted
 
 
 def left_out(archive: Archive, listing: Listing, unreadable: Collection[str]) -> dict[str, list[str]]:
-    """By rule, in words, the images of an archive that are no samples, and what an archive itself leaves out."""
+    """Return the images that are not packed, and the files that the archive itself leaves out, by rule in words."""
     packed = {sample.name for sample in listing.samples}
     rules: dict[str, list[str]] = defaultdict(list, {rule: list(names) for rule, names in archive.left_out.items()})
     for name in archive.sizes:
@@ -24,7 +24,7 @@ def left_out(archive: Archive, listing: Listing, unreadable: Collection[str]) ->
 
 
 def summary_lines(archive: Archive, listing: Listing, unreadable: Collection[str] = ()) -> Iterator[str]:
-    """Lines that say how many files were seen, packed and left out by which rule, and how many images each split has."""
+    """Yield the lines: files left out by each rule, how many were seen and packed, and how many images each split has."""
     rules = left_out(archive, listing, unreadable)
     splits = [sample.split for sample in listing.samples if sample.name not in unreadable]
     yield from lines_of(rules)
@@ -36,5 +36,5 @@ def summary_lines(archive: Archive, listing: Listing, unreadable: Collection[str
 
 
 def lines_of(rules: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A line for each rule by which files were left out: how many, and the first names."""
+    """Yield a line for each rule by which files were left out: how many, and the first names."""
     return (left_out_line(rule, len(names), names) for rule, names in rules.items())

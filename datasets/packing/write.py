@@ -1,4 +1,4 @@
-"""Writes planned shards: reads and checks each image, puts each shard whole or not at all, shows progress."""
+"""Writes planned shards: reads and checks each image, stores each shard completely or not at all, shows progress."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def bytes_of(text: str) -> int:
-    """A number of bytes as people write it: 65536, 64MiB, 1GB. Raises ValueError."""
+    """Parse a number of bytes: 65536, 64MiB, 1GB. Raises ValueError."""
     number = text.strip().rstrip("KMGiBkmgb")
     return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
 
@@ -42,7 +42,7 @@ Bytes = Annotated[
 def write_shards(
     shards: Sequence[ShardPlan], archive: Archive, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
 ) -> list[Written]:
-    """Put every shard that is not there yet, each followed by its note."""
+    """Write every shard that is not there yet, each followed by its note."""
     there = objects.sizes()
     written: list[Written] = []
     unreadable: dict[str, str] = {}
@@ -66,7 +66,7 @@ def write_shards(
 def _write(
     shard: ShardPlan, archive: Archive, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
 ) -> Written:
-    """Write one shard to a local file. ``unreadable``: those of the shards before."""
+    """Write one shard to a local file. ``unreadable``: images of earlier shards that could not be decoded."""
     bad: dict[str, str] = {}
     crcs: list[int] = []
     with path.open("wb") as file:
@@ -94,13 +94,13 @@ def _write(
 def _refuse(unreadable: dict[str, str], allowed: int, archive: Archive) -> None:
     if len(unreadable) > allowed:
         named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
-        remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
+        remedy = f"repair or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
         raise InputError("an image that cannot be decoded", f"{named} in {archive.where}", remedy)
 
 
 @contextmanager
 def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar, where there is a terminal; yields the function that advances it."""
+    """Show a progress bar on a terminal; yields the function that advances it."""
     numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
     columns = (TextColumn(verb), BarColumn(), *numbers)
     with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as bar:

@@ -1,7 +1,7 @@
-"""``python -m datasets.index URL``: index WebDataset shards that somebody else wrote, in one streaming pass, packing nothing.
+"""Indexes WebDataset shards of other tools in one streaming pass, without packing them again; for ``python -m datasets.index``.
 
-A sample's image is its first member with an image's ending. Samples of one identity that follow each other make a block, with
-all that stands between them, so every image lies in exactly one block. No member is unpickled; only .cls and .json are read.
+A sample's image is its first member with an image's ending. Consecutive samples of one identity form a block, with everything
+between them, so every image lies in exactly one block. Only .cls and .json are read, and nothing is unpickled.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ UNNAMED = "default, as no name says a split"
 
 @dataclass
 class Found:
-    """What the scan gathers; identities and cameras are numbered as they come."""
+    """Results of a scan; identities and cameras are numbered in the order of their appearance."""
 
     identity_reader: IdentityReader
     identities: dict[str, int] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class Found:
     keys: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     splits_by: dict[str, Counter[str]] = field(default_factory=dict)
-    """How many images each split has, by what said so."""
+    """Images of each split, by where the split was read from."""
 
     def lines(self) -> list[str]:
-        """What became of every file, and what told splits and identities."""
+        """Return the summary: what happened to every file, and where splits and identities were read from."""
         seen, gone = self.left_out.seen, self.left_out.counts.total()
         beside, names = seen - gone - len(self.keys), ", ".join(list(self.identities)[:NAMED])
         return [
@@ -51,10 +51,10 @@ class Found:
 
 
 def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None) -> tuple[Index, list[str], Found]:
-    """Index a set of shards without writing anything: the index, every sample's key, and what else was found.
+    """Index a set of shards without writing anything. Returns the index, the key of every sample, and the scan's results.
 
     Raises:
-        InputError: no shards, one that is cut off, damaged, unsorted or no plain tar, or a sample that does not say who is on it.
+        InputError: no shards; a shard that is truncated, damaged, unsorted or no plain tar; or a sample without an identity.
     """
     objects, found = open_objects(url), Found(IdentityReader(rules))
     sizes = shards_of(objects, found.left_out)
@@ -74,10 +74,10 @@ def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None
 
 
 def shards_of(objects: Folder | Bucket, left_out: LeftOut) -> dict[str, int]:
-    """The shards there, with their sizes in bytes; other tars are noted.
+    """Return the shards with their sizes in bytes; notes other tars as left out.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no shards.
     """
     sizes = objects.sizes()
     shards = {name: size for name, size in sizes.items() if name.endswith(".tar") and not is_litter(name)}
@@ -116,7 +116,7 @@ def _scan_shard(reader: TarReader, number: int, split: str, splits: tuple[str, .
         else:
             if by == UNNAMED:
                 _check_top(group.key, reader.where)
-            # If unknown, each split is one camera, so that evaluation's same-camera rule takes nothing away.
+            # If cameras are unknown, each split is one camera, so that the same-camera rule of evaluation removes nothing.
             identity, camera = found.identity_reader.of(group, reader)
             if run and (identity != running or group.end - run[0][0].start > found.identity_reader.rules.max_block):
                 close()
@@ -128,7 +128,7 @@ def _scan_shard(reader: TarReader, number: int, split: str, splits: tuple[str, .
 
 
 def _check_top(key: str, where: str) -> None:
-    """Refuse to train on what lies in a folder of another split within a shard whose name says none."""
+    """Raise InputError for samples in a folder of another split, where the shard's name names no split."""
     top, slash, _ = key.partition("/")
     if slash and split_word(top) not in ("", "train"):
         what = f"{key} lies in a folder of {split_word(top)}, and the shard's name says no split"
@@ -138,7 +138,7 @@ def _check_top(key: str, where: str) -> None:
 def _sorted(
     url: str, sizes: dict[str, int], split_of: dict[str, str], splits: tuple[str, ...], rules: Rules, found: Found
 ) -> Index:
-    """The index, its identities and cameras numbered in the order of names."""
+    """Return the index, with identities and cameras numbered in the order of their names."""
     identities, cameras = sorted(found.identities), sorted(found.cameras)
     identity_id = {found.identities[name]: i for i, name in enumerate(identities)}
     camera_id = {found.cameras[name]: i for i, name in enumerate(cameras)}

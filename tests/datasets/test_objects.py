@@ -311,7 +311,7 @@ def test_an_endpoint_that_nobody_serves_is_wrong_input(s3_bucket: str, monkeypat
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
     with pytest.raises(InputError) as error:
         open_objects(s3_bucket).get("a")
-    one_line(error, "cannot be reached", f"at 127.0.0.1:{port}", "AWS_ENDPOINT_URL")
+    one_line(error, "is unreachable", f"at 127.0.0.1:{port}", "AWS_ENDPOINT_URL")
 
 
 def test_an_endpoint_that_is_no_url_is_wrong_input(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,5 +349,5 @@ def test_a_read_that_always_breaks_is_told(s3_url: str, s3_proxy: FaultProxy) ->
     s3_proxy.faults = Faults(truncate=1)
     with pytest.raises(InputError) as error:
         objects.get("a")
-    one_line(error, "cannot be reached", s3_url + "/a")
+    one_line(error, "is unreachable", s3_url + "/a")
     assert s3_proxy.counts["truncate"] == 4

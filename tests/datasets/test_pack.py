@@ -139,7 +139,7 @@ def test_a_pack_that_was_killed_does_not_read_as_whole_and_is_finished_by_the_ne
         read_index(str(destination))
     indexed = subprocess.run([sys.executable, "-m", "datasets.index", destination], capture_output=True, text=True, check=False)
     assert (indexed.returncode, indexed.stderr.count("\n")) == (2, 1)  # else a part would pass for the whole
-    assert indexed.stderr.startswith("error: an interrupted pack lies there")
+    assert indexed.stderr.startswith("error: an interrupted pack is there")
     with pytest.raises(InputError, match="an interrupted pack of other data or options"):
         pack("folders", source, str(destination), Options(shard_size=6 << 10))
     finished = run(*args)

@@ -247,7 +247,7 @@ def test_masks_are_no_images(tmp_path: Path) -> None:
     assert found.returncode == 0
     assert "left out 2, outside JPEGImages: SegmentationClass/d.png, SegmentationObject/d.png" in found.stderr
     assert "6 files seen: 2 images packed, 2 left out, 2 lists and other texts" in found.stderr
-    assert re.search(r"splits: .*; by a hash of each file's name, a share of 0\.25 for test", found.stderr)
+    assert re.search(r"splits: .*; by a hash of each file's name, a fraction of 0\.25 for test", found.stderr)
 
 
 # Names

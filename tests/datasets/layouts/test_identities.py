@@ -233,10 +233,10 @@ def test_duke_refuses_market(tmp_path: Path) -> None:
     refused("dukemtmc", tmp_path, market(), r"a name like 0001_c2_f0046182\.jpg is expected")
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(InputError, match="held-out share"):
-        HeldOut(share)
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_wrong_fraction_is_refused(fraction: float) -> None:
+    with pytest.raises(InputError, match="held-out fraction"):
+        HeldOut(fraction)
 
 
 @pytest.mark.parametrize(

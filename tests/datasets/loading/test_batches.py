@@ -164,7 +164,7 @@ def test_a_version_that_never_comes_ends_the_run_by_name(whole: Index, workers: 
     with pytest.raises(InputError) as error:
         steps.extend(batch["step"] for batch in load_in_workers(stream, workers))
     assert steps == list(range(5))
-    assert str(error.value).startswith("version 1 of the difficulty vector, for step 5, did not come in 0.1 s: sampler; ")
+    assert str(error.value).startswith("version 1 of the difficulty vector, for step 5, did not arrive in 0.1 s: sampler; ")
 
 
 def test_freshest_goes_on(whole: Index) -> None:
@@ -199,7 +199,7 @@ def test_pixels_and_labels_are_those_of_the_shards(whole: Index) -> None:
 
 
 def test_a_batch_must_be_shared_evenly(whole: Index) -> None:
-    with pytest.raises(InputError, match="16 cannot be shared evenly by 3 workers"):
+    with pytest.raises(InputError, match="16 cannot be divided evenly among 3 workers"):
         stream_of(whole, SAMPLER, None, RankSlice(0, 3), 0, 1)
 
 
@@ -261,7 +261,7 @@ def test_more_than_the_share_ends_the_run_with_the_list(broken: Index) -> None:
     with pytest.raises(InputError) as error:
         BadSamples(0.02, 1000).note(batch)
     told = str(error.value)
-    assert told.startswith("3 of 16 samples could not be read, more than the share of 0.02 allowed: ")
+    assert told.startswith("3 of 16 samples could not be read, more than the allowed fraction of 0.02: ")
     assert all(broken.keys[int(sample)] in told for sample in samples)
     assert "\n" not in told
 

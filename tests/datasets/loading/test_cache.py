@@ -267,7 +267,7 @@ def test_a_cache_that_cannot_be_filled_ends_nothing(
     store.fill(range(len(index.shards)))
     assert store._filling is not None
     store._filling.result(60)
-    assert "the node cache is filled no further: s3://" in caplog.text
+    assert "filling the node cache has stopped: s3://" in caplog.text
     s3_proxy.faults = Faults()
     assert store.request(np.arange(len(index)))() == right
 

@@ -104,7 +104,7 @@ def test_pinned_ends_by_name_when_patience_is_over() -> None:
     table = DifficultyTable(N, PINNED)
     table.put(version(1))
     table.note(1000)
-    with pytest.raises(InputError, match=r"version 2 of the difficulty vector, for step 10, did not come in 0\.05 s"):
+    with pytest.raises(InputError, match=r"version 2 of the difficulty vector, for step 10, did not arrive in 0\.05 s"):
         table.at(10)
 
 

@@ -416,7 +416,7 @@ def test_pk_stays_whole_on_a_rank() -> None:
         config("pk", batch=24, instances=4).check_world(world)
         labels = split.labels_of(positions).reshape(world, -1, 4)
         assert (labels == labels[:, :, :1]).all()
-    for world, told in ((4, "'pk' draws 4 samples together, which 4 workers with 6 each would cut apart"), (5, "evenly")):
+    for world, told in ((4, "'pk' draws 4 samples together, which 4 workers with 6 each would separate"), (5, "evenly")):
         with pytest.raises(InputError, match=told):
             config("pk", batch=24, instances=4).check_world(world)
 

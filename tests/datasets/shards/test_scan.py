@@ -195,7 +195,7 @@ def test_a_damaged_header_is_named(at: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "rules", "words"),
     [
-        ({"0.jpg": jpeg(0)}, Rules(), "the key does not tell the identity"),
+        ({"0.jpg": jpeg(0)}, Rules(), "the key does not match"),
         ({"0.jpg": jpeg(0)}, Rules(identity="cls"), "the sample has no .cls: 0.jpg in"),
         ({"0.jpg": jpeg(0), "0.cls": b" \n"}, Rules(), "the identity is empty"),
         ({"0.jpg": jpeg(0), "0.json": b"{}"}, Rules(identity="json"), "no field 'pid'"),
