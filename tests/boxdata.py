@@ -73,8 +73,8 @@ def coco_files(count: int) -> Files:
                 box = {"bbox": [a, b, c - a, d - b], "category_id": 7 if label == "round" else 3, "iscrowd": 0}
                 annotations.append({"id": len(annotations), "image_id": number, **box})
         categories = [{"id": 3, "name": "long"}, {"id": 7, "name": "round"}]
-        told = {"images": images, "annotations": annotations, "categories": categories}
-        files[f"annotations/instances_{split}2017.json"] = json.dumps(told).encode()
+        contents = {"images": images, "annotations": annotations, "categories": categories}
+        files[f"annotations/instances_{split}2017.json"] = json.dumps(contents).encode()
         files[f"annotations/captions_{split}2017.json"] = b"{}"
     return files
 

@@ -1,4 +1,4 @@
-"""A folder and every kind of archive of it read the same; what is broken is said."""
+"""A folder and every kind of archive of it read the same; faults are reported."""
 
 import tarfile
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_tar_with_dots_and_hard_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "what"), [(None, "no such folder or archive"), ({}, "holds no files"), (CLUTTER, "holds no files")]
 )
-def test_nothing_there_is_said(files: Files | None, what: str, tmp_path: Path) -> None:
+def test_an_empty_or_missing_archive_is_reported(files: Files | None, what: str, tmp_path: Path) -> None:
     path = tmp_path / "set"
     if files is not None:
         path.mkdir()

@@ -27,9 +27,9 @@ STRAY = b'{"images": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox
 EVEN = Options(held_out=0, max_block=8 << 10, shard_size=16 << 10)  # several shards and blocks
 
 
-def listing(layout: BoxName, root: Path, files: Files, share: float = 0.0) -> Listing:
+def listing(layout: BoxName, root: Path, files: Files, fraction: float = 0.0) -> Listing:
     with open_archive(put(root, files)) as source:
-        return BOX_LAYOUTS[layout](source, HeldOut(share))
+        return BOX_LAYOUTS[layout](source, HeldOut(fraction))
 
 
 def boxes_by_image(index: Index) -> dict[bytes, list[tuple[str, list[float]]]]:
@@ -62,9 +62,9 @@ def test_every_form_leads_to_the_same_boxes(tmp_path: Path, layout: BoxName, fil
     assert not list(faults(index, read=True))
     expected = {encoded(image): [(n, list(map(float, c))) for n, *c in things] for image, things in map(scene, range(9))}
     assert boxes_by_image(index) == expected
-    told = facts(index)["boxes"]
-    assert sum(told[name] for name in CLASSES) == sum(len(own) for own in expected.values())
-    assert told["images not annotated"] == 0
+    message = facts(index)["boxes"]
+    assert sum(message[name] for name in CLASSES) == sum(len(own) for own in expected.values())
+    assert message["images not annotated"] == 0
 
 
 def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_splits_of_voc_follow_its_lists(tmp_path: Path) -> None:
     )
     without_val = {name: text for name, text in files.items() if not name.endswith("Main/val.txt")}
     assert splits(listing("voc", tmp_path / "g", without_val)) == splits(listing("voc", tmp_path / "a", files))
-    by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), share=0.5))
+    by_hash = splits(listing("voc", tmp_path / "e", voc_files(40), fraction=0.5))
     assert 8 < list(by_hash.values()).count("test") < 32
     first = "".join(f"{number:03}\n" for number in range(30)).encode()
-    of_these = splits(listing("voc", tmp_path / "f", voc_files(40) | {"ImageSets/Main/trainval.txt": first}, share=0.5))
+    of_these = splits(listing("voc", tmp_path / "f", voc_files(40) | {"ImageSets/Main/trainval.txt": first}, fraction=0.5))
     assert of_these == {stem: split for stem, split in by_hash.items() if int(stem) < 30}
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_a_box_is_left_out_by_name(tmp_path: Path) -> None:
     assert kept == [("b", [0, 0, 20, 20]), ("c", [1, 1, 64, 48])]
 
 
-def test_images_that_nobody_annotated_are_told_from_empty_ones(tmp_path: Path) -> None:
+def test_unannotated_images_are_distinguished_from_empty_ones(tmp_path: Path) -> None:
     picture = {f"JPEGImages/{n}.png": encoded(scene(n)[0]) for n in range(3)}
     empty = xml(
         [],
@@ -141,7 +141,7 @@ def test_images_that_nobody_annotated_are_told_from_empty_ones(tmp_path: Path) -
 
 
 def test_odd_images_are_taken(tmp_path: Path) -> None:
-    """RGBA, grey and 16-bit images come as RGB of 8 bits, and their sizes are told without a mistake."""
+    """RGBA, grey and 16-bit images become RGB of 8 bits, and their sizes are right."""
     image, things = scene(3)
     alpha = np.dstack([image[..., ::-1], np.full(image.shape[:2], 7, np.uint8)])
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -171,13 +171,13 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
     assert index.about["classes"] == ["thing"]
     assert read_index(str(tmp_path / "set")).about["rename"] == ["long=thing", "round=thing"]
     assert {name for own in boxes_by_image(index).values() for name, _ in own} == {"thing"}
-    for wrong, told in ((("short=x",), "no class 'short' to rename"), (("long",), "renames nothing")):
-        with pytest.raises(InputError, match=told):
+    for wrong, message in ((("short=x",), "no class 'short' to rename"), (("long",), "renames nothing")):
+        with pytest.raises(InputError, match=message):
             pack("voc", source, str(tmp_path / "other"), Options(rename=wrong))
 
 
 @pytest.mark.parametrize(
-    ("layout", "files", "told"),
+    ("layout", "files", "message"),
     [
         ("voc", {"Annotations/1.xml": xml([], "1.jpg"), **voc_files(1)}, "an XML names 1.jpg, which is not there"),
         ("voc", {**voc_files(1), "Annotations/000.xml": b"<annotation>"}, "not an XML"),
@@ -196,8 +196,8 @@ def test_classes_are_renamed_and_joined(tmp_path: Path) -> None:
         ("boxes_csv", {"x.csv": b"file,xmin,ymin,xmax,ymax,label\n1.png,1,1,2,2,a\n"}, "the image '1.png' is not there"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_on_one_line(tmp_path: Path, layout: BoxName, files: Files, told: str) -> None:
-    with pytest.raises(InputError, match=told) as error:
+def test_what_is_wrong_is_said_on_one_line(tmp_path: Path, layout: BoxName, files: Files, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         listing(layout, tmp_path, files)
     assert "\n" not in str(error.value)
 
@@ -228,6 +228,6 @@ def test_the_blood_cells(tmp_path: Path) -> None:
     assert set(source.about["classes"]) == {"RBC", "WBC", "Platelets"}
     assert len(source.about["dropped"]) == 2
     pack("boxes_csv", archive("bloodcells.tar"), str(tmp_path / "cells"), Options(rename=("rbc=RBC", "wbc=WBC")))
-    told = facts(read_index(str(tmp_path / "cells")))
-    assert told["boxes"] == {"RBC": 2237 - 1, "WBC": 103, "images not annotated": 0}
-    assert told["samples"] == 100
+    message = facts(read_index(str(tmp_path / "cells")))
+    assert message["boxes"] == {"RBC": 2237 - 1, "WBC": 103, "images not annotated": 0}
+    assert message["samples"] == 100

@@ -1,4 +1,4 @@
-"""Degradations: pure, seeded, and each doing what its name says."""
+"""Degradations are pure and seeded, and each does what its name says."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Layouts of labelled faces: what they take, and what they refuse by file, line and value."""
+"""Layouts of labelled faces: what they read, and errors that name file, line and value."""
 
 from pathlib import Path
 
@@ -28,9 +28,9 @@ POINTS_TXT = (
 TWO: Files = {f"img_align_celeba/00000{i}.jpg": jpeg(i) for i in (1, 2)}
 
 
-def samples(layout: FaceName, root: Path, files: Files, share: float = 0.0) -> dict[str, Sample]:
+def samples(layout: FaceName, root: Path, files: Files, fraction: float = 0.0) -> dict[str, Sample]:
     with open_archive(put(root, files)) as source:
-        return {Path(s.name).name: s for s in FACE_LAYOUTS[layout](source, HeldOut(share)).samples}
+        return {Path(s.name).name: s for s in FACE_LAYOUTS[layout](source, HeldOut(fraction)).samples}
 
 
 @pytest.mark.parametrize(("name", "text"), [("list_attr_celeba.txt", CELEBA_TXT), ("list_attr_celeba.csv", CELEBA_CSV)])
@@ -75,7 +75,7 @@ def test_any_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "files", "told"),
+    ("layout", "files", "message"),
     [
         (
             "attributes_csv",
@@ -111,21 +111,21 @@ def test_any_columns(tmp_path: Path) -> None:
         ("celeba", {"list_attr_celeba.csv": CELEBA_CSV.encode() + b"3.jpg,1\n"}, r"more or fewer cells than columns"),
     ],
 )
-def test_what_does_not_fit_is_named(layout: FaceName, files: Files, told: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(layout: FaceName, files: Files, message: str, tmp_path: Path) -> None:
     there = TWO if layout == "celeba" else {"1.png": png(1)}
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         samples(layout, tmp_path, there | files)
     assert "\n" not in str(error.value)
 
 
 def test_held_out_images_depend_on_their_names_alone(tmp_path: Path) -> None:
     many: Files = {f"with_mask/{i}.jpg": jpeg(i) for i in range(200)}
-    found = samples("mask_folders", tmp_path / "a", many, share=0.3)
+    found = samples("mask_folders", tmp_path / "a", many, fraction=0.3)
     test = {name for name, sample in found.items() if sample.split == "test"}
     assert 40 <= len(test) <= 80
-    fewer = samples("mask_folders", tmp_path / "b", {f"without_mask/{i}.jpg": jpeg(i) for i in range(100)}, share=0.3)
+    fewer = samples("mask_folders", tmp_path / "b", {f"without_mask/{i}.jpg": jpeg(i) for i in range(100)}, fraction=0.3)
     assert {name for name, sample in fewer.items() if sample.split == "test"} == {n for n in test if int(n[:-4]) < 100}
-    assert not [s for s in samples("mask_folders", tmp_path / "c", many, share=0.0).values() if s.split == "test"]
+    assert not [s for s in samples("mask_folders", tmp_path / "c", many, fraction=0.0).values() if s.split == "test"]
 
 
 def test_packed_labels_stand_at_their_images(tmp_path: Path) -> None:

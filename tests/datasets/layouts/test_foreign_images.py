@@ -1,4 +1,4 @@
-"""Images as other people have them: nothing is made up, nothing drops silently, and what is refused is named on one line."""
+"""Unusual images and lists: nothing is invented, nothing is dropped silently, and errors name the file on one line."""
 
 import io
 import json
@@ -45,9 +45,9 @@ LINES = [b"%06d.jpg 1 -1 -1 1 -1 1\n" % i for i in range(1, 7)]
 FACES: Files = {f"img_align_celeba/{i:06}.jpg": jpeg(i) for i in range(1, 7)}
 
 
-def listing(layout: Layout, source: Path, share: float = 0.25) -> Listing:
+def listing(layout: Layout, source: Path, fraction: float = 0.25) -> Listing:
     with open_archive(source) as opened:
-        return EVERY[layout](opened, HeldOut(share))
+        return EVERY[layout](opened, HeldOut(fraction))
 
 
 def splits(found: Listing) -> dict[str, int]:
@@ -169,7 +169,7 @@ def test_a_list_shorter_than_its_count_is_refused(tmp_path: Path) -> None:
         listing("celeba", put(tmp_path, FACES | {"list_attr_celeba.txt": b"12\n" + MALE + b"".join(LINES[:5])}))
 
 
-# What counts once, and what cannot be told
+# What counts once, and what is ambiguous
 
 
 def test_a_box_that_two_files_have_counts_once(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_boxes_follow_the_picture(form: Layout, orientation: int, tmp_path: Path
     stored_box = {1: (5, 10, 20, 30), 3: (60, 30, 75, 50), 6: (10, 40, 30, 55), 8: (50, 5, 70, 20)}[orientation]
     for of, size, box in (("shown", shown_size, (5, 10, 20, 30)), ("stored", (80, 60), stored_box)):
         if of == "stored" and orientation == 3:
-            continue  # nobody can tell: labels are taken for drawn on what was shown
+            continue  # unknowable: labels are taken for drawn on what was shown
         left, top, right, bottom = box
         lines = f"file,width,height,label,xmin,ymin,xmax,ymax\n0.jpg,{size[0]},{size[1]},cell,{left},{top},{right},{bottom}\n"
         one = json.loads(coco({0: "0.jpg"}, width=size[0], height=size[1]))
@@ -442,12 +442,12 @@ def test_every_file_is_accounted_for(tmp_path: Path) -> None:
     files = {f"bounding_box_train/000{p}_c1_1.jpg": J for p in (1, 2)} | {"bounding_box_train/-1_c1_1.jpg": J}
     files |= {f"{folder}/0003_c{c}_1.jpg": J for folder in ("query", "bounding_box_test") for c in (1, 2)}
     files |= {"gt_bbox/0001_c1_1.jpg": J, "readme.txt": b"x", "Thumbs.db": b"x", "query/.DS_Store": b"x", "gt.mat": b"x"}
-    told = packed("market1501", put(tmp_path / "in", files), tmp_path / "set").stderr
-    assert f"{len(files)} files seen: 6 images packed, 4 left out, 2 lists and other texts" in told
+    printed = packed("market1501", put(tmp_path / "in", files), tmp_path / "set").stderr
+    assert f"{len(files)} files seen: 6 images packed, 4 left out, 2 lists and other texts" in printed
     for line in (
         "left out 1, junk and distractors among the training images: bounding_box_train/-1_c1_1.jpg",
         "left out 1, in none of bounding_box_train, query and bounding_box_test: gt_bbox/0001_c1_1.jpg",
         f"left out 2, {LITTER}: Thumbs.db, query/.DS_Store",
         "splits: 2 train, 2 query, 2 gallery; by the names of folders",
     ):
-        assert line in told
+        assert line in printed

@@ -1,4 +1,4 @@
-"""Each layout reads the naming of its data set, however it is wrapped, and says what does not fit."""
+"""Each layout reads its data set's names, from any folder or archive, and reports what does not fit."""
 
 import os
 from collections import Counter, defaultdict

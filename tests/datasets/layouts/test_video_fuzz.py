@@ -1,4 +1,4 @@
-"""Lists and csv files of any content are read, or refused in one line; a bounded run of what hypothesis makes up."""
+"""Lists and csv files of any content are read, or refused in one line (hypothesis)."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""Batches: the same whatever ranks and loader workers prepare them; bad samples replaced and named; nothing waits forever."""
+"""Batches are the same for any number of ranks and workers; bad samples are replaced and reported; nothing waits forever."""
 
 import io
 import shutil
@@ -121,7 +121,7 @@ def test_ranks_and_workers_change_nothing(whole: Index, alone: list[Batch], worl
 
 
 @pytest.mark.parametrize("kind", ["uniform", "pk", "hardest", "proportional"])
-def test_every_sampler_is_shared_out_alike(whole: Index, kind: Any) -> None:
+def test_every_sampler_is_divided_among_ranks_alike(whole: Index, kind: Any) -> None:
     sampler = replace(SAMPLER, kind=kind)
     same(train_on(whole, sampler, ALONE, 0), [train_on(whole, sampler, RankSlice(rank, 4), 0) for rank in range(4)])
 
@@ -198,7 +198,7 @@ def test_pixels_and_labels_are_those_of_the_shards(whole: Index) -> None:
             assert split.names[batch["labels"][row]] == key.split("/")[0]
 
 
-def test_a_batch_must_be_shared_evenly(whole: Index) -> None:
+def test_a_batch_must_divide_evenly_among_ranks(whole: Index) -> None:
     with pytest.raises(InputError, match="16 cannot be divided evenly among 3 workers"):
         stream_of(whole, SAMPLER, None, RankSlice(0, 3), 0, 1)
 
@@ -252,7 +252,7 @@ def test_a_bad_sample_is_replaced_counted_and_named(broken: Index, workers: int)
     assert np.array_equal(after[1]["images"][15].permute(1, 2, 0), resize(decode(data), after[1]["images"].shape[2:]))
 
 
-def test_more_than_the_share_ends_the_run_with_the_list(broken: Index) -> None:
+def test_more_than_the_allowed_fraction_ends_the_run_with_the_list(broken: Index) -> None:
     split = split_of(broken, "train")
     drawn = next(iter(load_in_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)))
     samples = split.samples(drawn["positions"][:3].numpy())
@@ -260,10 +260,10 @@ def test_more_than_the_share_ends_the_run_with_the_list(broken: Index) -> None:
     (batch,) = load_in_workers(stream_of(broken, replace(SAMPLER, kind="uniform"), None, ALONE, 0, 1), 0)
     with pytest.raises(InputError) as error:
         BadSamples(0.02, 1000).note(batch)
-    told = str(error.value)
-    assert told.startswith("3 of 16 samples could not be read, more than the allowed fraction of 0.02: ")
-    assert all(broken.keys[int(sample)] in told for sample in samples)
-    assert "\n" not in told
+    message = str(error.value)
+    assert message.startswith("3 of 16 samples could not be read, more than the allowed fraction of 0.02: ")
+    assert all(broken.keys[int(sample)] in message for sample in samples)
+    assert "\n" not in message
 
 
 def test_a_shard_that_is_cut_off(broken: Index) -> None:

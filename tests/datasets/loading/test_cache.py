@@ -1,4 +1,4 @@
-"""Processes share what they fetch, whatever ends them and whatever becomes of the disk: right bytes, and no byte twice."""
+"""Processes share the cache: right bytes and no byte fetched twice, also when processes die or the disk is full."""
 
 import errno
 import multiprocessing
@@ -189,7 +189,7 @@ def test_training_fills_the_cache_with_its_own_shards(index: Index, config: Cach
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_even_draws_bring_their_neighbours_where_the_cache_keeps_them(
+def test_uniform_draws_fetch_neighbours_where_the_cache_keeps_them(
     index: Index, config: CacheConfig, s3_proxy: FaultProxy, *, keeps: bool
 ) -> None:
     s3_proxy.match = ".tar"
@@ -230,7 +230,7 @@ def test_a_cache_is_not_filled(index: Index, config: CacheConfig, opened: Open, 
         assert store._filling is not None
 
 
-def test_a_disk_that_is_all_but_full_is_not_filled(
+def test_an_almost_full_disk_is_not_filled(
     index: Index, right: list[bytes], opened: Open, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "SPARE", 1.0)
@@ -444,7 +444,7 @@ def test_a_folder_that_cannot_be_written_is_the_users(index: Index, tmp_path: Pa
             NodeCache(CacheConfig(str(folder)), index, {})
 
 
-def test_a_folder_of_another_user_is_not_believed(index: Index, config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_user_is_not_trusted(index: Index, config: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = os.getuid() + 1  # seen from there, the folder made here is another user's
     monkeypatch.setattr(os, "getuid", lambda: planted)
     with pytest.raises(InputError, match="belongs to another user"):
@@ -456,7 +456,7 @@ def test_a_cache_of_less_than_nothing_is_refused() -> None:
         CacheConfig(gib=-1)
 
 
-def test_where_the_cache_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HARDSHARD_CACHE", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert CacheConfig().root == tmp_path

@@ -1,4 +1,4 @@
-"""Batches of clips: what they hold depends on the step alone, and frames, lengths and labels belong together."""
+"""Batches of clips depend only on the step, and their frames, lengths and labels belong together."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ CONFIG = ClipConfig(frames=8, size=(16, 24), test_clips=2)
 def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
     root = tmp_path_factory.mktemp("clips")
     pack_videos(
-        "frames_npz", npz_folder(root / "npz", WORDS, told=True), str(root / "set"), VideoOptions(test="round=2", min_frames=1)
+        "frames_npz",
+        npz_folder(root / "npz", WORDS, frame_actions=True),
+        str(root / "set"),
+        VideoOptions(test="round=2", min_frames=1),
     )
     return open_clips(str(root / "set"))
 
@@ -63,7 +66,9 @@ def test_batches_belong_to_their_step(clips: ClipSet) -> None:
 
 
 def test_a_bucket_gives_what_a_folder_gives(clips: ClipSet, s3_url: str, tmp_path: Path) -> None:
-    pack_videos("frames_npz", npz_folder(tmp_path / "npz", WORDS, told=True), s3_url, VideoOptions(test="round=2", min_frames=1))
+    pack_videos(
+        "frames_npz", npz_folder(tmp_path / "npz", WORDS, frame_actions=True), s3_url, VideoOptions(test="round=2", min_frames=1)
+    )
     cache, chosen = CacheConfig(folder=str(tmp_path / "cache")), clips.clips_of("train")
     remote = ClipStream(open_clips(s3_url), chosen, CONFIG, 4, LoaderConfig(), cache, ALONE, 7, 0, 4)
     for here, there in zip(stream(clips), load_in_workers(remote, 0), strict=True):

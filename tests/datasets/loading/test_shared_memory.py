@@ -1,4 +1,4 @@
-"""What a loader process writes is what the training process reads; a slot is not written again while its item is held."""
+"""The training process reads what a loader process wrote; a slot is not reused while its batch is in use."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots_module, "SIZE", 1 << 20)
 
 
-def test_an_array_made_in_the_slot_is_told_and_not_copied() -> None:
+def test_an_array_created_in_the_slot_is_referenced_and_not_copied() -> None:
     slots = Slots(2, 2, 1)
     assert [slots.begin(1) for _ in range(3)] == [3, 4, 5]
     room = slots.room((100, 200, 3))
@@ -41,9 +41,9 @@ def test_any_array_crosses(dtype: type) -> None:
     arrays = [(np.arange(SMALLEST * k + 3) % 100).astype(dtype).reshape(-1, 1) for k in (1, 2)]
     arrays.append(arrays[0][::-2])  # not contiguous
     places = [slots.put(array) for array in arrays]
-    told = [placed for placed in places if isinstance(placed, ArrayRef)]
-    assert told[:2] == places[:2]
-    for array, got in zip(arrays, [*slots.get(slot, told), *places[len(told) :]], strict=True):
+    refs = [placed for placed in places if isinstance(placed, ArrayRef)]
+    assert refs[:2] == places[:2]
+    for array, got in zip(arrays, [*slots.get(slot, refs), *places[len(refs) :]], strict=True):
         np.testing.assert_array_equal(got, array)
         assert got.dtype == array.dtype
 
@@ -83,7 +83,7 @@ def test_a_slot_is_free_when_the_last_of_its_arrays_is_gone() -> None:
     assert slots.states[slot] == FREE
 
 
-def test_who_holds_many_gets_copies() -> None:
+def test_holding_many_batches_gives_copies() -> None:
     slots = Slots(1, 1, 2)
     held = []
     for number in range(6):
@@ -148,7 +148,7 @@ class Numbers(Stream):
 @pytest.mark.parametrize("in_room", [True, False])
 @pytest.mark.parametrize("counts", [[7], [5, 5], [2, 12], [12, 0]])
 @pytest.mark.parametrize("held", [1, 2, 100])
-def test_batches_are_whole_whoever_ends_first(counts: list[int], in_room: bool, held: int) -> None:
+def test_batches_are_complete_whichever_process_ends_first(counts: list[int], in_room: bool, held: int) -> None:
     """DataLoader asks those that are left for more when a process has ended: they must not write over what is still held."""
     batches: list[Batch] = []
     for batch in load_in_workers(Numbers(counts, in_room=in_room), len(counts)):

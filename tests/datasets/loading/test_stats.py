@@ -1,4 +1,4 @@
-"""Counts of what batches held: samples, what was skipped, draws by difficulty, and the stores' own over all loader processes."""
+"""Counters: samples, skipped samples, draws by difficulty, and the stores' counts over all loader processes."""
 
 from typing import Any
 

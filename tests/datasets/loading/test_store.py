@@ -1,4 +1,4 @@
-"""Whatever storage and network do, a sample's bytes are those that were packed, or there is a reason why they are not."""
+"""Whatever storage and network do, a sample has the bytes that were packed, or an error that says why not."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_one_get_a_block_when_cold_and_none_when_cached(
 
 
 @pytest.mark.parametrize("gib", [0, 1])
-def test_what_is_under_way_is_not_fetched_again(
+def test_a_pending_fetch_is_not_repeated(
     bucket_set: Index, right: list[bytes], opened: Open, cache: CacheConfig, s3_proxy: FaultProxy, gib: int
 ) -> None:
     s3_proxy.match, s3_proxy.latency_ms = ".tar", 50

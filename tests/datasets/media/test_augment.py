@@ -1,4 +1,4 @@
-"""Random changes of training images, against a plain implementation, and equal wherever they are made."""
+"""Augmentation against a plain implementation; equal on every worker."""
 
 import numpy as np
 import pytest
@@ -82,13 +82,13 @@ def test_ranges() -> None:
     assert (left >= 0).all()
     assert (top + tall).max() == 40
     assert (left + wide).max() == 20
-    share = tall * wide / 800
-    assert 0 < share.mean() < 0.2
-    assert share.max() <= 0.33
+    erased = tall * wide / 800
+    assert 0 < erased.mean() < 0.2
+    assert erased.max() <= 0.33
 
 
 @pytest.mark.parametrize(("flip", "mirror", "flips"), [(None, True, 1), (None, False, 0), (True, False, 1), (False, True, 0)])
-def test_who_decides_on_flips(flip: bool | None, mirror: bool, flips: bool) -> None:
+def test_the_data_set_or_the_option_decides_on_flips(flip: bool | None, mirror: bool, flips: bool) -> None:
     assert draw_changes(AugmentConfig(flip=flip), mirror, (8, 8), 64, 0, 0).flip.any() == flips
 
 
@@ -98,14 +98,14 @@ def test_nothing_is_changed_when_nothing_is_asked_for() -> None:
         np.testing.assert_array_equal(applied(changes, row, image(row, 8, 6)), image(row, 8, 6))
 
 
-def test_share_of_images_erased() -> None:
+def test_fraction_of_images_erased() -> None:
     tall = draw_changes(AugmentConfig(erase=0.25), False, (64, 64), 4000, 0, 0).erase[:, 2]
     assert abs((tall > 0).mean() - 0.25) < 0.03
 
 
 @pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}])
 def test_options_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="shares"):
+    with pytest.raises(InputError, match="fractions"):
         AugmentConfig(**options)  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ def test_turns_lie_within_their_bound_and_leave_the_other_changes_alone() -> Non
         AugmentConfig(turn=181)
 
 
-def test_geometry_tells_what_moved() -> None:
+def test_geometry_is_what_moved() -> None:
     changes = draw_changes(AugmentConfig(flip=True, shift=0.25, turn=10), False, (40, 20), 8, 0, 1)
     moves = changes.geometry(range(2, 5), (40, 20))
     np.testing.assert_allclose(moves[:, 0], changes.flip[2:5])

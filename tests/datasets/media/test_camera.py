@@ -1,4 +1,4 @@
-"""A camera gives the same frames at the same times as a file of what it filmed."""
+"""A camera gives the same frames at the same times as a video file of its pictures."""
 
 import time
 

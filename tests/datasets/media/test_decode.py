@@ -44,7 +44,7 @@ def test_jpeg_is_pillows(options: dict[str, object]) -> None:
     np.testing.assert_array_equal(decode(data), np.asarray(Pillow.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_grey_is_spread_over_the_channels() -> None:
+def test_grey_is_copied_to_all_channels() -> None:
     np.testing.assert_array_equal(decode(encoded(Pillow.fromarray(GREY), "PNG")), spread(GREY))
     data = encoded(Pillow.fromarray(GREY), "JPEG")
     np.testing.assert_array_equal(decode(data), spread(np.asarray(Pillow.open(io.BytesIO(data)))))

@@ -1,4 +1,4 @@
-"""Headers of images: size and orientation as Pillow has them, pictures and boxes turned as a viewer turns them; no bombs."""
+"""Image headers: size and orientation as in Pillow, pictures and boxes as a viewer shows them, no decompression bombs."""
 
 import io
 import os
@@ -75,7 +75,7 @@ def test_labels_say_which_picture_they_are_of() -> None:
     assert not turned_size((30, 20), turned, "x")
     assert turned_size((20, 30), turned, "x")
     assert not turned_size(None, turned, "x")
-    assert not turned_size((20, 30), plain, "x")  # turned by 180 degrees: nobody can tell, and labels are drawn on what is shown
+    assert not turned_size((20, 30), plain, "x")  # turned by 180 degrees: unknowable, and labels are drawn on what is shown
     with pytest.raises(InputError, match=r"the labels are of an image of 7x5 pixels, and it has 20x30: x\.xml"):
         turned_size((5, 7), turned, "x.xml")
 
@@ -118,7 +118,7 @@ def test_a_damaged_picture_is_read_or_a_value_error(kind: str, at: int, value: i
 
 
 def test_decoders_write_no_lines_of_their_own() -> None:
-    """libpng tells what it thinks of a colour profile and of damaged pixels on stderr."""
+    """libpng prints warnings about colour profiles and damaged pixels to stderr."""
     with_profile, damaged = picture("PNG", icc_profile=b"broken" * 30), bytearray(picture("PNG"))
     damaged[-30] ^= 255
     assert bare_png(picture("PNG", 1))[:8] == b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Videos, flow, strips: what is stored comes back, and what is broken is told."""
+"""Videos, flow, strips: what is stored can be read again, and broken files are reported."""
 
 import io
 
@@ -37,7 +37,7 @@ def test_a_part_of_a_video() -> None:
         read_video(io.BytesIO(video_bytes(stairs(5))), 25, 128, start=7.0, end=8.0)
 
 
-def test_a_variable_rate_is_told_and_evened_out() -> None:
+def test_a_variable_rate_is_reported_and_resampled() -> None:
     data = video_bytes(stairs(5), 25, times=[0, 40, 80, 200, 240], kind="matroska")
     video = read_video(io.BytesIO(data), 25, 128)
     assert video.variable

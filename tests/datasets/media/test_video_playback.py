@@ -1,4 +1,4 @@
-"""Videos are what a player shows: turned, trimmed, at its times, in any container; and one that is cut off is refused."""
+"""Videos are read as a player shows them: rotated, trimmed, timed, in any container; truncated ones are refused."""
 
 import io
 import itertools
@@ -131,11 +131,11 @@ def test_sound_that_goes_on_is_no_cut() -> None:
 
 
 @pytest.mark.parametrize(("kind", "codec", "options"), CONTAINERS)
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
-def test_a_video_that_is_cut_off_is_refused(kind: str, codec: str, options: dict[str, str], share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.85])
+def test_a_video_that_is_cut_off_is_refused(kind: str, codec: str, options: dict[str, str], fraction: float) -> None:
     video = film(np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3)).astype(np.uint8), kind, codec, options)
     with pytest.raises(ValueError, match=r"cut off|not a whole video|no pictures|no frame"):
-        read_video(io.BytesIO(video[: int(len(video) * share)]), 25, 128)
+        read_video(io.BytesIO(video[: int(len(video) * fraction)]), 25, 128)
 
 
 def test_variable_rates_keep_their_times() -> None:

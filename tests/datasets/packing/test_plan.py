@@ -1,4 +1,4 @@
-"""The plan: every sample in one block, an identity's blocks side by side, nothing larger than allowed, by seed alone."""
+"""The plan: every sample in one block, an identity's blocks side by side, size limits kept, determined by the seed."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def listings(draw: st.DrawFn) -> Listed:
 
 
 def span(size: int) -> int:
-    """A member's bytes in a tar, told from the format's definition."""
+    """A member's bytes in a tar, by the definition of the format."""
     return 512 + size + (-size % 512)
 
 
@@ -50,7 +50,7 @@ def test_plan(listed: Listed, max_block: int, shard_size: int, seed: int) -> Non
 
 
 @given(listings(), st.integers(1, 12000), st.integers(1, 30000), st.data())
-def test_index_of_plan_tells_where_the_tar_has_every_sample(
+def test_the_index_of_a_plan_has_the_offset_of_every_sample(
     listed: Listed, max_block: int, shard_size: int, data: st.DataObject
 ) -> None:
     samples, sizes = listed
@@ -116,7 +116,7 @@ def test_a_name_too_long_for_a_tar_is_refused() -> None:
     assert plan_shards([Sample("train", "n" * 88, "c", "x.jpg")], {"x.jpg": 1}, 10**6, 10**5, 0)
 
 
-def test_more_cameras_than_can_be_told_apart_are_refused() -> None:
+def test_too_many_cameras_are_refused() -> None:
     samples = [Sample("train", "p", f"c{i}", f"{i}.jpg") for i in range(32768)]
     shards = plan_shards(samples, {s.name: 1 for s in samples}, 1 << 40, 1 << 40, 0)
     with pytest.raises(InputError, match="32768 cameras"):

@@ -1,4 +1,4 @@
-"""Versions of the difficulty vector in shared memory: nothing in use is ever lost, and other processes see them."""
+"""Versions of the difficulty vector in shared memory: none in use is overwritten, and other processes see them."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ N = 5
 
 
 def version(number: int) -> Difficulty:
-    """A version whose contents tell its number."""
+    """A version whose contents show its number."""
     return Difficulty(number, np.full(N, number / 1000, np.float32), np.full(N, number, np.int64))
 
 
@@ -138,18 +138,18 @@ def in_child(look: object) -> bool:
 
 
 def test_a_forked_process_sees_what_comes_later() -> None:
-    table, (begun, tell) = DifficultyTable(N, replace(PINNED, patience=30)), os.pipe()
+    table, (begun, begin_now) = DifficultyTable(N, replace(PINNED, patience=30)), os.pipe()
     thread = threading.Thread(target=lambda: os.read(begun, 1) and table.put(version(1)))
     thread.start()
-    assert in_child(lambda: table.get(1) is None and os.write(tell, b"!") and is_whole(table.at(6), 1))
+    assert in_child(lambda: table.get(1) is None and os.write(begin_now, b"!") and is_whole(table.at(6), 1))
     thread.join()
     os.close(begun)
-    os.close(tell)
+    os.close(begin_now)
 
 
 def test_a_waiting_process_ends_with_the_one_that_it_waits_for() -> None:
     table = DifficultyTable(N, replace(PINNED, patience=60))
-    (out, told), (begun, begin) = os.pipe(), os.pipe()
+    (out, signal), (begun, begin) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # the Train worker: forks a loader worker, then dies
         if os.fork() == 0:
@@ -157,13 +157,13 @@ def test_a_waiting_process_ends_with_the_one_that_it_waits_for() -> None:
                 os.write(begin, b"!")
                 table.at(6)
             except SystemExit:
-                os.write(told, b"ended")
+                os.write(signal, b"ended")
             finally:
                 os._exit(0)
         os.read(begun, 1)
         time.sleep(0.2)  # the other has taken down by now whose child it is
         os._exit(0)
-    os.close(told)
+    os.close(signal)
     os.waitpid(child, 0)
     assert os.read(out, 10) == b"ended"  # or b"" from a process that got its version, which nobody put
     for end in (out, begun, begin):

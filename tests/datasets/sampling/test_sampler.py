@@ -1,4 +1,4 @@
-"""Draws: the formulas, what every sampler promises, and that a draw depends on (seed, step, version) alone."""
+"""Samplers: the formulas, the guarantees of each, and that a draw depends only on (seed, step, version)."""
 
 import itertools
 from dataclasses import replace
@@ -193,11 +193,11 @@ def test_uniform_epoch_is_a_fair_shuffle() -> None:
 )
 @settings(max_examples=200)
 def test_every_sampler_gives_positions_in_range(
-    blocks: list[tuple[int, int, int]], kind: Kind, instances: int, groups: int, share: float, step: int
+    blocks: list[tuple[int, int, int]], kind: Kind, instances: int, groups: int, fraction: float, step: int
 ) -> None:
     split = split_with(blocks)
     try:
-        options = SamplerConfig(kind=kind, batch=4 * instances * groups, instances=instances, uniform_share=share, lag=0)
+        options = SamplerConfig(kind=kind, batch=4 * instances * groups, instances=instances, uniform_share=fraction, lag=0)
         sampler = Sampler(options, split, seed=3)
     except InputError:
         return
@@ -238,7 +238,7 @@ def test_pairs_bring_the_nearest_with_each_anchor() -> None:
 
 
 @pytest.mark.parametrize(("hardest", "expected"), [(1, {1: 8}), (2, {1: 4, 3: 4}), (3, {1: 3, 3: 3, 0: 2}), (9, None)])
-def test_hardest_get_their_share(hardest: int, expected: dict[int, int] | None) -> None:
+def test_hardest_fill_their_part_of_the_batch(hardest: int, expected: dict[int, int] | None) -> None:
     sampler = Sampler(config("hardest", hardest=hardest, batch=8, uniform_share=0), SPLIT, 0)
     labels = hard_part(sampler, 5, version([0.5, 0.9, 0.1, 0.8, 0.2])).tolist()
     found = {label: labels.count(label) for label in dict.fromkeys(labels)}
@@ -256,7 +256,7 @@ def test_proportional_draws_as_often_as_the_formula_says() -> None:
     labels = np.concatenate([hard_part(sampler, step, version(GOLDEN))[::2] for step in range(3000)])
     expected = len(labels) * GOLDEN / GOLDEN.sum()
     assert chi_square(np.bincount(labels), expected) > BY_CHANCE
-    assert chi_square(np.bincount(labels), np.full(5, len(labels) / 5)) < BY_CHANCE  # so it can tell
+    assert chi_square(np.bincount(labels), np.full(5, len(labels) / 5)) < BY_CHANCE  # so the test detects it
 
 
 def test_pairs_draw_as_often_as_the_formula_says() -> None:
@@ -366,7 +366,7 @@ def test_the_default_draws_every_image_once_before_any_twice() -> None:
 
 @pytest.mark.parametrize("kind", ["hardest", "proportional", "pairs"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_rank_gets_its_share_of_hard_and_even(kind: Kind, world: int) -> None:
+def test_every_rank_gets_hard_and_uniform_samples(kind: Kind, world: int) -> None:
     """Batch norm keeps rank 0's statistics: those must not be of the hard samples alone."""
     split = identities_of(*[30] * 40)
     sampler = Sampler(config(kind, batch=64, instances=4, hardest=2), split, 0)
@@ -416,13 +416,13 @@ def test_pk_stays_whole_on_a_rank() -> None:
         config("pk", batch=24, instances=4).check_world(world)
         labels = split.labels_of(positions).reshape(world, -1, 4)
         assert (labels == labels[:, :, :1]).all()
-    for world, told in ((4, "'pk' draws 4 samples together, which 4 workers with 6 each would separate"), (5, "evenly")):
-        with pytest.raises(InputError, match=told):
+    for world, message in ((4, "'pk' draws 4 samples together, which 4 workers with 6 each would separate"), (5, "evenly")):
+        with pytest.raises(InputError, match=message):
             config("pk", batch=24, instances=4).check_world(world)
 
 
 @pytest.mark.parametrize("kind", ["hardest", "proportional", "pairs"])
-def test_shares_of_nothing_and_of_all(kind: Kind) -> None:
+def test_fractions_of_0_and_1(kind: Kind) -> None:
     split = identities_of(8, 8, 8)
     only = version([0.9, -1, -1])
     hard = Sampler(config(kind, uniform_share=0, hardest=1), split, 0).draw(2, only)
@@ -527,7 +527,7 @@ def test_version_at(interval: int, lag: int, begin: int, expected: list[int]) ->
 
 
 @pytest.mark.parametrize(
-    ("split", "options", "told"),
+    ("split", "options", "message"),
     [
         (identities_of(9), config("pk", batch=2), "only 1 identity"),
         (identities_of(9, 6), config("uniform"), "batch of 16 is larger than the data (15 samples)"),
@@ -536,16 +536,16 @@ def test_version_at(interval: int, lag: int, begin: int, expected: list[int]) ->
         (identities_of(9, 9, 9), config("pk", batch=8), "pk draws 4 different identities and there are 3"),
     ],
 )
-def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, told: str) -> None:
+def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, message: str) -> None:
     with pytest.raises(InputError) as error:
         Sampler(options, split, 0)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "train" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"kind": "pk", "batch": 10, "instances": 4}, "4 at a time"),
         ({"kind": "proportional", "batch": 20, "instances": 4}, "2 of 20 samples"),
@@ -564,6 +564,6 @@ def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, told: str)
         ({"patience": 0}, "patience"),
     ],
 )
-def test_options_out_of_range(options: dict[str, object], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         SamplerConfig(**options)  # type: ignore[arg-type]

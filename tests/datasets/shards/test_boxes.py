@@ -1,4 +1,4 @@
-"""Boxes: what is one, their Parquet form, and how they follow an image that is moved."""
+"""Boxes: which are valid, their Parquet form, and how they follow an augmented image."""
 
 import numpy as np
 import pytest

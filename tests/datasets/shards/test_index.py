@@ -1,4 +1,4 @@
-"""The index in memory: small, and what was written."""
+"""The index in memory is small, and equals what was written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An index whose files say anything: it reads as a sound one, or ends in one line."""
+"""An index with arbitrary content is read as a sound one, or refused in one line."""
 
 import io
 import json

@@ -20,14 +20,14 @@ def test_bounds_belong_to_the_range(column: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "text", "told"),
+    ("column", "text", "values"),
     [("age", "-3", "age is -3, outside 0..120"), ("roll", "400", "roll is 400, outside -180..180"), ("age", "inf", "age is inf"),
      ("gender", "2", "gender is 2"), ("age", "old", "age is 'old', not a number"), ("yaw", "180.01", "yaw is 180.01")],
 )  # fmt: skip
-def test_what_is_out_of_range_is_named(column: str, text: str, told: str) -> None:
+def test_what_is_out_of_range_is_named(column: str, text: str, values: str) -> None:
     with pytest.raises(InputError) as error:
         check_label(column, text, "line 7 of labels.csv")
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(values)
     assert "line 7 of labels.csv" in str(error.value)
 
 
@@ -61,8 +61,8 @@ def moved(columns: dict[str, float], moves: tuple[float, float, float, float], m
 
 
 def test_angles_follow_mirror_and_turn() -> None:
-    told = moved({"yaw": 30, "pitch": 10, "roll": 5}, (1, 20, 0, 0))
-    assert told == pytest.approx({"yaw": -30, "pitch": 10, "roll": 15})
+    values = moved({"yaw": 30, "pitch": 10, "roll": 5}, (1, 20, 0, 0))
+    assert values == pytest.approx({"yaw": -30, "pitch": 10, "roll": 15})
     assert moved({"roll": 170}, (0, 20, 0, 0)) == pytest.approx({"roll": -170})
 
 
@@ -73,9 +73,9 @@ def test_a_roll_is_made_only_where_asked_for() -> None:
 
 
 def test_other_labels_and_still_images_stay() -> None:
-    told = {name: low + 0.25 * (high - low) for name, (low, high) in COLUMNS.items()}
-    assert moved(told, (0, 0, 0, 0)) == pytest.approx(told, abs=1e-6)
-    after = moved(told, (1, 30, 0.1, 0.1))
+    values = {name: low + 0.25 * (high - low) for name, (low, high) in COLUMNS.items()}
+    assert moved(values, (0, 0, 0, 0)) == pytest.approx(values, abs=1e-6)
+    after = moved(values, (1, 30, 0.1, 0.1))
     assert {n: after[n] for n in ("gender", "age", "smile", "quality")} == {
-        n: told[n] for n in ("gender", "age", "smile", "quality")
+        n: values[n] for n in ("gender", "age", "smile", "quality")
     }

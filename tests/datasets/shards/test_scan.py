@@ -1,4 +1,4 @@
-"""Indexing foreign shards: whose samples lie where, in one pass, however their writer names things; and how good the order is."""
+"""Indexing shards of other tools in one pass, for any naming; and measuring how good their order is."""
 
 import json
 import os
@@ -205,7 +205,7 @@ def test_a_damaged_header_is_named(at: int, tmp_path: Path) -> None:
         ({"0.txt": b"text"}, Rules(), "no images in the shards"),
     ],
 )
-def test_samples_that_do_not_say_who(files: Files, rules: Rules, words: str, tmp_path: Path) -> None:
+def test_samples_without_an_identity(files: Files, rules: Rules, words: str, tmp_path: Path) -> None:
     tarred(tmp_path / "s.tar", files)
     with pytest.raises(InputError) as error:
         scan(str(tmp_path), rules)
@@ -247,7 +247,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_command_tells_how_good_the_order_is(tmp_path: Path) -> None:
+def test_the_command_reports_how_good_the_order_is(tmp_path: Path) -> None:
     for name, order in (("sorted", "a" * 8 + "b" * 8), ("mixed", "ab" * 8)):
         (tmp_path / name).mkdir()
         tarred(tmp_path / name / "s.tar", classes(order))
@@ -290,7 +290,7 @@ def test_reads_per_draw_by_hand(order: str, reads: float, tmp_path: Path) -> Non
     assert locality_of(scan(str(tmp_path), Rules())[0]).reads_per_draw == pytest.approx(reads)
 
 
-def test_quality_against_drawing(tmp_path: Path) -> None:
+def test_locality_against_drawing(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     tarred(tmp_path / "s.tar", classes("".join(rng.choice(list("aaabbc"), 60))))
     index = scan(str(tmp_path), Rules(max_block=9000))[0]

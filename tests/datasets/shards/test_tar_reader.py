@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote, as people's tools write them: indexed rightly, or refused in one line; nothing is guessed."""
+"""Tars of other tools are indexed correctly, or refused in one line; nothing is guessed."""
 
 import io
 import tarfile
@@ -50,9 +50,9 @@ def test_members_that_do_not_lie_side_by_side(tmp_path: Path) -> None:
     files = pairs()
     apart = sorted(files, key=lambda name: name.endswith("cls"))
     tarred(tmp_path / "t-0.tar", {name: files[name] for name in apart})
-    told = refused(tmp_path)
-    assert "do not lie side by side: data/0000.jpg and data/0000.cls" in told
-    assert f"{tmp_path}/t-0.tar; write the tar sorted by name: tar --sort=name" in told
+    message = refused(tmp_path)
+    assert "do not lie side by side: data/0000.jpg and data/0000.cls" in message
+    assert f"{tmp_path}/t-0.tar; write the tar sorted by name: tar --sort=name" in message
     tarred(tmp_path / "t-0.tar", {name: files[name] for name in sorted(files)})
     assert identities(scan(str(tmp_path), Rules())[0]) == ["1"] * 3 + ["2"] * 3
 
@@ -64,7 +64,7 @@ def test_the_same_key_in_another_shard_is_another_sample(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["a/0.jpg", "a/0.jpg"], "two members of one name: a/0.jpg in"),
         (["a/0.jpg", "a/0.JPG"], "two members of one name: a/0.JPG in"),
@@ -73,26 +73,26 @@ def test_the_same_key_in_another_shard_is_another_sample(tmp_path: Path) -> None
         (["a/0.jpg", "a/1.jpg", "a/0.png"], "do not lie side by side: a/0.jpg and a/0.png"),
     ],
 )
-def test_names_that_come_twice(names: list[str], told: str, tmp_path: Path) -> None:
+def test_names_that_come_twice(names: list[str], message: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in names:
             info = tarfile.TarInfo(name)
             info.size = len(jpeg(0))
             tar.addfile(info, io.BytesIO(jpeg(0)))
-    assert told in refused(tmp_path)
+    assert message in refused(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["data/0000.cls", "data/0004.cls"])
 def test_a_label_that_is_missing_is_never_made_up(missing: str, tmp_path: Path) -> None:
     tarred(tmp_path / "t.tar", {name: data for name, data in pairs().items() if name != missing})
-    told = refused(tmp_path)
-    assert missing.replace("cls", "jpg") in told
-    assert ("data/0000.jpg has no label and data/0001.jpg has a .cls" in told) == (missing == "data/0000.cls")
-    assert "label it or leave it out, or give --identity" in told or "label all of them, or give --identity" in told
+    message = refused(tmp_path)
+    assert missing.replace("cls", "jpg") in message
+    assert ("data/0000.jpg has no label and data/0001.jpg has a .cls" in message) == (missing == "data/0000.cls")
+    assert "label it or leave it out, or give --identity" in message or "label all of them, or give --identity" in message
     assert scan(str(tmp_path), Rules(identity="key"))[0].identities == ("data",)
 
 
-def test_a_field_of_json_tells_who_where_there_is_no_cls(tmp_path: Path) -> None:
+def test_identities_come_from_json_where_there_is_no_cls(tmp_path: Path) -> None:
     files: Files = {}
     for i, who in enumerate("aab"):
         files |= {f"x/{i}.jpg": jpeg(i), f"x/{i}.json": b'{"pid": "%s"}' % who.encode()}
@@ -113,12 +113,12 @@ def test_labels_in_a_folder_of_their_own_are_refused(first: str, tmp_path: Path)
     images = {f"images/{i}.jpg": jpeg(i) for i in range(3)}
     labels = {f"labels/{i}.cls": b"1" for i in range(3)}
     tarred(tmp_path / "t.tar", images | labels if first == "images" else labels | images)
-    told = refused(tmp_path)
-    assert "a label lies apart from the images, as images/0.jpg has none: labels/0.cls in" in told
+    message = refused(tmp_path)
+    assert "a label lies apart from the images, as images/0.jpg has none: labels/0.cls in" in message
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("data/0003.cls", b"\xff\xfe\xff", "not a text in UTF-8"),
         ("data/0003.cls", b"caf\xe9", "not a text in UTF-8"),
@@ -136,7 +136,7 @@ def test_labels_in_a_folder_of_their_own_are_refused(first: str, tmp_path: Path)
         ("data/0000.json", b'{"pid": %s}' % (b"9" * 5000), "not a JSON document"),
     ],
 )
-def test_labels_that_are_none(name: str, data: bytes, told: str, tmp_path: Path) -> None:
+def test_labels_that_are_none(name: str, data: bytes, message: str, tmp_path: Path) -> None:
     files = {file: content for file, content in pairs().items() if name.endswith("cls") or file.endswith("jpg")}
     if name.endswith("json"):
         files = {"data/0000.jpg": jpeg(0), name: data} | files
@@ -144,7 +144,7 @@ def test_labels_that_are_none(name: str, data: bytes, told: str, tmp_path: Path)
         files[name] = data
     tarred(tmp_path / "t.tar", files)
     ended = refused(tmp_path)
-    assert told in ended
+    assert message in ended
     assert name.rpartition(".")[0] in ended
 
 
@@ -272,9 +272,9 @@ def test_splits_are_read_from_names(name: str, split: str, tmp_path: Path) -> No
 
 def test_folders_of_splits_within_a_shard_are_refused(tmp_path: Path) -> None:
     tarred(tmp_path / "0.tar", pairs(folder="train/") | pairs(folder="val/"))
-    told = refused(tmp_path)
-    assert "val/0000 lies in a folder of val, and the shard's name says no split" in told
-    assert "--split" in told
+    message = refused(tmp_path)
+    assert "val/0000 lies in a folder of val, and the shard's name says no split" in message
+    assert "--split" in message
     index, _, found = scan(str(tmp_path), Rules(split="validation"))
     assert index.splits == ("val",)
     assert "splits: 12 val; by --split" in found.lines()
@@ -286,7 +286,7 @@ def test_folders_of_splits_within_a_shard_are_refused(tmp_path: Path) -> None:
 
 
 def forged(name: str, size: bytes, data: bytes = b"", kind: bytes = b"0") -> bytes:
-    """A member whose header tells the size in these 12 bytes, with a right checksum."""
+    """A member whose header has the size in these 12 bytes, with a right checksum."""
     head = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
     head[124:136], head[156:157], head[148:156] = size, kind, b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
@@ -352,9 +352,9 @@ def test_what_follows_the_end_of_a_tar_is_not_lost_silently(tmp_path: Path) -> N
     first, second = (tarred(tmp_path / name, pairs(folder=f"{name}/")).read_bytes() for name in ("a.tar", "b.tar"))
     (tmp_path / "b.tar").unlink()
     (tmp_path / "a.tar").write_bytes(first + second)
-    told = refused(tmp_path)
-    assert "the tar ends at byte" in told
-    assert "join tars by `tar --concatenate`" in told
+    message = refused(tmp_path)
+    assert "the tar ends at byte" in message
+    assert "join tars by `tar --concatenate`" in message
     (tmp_path / "a.tar").write_bytes(first + bytes(20 << 10))
     assert len(scan(str(tmp_path), Rules())[0]) == 6
 
