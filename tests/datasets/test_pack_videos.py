@@ -260,7 +260,7 @@ def test_the_summary_counts_every_file(videos: Path, tmp_path: Path, capsys: pyt
 NOISY = """
 import sys
 from datasets.errors import InputError, run_main
-from datasets.video import frames_of_path
+from datasets.media.video import frames_of_path
 
 def main():
     for source in sys.argv[2:]:

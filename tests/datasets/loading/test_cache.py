@@ -308,7 +308,7 @@ def test_a_killed_process_leaves_no_lock(
 FORK = """
 import os, sys
 from pathlib import Path
-from datasets.cache import CachedShard
+from datasets.loading.cache import CachedShard
 copy = CachedShard(Path(sys.argv[1]), 1000, 0, 10)
 reader, writer = os.pipe()
 with copy.claim(0, 10):
