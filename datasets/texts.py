@@ -94,7 +94,7 @@ def number_of(value: Any, what: str, where: str) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-        raise InputError(f"{what} is {shown}, not a number", where, "mend the annotation") from error
+        raise InputError(f"{what} is {shown}, not a number", where, "correct the annotation") from error
 
 
 def cell(row: Mapping[str, str], names: Collection[str]) -> str:

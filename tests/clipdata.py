@@ -1,4 +1,4 @@
-"""Small clips and videos: a bright square that moves one way, so that its action can be learned, and nobody is shown."""
+"""Small artificial clips and videos: a bright square whose direction of motion is the action to learn."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Pictures that stand for faces: each label can be seen in the picture, so that it can be learned, and nobody is shown."""
+"""Artificial pictures in place of faces: each label is visible in the picture, so that it can be learned."""
 
 import csv
 from pathlib import Path

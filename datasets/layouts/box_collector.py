@@ -94,5 +94,5 @@ def coordinate(value: Any, what: str, where: str) -> float:
 def class_name(text: str | None, where: str) -> str:
     """Return the name of an object's class, stripped; raises InputError where it is empty."""
     if not (text or "").strip():
-        raise InputError("an object without a name", where, "mend the annotation")
+        raise InputError("an object without a name", where, "correct the annotation")
     return (text or "").strip()

@@ -94,7 +94,7 @@ def _coco_boxes(parsed: Sequence[_CocoFile], boxes: BoxCollector, archive: Archi
         for annotation in one.annotations:
             if annotation["image_id"] not in one.images or annotation["category_id"] not in one.names:
                 what = f"annotation {annotation.get('id')!r} is of an image or a category that the file does not list"
-                raise InputError(what, where, "mend the file")
+                raise InputError(what, where, "correct the file")
             image, name = one.images[annotation["image_id"]], one.names[annotation["category_id"]]
             left, top, width, height = (coordinate(value, "bbox", where) for value in annotation["bbox"])
             box, own_id = (image, name, left, top, width, height), annotation.get("id")

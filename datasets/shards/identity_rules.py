@@ -143,7 +143,7 @@ class Labels:
 
     def _object(self) -> dict[str, Any]:
         if self._json is None:
-            self._json = json_of(self._bytes("json"), self._place("json"), "mend it, or give --identity")
+            self._json = json_of(self._bytes("json"), self._place("json"), "correct it, or give --identity")
         return self._json if isinstance(self._json, dict) else {}
 
     def _bytes(self, ending: str) -> bytes:

@@ -75,7 +75,7 @@ def stream_of(
 def train_on(
     index: Index, sampler: SamplerConfig, part: RankSlice, workers: int, start: int = 0, late: float = 0, ahead: int = 4
 ) -> list[Batch]:
-    """What a training run sees: a version is published when the steps before it are done, ``late`` seconds after."""
+    """Simulate a training run: a version is published ``late`` seconds after the steps before it are done."""
     identities = len(split_of(index, "train").counts)
     table = DifficultyTable(identities, sampler)
     newest = start // sampler.interval
@@ -146,7 +146,7 @@ def test_looking_ahead_changes_nothing(whole: Index, alone: list[Batch], ahead: 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_versions_that_come_late_are_waited_for(whole: Index, workers: int) -> None:
-    """With lag 0 each version needs the batch before it to be consumed: holding that one back would wait forever."""
+    """With lag 0 each version needs the previous batch to be consumed: holding it back would wait forever."""
     sampler = replace(SAMPLER, interval=1, lag=0)
     found = train_on(whole, sampler, ALONE, workers, late=0.02)
     assert [batch["version"] for batch in found] == list(range(STEPS))

@@ -56,7 +56,7 @@ def right(source: Path, index: Index) -> list[bytes]:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheConfig:
-    """An empty cache with room for all, on whatever disk the tests run."""
+    """An empty cache that is large enough, on any disk."""
     monkeypatch.setattr(cache_module, "SPARE", 0.0)
     return CacheConfig(str(tmp_path / "cache"), gib=1)
 
@@ -83,7 +83,7 @@ def on_disk(config: CacheConfig) -> int:
 def read_all(
     index: Index, etags: dict[str, str], config: CacheConfig, right: list[bytes], streaming: bool, seed: int, together: Barrier
 ) -> None:
-    """What a process of its own does: read every sample in an order of its own, a few at a time."""
+    """Run in a separate process: read every sample in a random order, a few at a time."""
     if config.gib < 1:
         cache_module.CHECK_EVERY = 1
     store = BucketStore(index, etags, config)
@@ -94,7 +94,7 @@ def read_all(
 
 
 def fill_all(index: Index, etags: dict[str, str], config: CacheConfig, right: list[bytes], together: Barrier) -> None:
-    """What a process of its own does: fill the cache beside others, then read every sample."""
+    """Run in a separate process: fill the cache while others do, then read every sample."""
     cache_module.SPARE = 0.0
     store = BucketStore(index, etags, config)
     together.wait(60)
@@ -108,7 +108,7 @@ def fill_all(index: Index, etags: dict[str, str], config: CacheConfig, right: li
 
 
 def fetch_forever(index: Index, etags: dict[str, str], config: CacheConfig) -> None:
-    """What a process does until it is killed: wait for a block from a proxy that stalls."""
+    """Run in a process that will be killed: wait for a block from a stalling proxy."""
     store_module.TIMEOUTS = {"read_timeout": "600s", "timeout": "600s"}
     BucketStore(index, etags, config).request(np.array([0]))()
 
@@ -172,7 +172,7 @@ def test_processes_fill_the_cache_together(
 
 
 def test_training_fills_the_cache_with_its_own_shards(index: Index, config: CacheConfig, s3_proxy: FaultProxy) -> None:
-    """Once its first batch is out; draws of few identities else leave the rest in the bucket."""
+    """After the first batch. Otherwise draws of few identities would leave the rest in the bucket."""
     s3_proxy.match = ".tar"
     split = split_of(index, "train")
     loader, sampler = LoaderConfig(workers=0, ahead=1, size=(32, 16)), SamplerConfig(kind="pk", batch=2, instances=1)

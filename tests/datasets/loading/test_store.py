@@ -81,12 +81,12 @@ def mixed(index: Index, seed: int = 0) -> np.ndarray:
 
 
 def drop_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the stores opened from now on try once."""
+    """Let stores that are opened from now on try only once."""
     monkeypatch.setattr(store_module, "TRIES", 1)
 
 
 def credentials_of(key: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let boto3 have them from a command, as from any service that renews them."""
+    """Let boto3 get credentials from a command, as from a service that renews them."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": SECRET, "Expiration": "2100-01-01T00:00:00Z"}
@@ -96,7 +96,7 @@ def credentials_of(key: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> N
 
 
 def flip(index: Index, block: int) -> None:
-    """Flip a bit in the middle of a block where it is stored."""
+    """Flip a bit in the middle of a stored block."""
     objects, name = open_objects(index.url), index.shards[index.blocks["shard"][block]].name
     data = bytearray(objects.get(name))
     data[int(index.blocks["offset"][block] + index.blocks["size"][block] // 2)] ^= 1
