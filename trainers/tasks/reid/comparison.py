@@ -9,9 +9,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Literal
-
-from scipy.stats import binom
 
 from datasets.sampling.sampler import SamplerConfig
 from trainers.reports.console import summary_table
@@ -80,7 +79,8 @@ def reached(figures: Figures, goal: float) -> float:
 def median_interval(values: list[float]) -> tuple[float, float, float]:
     """The median, and the order statistics that hold it with 95% by the sign test; 0 and infinity when they are too few."""
     ordered, count = sorted(values), len(values)
-    cut = int(binom.ppf(0.025, count, 0.5))  # how many values from either end the bounds stand
+    below = accumulate(math.comb(count, k) / 2**count for k in range(count + 1))
+    cut = next(k for k, chance in enumerate(below) if chance >= 0.025)  # how many values from either end the bounds stand
     low, high = (ordered[cut - 1], ordered[-cut]) if cut else (0.0, math.inf)
     return statistics.median(ordered), low, high
 
