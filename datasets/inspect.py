@@ -142,13 +142,9 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
 
 
 def _bytes(count: float) -> str:
-    return (
-        f"{count / 2**30:.2f} GiB"
-        if count >= 2**30
-        else f"{count / 2**20:.1f} MiB"
-        if count >= 2**20
-        else f"{count / 2**10:.1f} KiB"
-    )
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def _print(contents: dict[str, Any], index: Index, console: Console) -> None:

@@ -191,16 +191,12 @@ class Bucket:
         with source, self.errors(name):
             self.client.upload_fileobj(source, self.bucket, self.prefix + checked(name))
 
-    def get(self, name: str) -> bytes:
-        """All of an object's bytes."""
-        return self.read(name)
-
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from byte ``start`` on; InputError if the object ends before."""
-        data = self.read(name, f"bytes={start}-{start + length - 1}") if length else b""
+        data = self.get(name, f"bytes={start}-{start + length - 1}") if length else b""
         return exactly(data, length, f"{self.url}/{name}")
 
-    def read(self, name: str, wanted: str = "") -> bytes:
+    def get(self, name: str, wanted: str = "") -> bytes:
         """Read all bytes, or those of a Range header; repeats the request where the connection breaks in the middle."""
         request: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": self.prefix + checked(name)}
         if wanted:

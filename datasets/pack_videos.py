@@ -37,7 +37,7 @@ from datasets.objects import Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import index_of, plan_shards
 from datasets.packing.summary import lines_of
-from datasets.packing.write import Bytes, progress, write_shards
+from datasets.packing.write import Bytes, progress, refuse_unreadable, write_shards
 from datasets.shards.frame_strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut, counted
@@ -246,7 +246,7 @@ def _cut_all(listing: ClipListing, source: Archive, options: VideoOptions, folde
                 cut.variable += variable
             except (ValueError, InputError) as error:
                 cut.broken[f"{name} ({printable(clip.file)})"] = str(error.args[0])
-                _refuse(cut.broken, allowed, source)
+                refuse_unreadable(cut.broken, allowed, source, "a clip that cannot be read")
             advance(1)
     if not any(sample.split == "train" for sample in cut.samples):
         raise InputError("no clip to train on is left", source.where, "are the layout, --test and --min-frames right?")
@@ -264,13 +264,6 @@ def _keep(cut: _Cut, name: str, clip: Clip, frames: Frames, actions: list[str], 
 
 def _order(clip: Clip) -> tuple[str, float, int]:
     return clip.file, clip.start, clip.entry
-
-
-def _refuse(broken: dict[str, str], allowed: int, source: Archive) -> None:
-    if len(broken) > allowed:
-        named = ", ".join(f"{name}: {reason}" for name, reason in broken.items())
-        remedy = f"repair or remove it, or leave out up to N clips by --allow-unreadable N (now {allowed})"
-        raise InputError("a clip that cannot be read", f"{named}; in {source.where}", remedy)
 
 
 def _fingerprint(listing: ClipListing, source: Archive, layout: str, options: VideoOptions) -> str:

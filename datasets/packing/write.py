@@ -58,7 +58,7 @@ def write_shards(
             else:
                 advance(sum(len(block) for block in shard.blocks))
             unreadable |= result.unreadable
-            _refuse(unreadable, allowed, archive)
+            refuse_unreadable(unreadable, allowed, archive)
             written.append(result)
     return written
 
@@ -79,7 +79,7 @@ def _write(
                         decode_sample(data)
                 except ValueError as error:
                     bad[member.source] = str(error)
-                    _refuse(unreadable | bad, allowed, archive)
+                    refuse_unreadable(unreadable | bad, allowed, archive)
                 else:
                     block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
                 advance(1)
@@ -91,11 +91,14 @@ def _write(
     return Written(size, crcs, bad)
 
 
-def _refuse(unreadable: dict[str, str], allowed: int, archive: Archive) -> None:
+def refuse_unreadable(
+    unreadable: dict[str, str], allowed: int, archive: Archive, what: str = "an image that cannot be decoded"
+) -> None:
+    """Raise InputError if more files (name: reason) are unreadable than ``allowed``."""
     if len(unreadable) > allowed:
         named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
-        remedy = f"repair or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
-        raise InputError("an image that cannot be decoded", f"{named} in {archive.where}", remedy)
+        remedy = f"repair or remove it, or leave out up to N by --allow-unreadable N (now {allowed})"
+        raise InputError(what, f"{named} in {archive.where}", remedy)
 
 
 @contextmanager

@@ -186,14 +186,12 @@ class Sampler:
     def _prepare(self, difficulty: Difficulty) -> tuple[npt.NDArray[np.float64], Int64s]:
         """Return the cumulative sum of p [N] and the hardest identities [h]. O(N), so cached per version; a draw is O(log N)."""
         if self._prepared[0] != difficulty.version:
+            cumulative, hardest = np.empty(0), np.empty(0, np.int64)
             if self.config.kind == "hardest":
-                self._prepared = (difficulty.version, np.empty(0), largest(difficulty.cosine, self.config.hardest))
+                hardest = largest(difficulty.cosine, self.config.hardest)
             else:
-                self._prepared = (
-                    difficulty.version,
-                    np.cumsum(probabilities(difficulty.cosine, self.config)),
-                    np.empty(0, np.int64),
-                )
+                cumulative = np.cumsum(probabilities(difficulty.cosine, self.config))
+            self._prepared = difficulty.version, cumulative, hardest
         return self._prepared[1:]
 
     def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
@@ -271,15 +269,11 @@ def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:
 def _check_fits(config: SamplerConfig, split: Split) -> None:
     identities, where = len(split.counts), f"split '{split.name}' of {split.index.url}"
     if identities < 2 and config.kind != "uniform":
-        raise InputError(
-            f"only {identities} identity to train on", where, "re-identification needs two or more: check the layout"
-        )
+        remedy = "re-identification needs two or more: check the layout"
+        raise InputError(f"only {identities} identity to train on", where, remedy)
     if config.batch > len(split):
-        raise InputError(
-            f"the batch of {config.batch} is larger than the data ({len(split)} samples)",
-            where,
-            "lower --sampler.batch",
-        )
+        what = f"the batch of {config.batch} is larger than the data ({len(split)} samples)"
+        raise InputError(what, where, "lower --sampler.batch")
     if config.kind == "pk" and config.batch // config.each > identities:
         what = f"pk draws {config.batch // config.each} different identities and there are {identities}"
         raise InputError(what, where, "lower --sampler.batch or raise --sampler.instances")
