@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.difficulty.vector import difficulty, share_of
+from trainers.difficulty.vector import difficulty, slice_of
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.engine.training import TrainingLog, write_checkpoint
 from trainers.tasks.reid.head_config import HeadConfig
@@ -63,7 +63,7 @@ def train(config: HeadConfig, group: dist.ProcessGroup | None) -> dict[str, Tens
     optimiser = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
     given: dict[str, list[Tensor]] = {"loss": [], "best": []}
     for step in range(STEPS):
-        inputs, labels = (part[slice(*share_of(B, rank, world))] for part in batch(step))
+        inputs, labels = (part[slice(*slice_of(B, rank, world))] for part in batch(step))
         loss, best = model(inputs, labels)
         optimiser.zero_grad()
         loss.backward()
@@ -136,7 +136,7 @@ def step_and_write(rank: int, folder: str) -> None:
     task = reid_task(dist.group.WORLD)
     optimiser = build_optimiser(OptimConfig(), task)
     images, labels = pictures()
-    half = slice(*share_of(len(labels), rank, 2))
+    half = slice(*slice_of(len(labels), rank, 2))
     task({"images": images[half], "labels": labels[half]})["loss"].backward()
     optimiser.step()
     if rank == 0:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from datasets.errors import InputError
 from trainers.difficulty.pruning import SCALES, Numbers, Pairs, Search, step_for
 from trainers.difficulty.tiles import Block, Difficulty, strips
-from trainers.difficulty.vector import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.difficulty.vector import difficulty, difficulty_of_slice, ring_tiles, slice_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -275,7 +275,7 @@ def test_shares_of_the_tiles_are_even(world: int) -> None:
 
 @given(st.integers(0, 1000), st.integers(1, 16))
 def test_shares_are_runs_that_differ_by_one(count: int, world: int) -> None:
-    shares = [share_of(count, rank, world) for rank in range(world)]
+    shares = [slice_of(count, rank, world) for rank in range(world)]
     assert [first for first, _ in shares] == [0, *(end for _, end in shares[:-1])]
     assert shares[-1][1] == count
     assert max(end - first for first, end in shares) - min(end - first for first, end in shares) <= 1
@@ -299,8 +299,8 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
     """All cases with the rows on every rank, and with a share of them on each."""
     found = [difficulty(rows, tile=tile, group=group, numbers=numbers) for rows, tile, numbers in cases()]
     for rows, tile, numbers in cases():
-        first, end = share_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
-        found.append(difficulty_of_share(rows[first:end].clone(), len(rows), tile=tile, group=group, numbers=numbers))
+        first, end = slice_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
+        found.append(difficulty_of_slice(rows[first:end].clone(), len(rows), tile=tile, group=group, numbers=numbers))
     return found
 
 
@@ -325,7 +325,7 @@ def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
 def test_a_share_of_all_rows_is_all_rows() -> None:
     for rows, tile, numbers in cases():
         assert same_bits(
-            difficulty_of_share(rows, len(rows), tile=tile, numbers=numbers), difficulty(rows, tile=tile, numbers=numbers)
+            difficulty_of_slice(rows, len(rows), tile=tile, numbers=numbers), difficulty(rows, tile=tile, numbers=numbers)
         )
 
 
@@ -338,7 +338,7 @@ def a_share_that_is_not_finite(rank: int) -> str:
     rows = torch.ones(3, 2)
     rows[1, 0] = math.nan if rank == 1 else 1.0
     try:
-        difficulty_of_share(rows, 6, group=dist.group.WORLD)
+        difficulty_of_slice(rows, 6, group=dist.group.WORLD)
     except InputError as error:
         return str(error)
     return ""

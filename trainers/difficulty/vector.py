@@ -4,7 +4,7 @@
 
 Exact, without ever holding N x N: tiles of D are computed for a <= b only (D is symmetric), each gives the maxima of its
 rows and of its columns. A tile is the same product whoever computes it and maxima merge in any order, so the result is
-the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_share`).
+the same to the bit on any number of ranks, whether each holds all rows (`difficulty`) or a share (`difficulty_of_slice`).
 Of many identities, and on a GPU, tiles are first computed from coarser numbers, and only what may be a maximum within their
 error in float32 (`trainers.difficulty.pruning`, which tells when that may move the last bit).
 
@@ -53,10 +53,10 @@ def difficulty(
 
 
 @torch.no_grad()
-def difficulty_of_share(
+def difficulty_of_slice(
     rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, numbers: Numbers | None = None
 ) -> Nearest:
-    """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `share_of` them alone.
+    """Difficulty of all ``count`` identities when each rank holds the rows [n, D] of its `slice_of` them alone.
 
     Rows move so that each rank has whole tiles, then visit half of the other ranks in a ring: a tile of two ranks' rows is
     computed by one of the two. Every rank gets the whole result, that of `difficulty` of all rows together, as exact.
@@ -69,7 +69,7 @@ def difficulty_of_share(
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
     search, side = _search(rows, count, tile, numbers), -(-count // tile)
-    _check_finite(rows, tile, count, share_of(count, rank, world)[0], group)
+    _check_finite(rows, tile, count, slice_of(count, rank, world)[0], group)
     w = _unit(rows, tile, torch.empty(rows.shape, device=rows.device))
     w = w if group is None else _to_tiles(w, count, tile, group)
     own = guest = Block(_rows_of(count, tile, rank, world)[0], w)
@@ -84,7 +84,7 @@ def difficulty_of_share(
     return _merged(search.best, group)
 
 
-def share_of(count: int, rank: int, world: int) -> tuple[int, int]:
+def slice_of(count: int, rank: int, world: int) -> tuple[int, int]:
     """The run of ``count`` things that a rank owns, first and one past the last: N / R of them, to within one."""
     return rank * count // world, (rank + 1) * count // world
 
@@ -96,16 +96,16 @@ def tiles_of(side: int, across: int, rank: int, world: int) -> Iterator[tuple[in
     ends = ((starts[i], starts[j]) for j in range(len(starts)) for i in (*reversed(range(j)), j))
     blocks = ((range(i, min(i + across, side)), range(j, min(j + across, side))) for i, j in ends)
     tiles = ((a, b) for left, right in blocks for a in left for b in right if a <= b)
-    return islice(tiles, *share_of(side * (side + 1) // 2, rank, world))
+    return islice(tiles, *slice_of(side * (side + 1) // 2, rank, world))
 
 
 def ring_tiles(side: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
     """The tiles (a, b), a <= b, that a rank computes at each of the R // 2 + 1 steps of the ring, when at step s it is visited
     by the rows of rank + s. With an even R the two ends of the last step meet twice and halve their tiles as a chessboard."""
-    own, steps = range(*share_of(side, rank, world)), []
+    own, steps = range(*slice_of(side, rank, world)), []
     for step in range(world // 2 + 1):
         owner = (rank + step) % world
-        pairs = [(min(a, b), max(a, b)) for a in own for b in range(*share_of(side, owner, world)) if step or a <= b]
+        pairs = [(min(a, b), max(a, b)) for a in own for b in range(*slice_of(side, owner, world)) if step or a <= b]
         if step and 2 * step == world:
             pairs = [(a, b) for a, b in pairs if (a + b) % 2 == (rank < owner)]
         steps.append(sorted(pairs))
@@ -212,7 +212,7 @@ def _merged(best: Nearest, group: dist.ProcessGroup | None) -> Nearest:
 
 def _rows_of(count: int, tile: int, rank: int, world: int) -> tuple[int, int]:
     """The rows of a rank's tiles."""
-    first, end = share_of(-(-count // tile), rank, world)
+    first, end = slice_of(-(-count // tile), rank, world)
     return min(first * tile, count), min(end * tile, count)
 
 
@@ -221,7 +221,7 @@ def _to_tiles(w: Tensor, count: int, tile: int, group: dist.ProcessGroup) -> Ten
     rank, world = _place(group)
 
     def common(owner: int, user: int) -> int:
-        (first, end), (begin, stop) = share_of(count, owner, world), _rows_of(count, tile, user, world)
+        (first, end), (begin, stop) = slice_of(count, owner, world), _rows_of(count, tile, user, world)
         return max(min(end, stop) - max(first, begin), 0)
 
     first, end = _rows_of(count, tile, rank, world)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.difficulty.tiles import Nearest
-from trainers.difficulty.vector import difficulty, difficulty_of_share
+from trainers.difficulty.vector import difficulty, difficulty_of_slice
 from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.heads import build_head
@@ -105,7 +105,7 @@ class ReidTask(nn.Module):
     def difficulty(self, group: dist.ProcessGroup | None) -> Nearest:
         """The difficulty vector of the rows, computed by all ranks together."""
         if isinstance(self.head, ShardedHead):
-            return difficulty_of_share(self.classifier, self.head.identities, group=group)
+            return difficulty_of_slice(self.classifier, self.head.identities, group=group)
         return difficulty(self.classifier, group=group)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

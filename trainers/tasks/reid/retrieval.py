@@ -19,8 +19,7 @@ from datasets.media.decode import Image, decode
 from datasets.shards.index import JUNK, Index, Split, split_of
 from trainers.engine.inputs import images_below, read_image
 from trainers.reports.console import summary_table
-from trainers.tasks.reid.metrics import evaluate_ranking, rank
-from trainers.tasks.reid.verification import best_threshold
+from trainers.tasks.reid.metrics import best_threshold, evaluate_ranking, rank
 
 CHUNK = 128  # images embedded at once
 ALONE = RankSlice(0, 1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.difficulty.vector import share_of
+from trainers.difficulty.vector import slice_of
 from trainers.engine.distributed import gather, gathered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
@@ -38,7 +38,7 @@ class ShardedHead(nn.Module):
         self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
         if identities < max(self.world, 2):
             raise InputError(f"{identities} identities cannot be shared out over {self.world} workers", "head.parallel")
-        self.first, self.end = share_of(identities, self.rank, self.world)
+        self.first, self.end = slice_of(identities, self.rank, self.world)
         seed = int(torch.randint(2**62, ()))  # the same on every rank
         self.weight = nn.Parameter(INITIAL_STD[config.kind] * random_rows(self.first, self.end, dim, seed))
         self.margin: Any = None
