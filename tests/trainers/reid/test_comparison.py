@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
-
 from benchmarks.claim_reid import measured, median_interval, reached, row
+
 from datasets.errors import InputError
 from trainers.engine.config import to_json
 from trainers.reid import Train

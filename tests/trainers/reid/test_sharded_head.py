@@ -13,11 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 from trainers.difficulty.vector import difficulty, slice_of
+from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.optim import OptimConfig, build_optimiser
-from trainers.engine.training import TrainingLog, write_checkpoint
+from trainers.engine.training import STATE
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import ModelConfig, ReidTask
-from trainers.tasks.reid.sharded_checkpoint import files_of_rows, read_with_share, write_share
+from trainers.tasks.reid.sharded_checkpoint import ShardedRows, files_of_rows
 from trainers.tasks.reid.sharded_head import BLOCK, ShardedHead, random_rows
 
 KINDS = ("softmax", "sphereface", "cosface", "arcface")
@@ -140,9 +141,9 @@ def step_and_write(rank: int, folder: str) -> None:
     task({"images": images[half], "labels": labels[half]})["loss"].backward()
     optimiser.step()
     if rank == 0:
-        write_checkpoint(task, optimiser, TrainingLog(), Path(folder))
+        write_state(Path(folder) / STATE, {"task": task.state_dict(), "optimiser": optimiser.state_dict()})
     assert isinstance(task.head, ShardedHead)
-    write_share(task.head, optimiser, Path(folder))
+    ShardedRows(task.head, optimiser).write(Path(folder))
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -161,7 +162,7 @@ def restored(group: dist.ProcessGroup | None, folder: str) -> list[Tensor]:
         task.head.rows.zero_()
     optimiser = build_optimiser(OptimConfig(), task)
     assert isinstance(task.head, ShardedHead)
-    state = read_with_share(task.head, optimiser, Path(folder))
+    state = ShardedRows(task.head, optimiser).read(Path(folder), read_state(Path(folder) / STATE))
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
     kept = optimiser.state[task.head.weight]

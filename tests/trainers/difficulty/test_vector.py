@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import trainers.engine.difficulty
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
@@ -15,8 +14,9 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.errors import InputError
+from trainers.difficulty import vector
 from trainers.difficulty.pruning import SCALES, Numbers, Pairs, Search, step_for
-from trainers.difficulty.tiles import Block, Difficulty, strips
+from trainers.difficulty.tiles import Block, Nearest, strips
 from trainers.difficulty.vector import difficulty, difficulty_of_slice, ring_tiles, slice_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
@@ -31,7 +31,7 @@ def plainly(rows: Tensor) -> tuple[Tensor, Tensor]:
     return best, torch.argmax((cosines == best[:, None]).int(), dim=1)
 
 
-def check(found: Difficulty, rows: Tensor) -> None:
+def check(found: Nearest, rows: Tensor) -> None:
     """Right within rounding; of several that are equal within rounding any may be the nearest."""
     w = normalize(rows.double(), dim=1)
     assert found.cosine.dtype == torch.float32
@@ -42,7 +42,7 @@ def check(found: Difficulty, rows: Tensor) -> None:
     assert found.cosine.abs().max() <= 1
 
 
-def same_bits(one: Difficulty, other: Difficulty) -> bool:
+def same_bits(one: Nearest, other: Nearest) -> bool:
     return torch.equal(one.cosine.view(torch.int32), other.cosine.view(torch.int32)) and torch.equal(one.nearest, other.nearest)
 
 
@@ -234,7 +234,7 @@ def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatc
     count, features, tile, block = 500, 60, 32, 256
     rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
     whole = difficulty(rows, tile=tile)
-    monkeypatch.setitem(trainers.difficulty.vector.BLOCK, "cpu", block)
+    monkeypatch.setitem(vector.BLOCK, "cpu", block)
     with Largest() as seen:
         assert same_bits(difficulty(rows, tile=tile), whole)
     assert seen.elements == block * features < count * features
@@ -295,7 +295,7 @@ def cases() -> list[tuple[Tensor, int, Numbers]]:
     return [(some, tile, numbers) for numbers in ("float32", *COARSE) for some, tile in rows]
 
 
-def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
+def both_ways(group: dist.ProcessGroup) -> list[Nearest]:
     """All cases with the rows on every rank, and with a share of them on each."""
     found = [difficulty(rows, tile=tile, group=group, numbers=numbers) for rows, tile, numbers in cases()]
     for rows, tile, numbers in cases():
@@ -306,7 +306,7 @@ def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
 
 def on_rank(rank: int) -> list[Any]:
     """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
-    trainers.difficulty.vector.BLOCK["cpu"] = 128
+    vector.BLOCK["cpu"] = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []
@@ -319,7 +319,7 @@ def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
     for results in on_ranks(3, on_rank):
         assert len(results) % len(alone) == 0
         for place, result in enumerate(results):
-            assert same_bits(Difficulty(*result), alone[place % len(alone)]), place
+            assert same_bits(Nearest(*result), alone[place % len(alone)]), place
 
 
 def test_a_share_of_all_rows_is_all_rows() -> None:

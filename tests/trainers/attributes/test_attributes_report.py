@@ -16,7 +16,7 @@ from trainers.engine.inputs import frames_of_files, frames_of_stream, video_file
 from trainers.engine.run import Run
 from trainers.tasks.attributes.data import open_sets
 from trainers.tasks.attributes.model import Attributes, FaceModelConfig
-from trainers.tasks.attributes.report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
+from trainers.tasks.attributes.report import HELD_OUT_SHOWN, held_out_faces, predict_faces, within
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError])
@@ -31,7 +31,7 @@ def test_what_was_told_is_kept(end: type[BaseException], tmp_path: Path, capsys:
 
     model, run = Attributes(FaceModelConfig(), ("gender", "age"), single=False).eval(), Run(str(tmp_path), "run")
     with pytest.raises(end):
-        tell_faces(run, model, frames(), (32, 32), torch.device("cpu"), ["age"], at_once=1)
+        predict_faces(run, model, frames(), (32, 32), torch.device("cpu"), ["age"], at_once=1)
     assert told_before == [0, 1, 1]  # each frame's line is out before the next frame is asked for
     lines = [json.loads(line) for line in (tmp_path / "run" / "prediction.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["0#0", "0#1", "0#2"]
@@ -78,7 +78,7 @@ def test_folders_without_what_desktops_leave(tmp_path: Path) -> None:
 def test_a_stream_that_gives_nothing_leaves_what_was_told_before(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "run")
     run.write_text("prediction.jsonl", "before\n")
-    tell_faces(
+    predict_faces(
         run, Attributes(FaceModelConfig(), ("age",), single=False).eval(), [], (32, 32), torch.device("cpu"), ["age"], at_once=1
     )
     assert (tmp_path / "run" / "prediction.jsonl").read_text() == "before\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from benchmarks.claim_reid import train_here
 from scipy.stats import chisquare
 
-from benchmarks.claim_reid import train_here
 from datasets.difficulty import Difficulty
 from datasets.loading.batches import LoaderConfig
 from datasets.media.augment import AugmentConfig
