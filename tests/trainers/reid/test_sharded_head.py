@@ -194,5 +194,5 @@ def test_of_a_checkpoint_a_rank_fetches_the_rows_that_are_its_own(first: int, en
 
 
 def test_fewer_identities_than_ranks_are_refused() -> None:
-    with pytest.raises(InputError, match="1 identities cannot be shared out over 1 workers"):
+    with pytest.raises(InputError, match="1 identities cannot be divided among 1 workers"):
         ShardedHead(HeadConfig(parallel=True), 1, D, None)
