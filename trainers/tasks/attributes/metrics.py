@@ -25,7 +25,7 @@ def auc(predicted: Floats, true: Floats) -> float:
     if not few or not many:
         return float("nan")
     _, place, counts = np.unique(predicted, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # ties share their mean rank
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # ties have their mean rank
     return float((ranks[positive].sum() - few * (few + 1) / 2) / (few * many))
 
 
