@@ -64,11 +64,11 @@ def test_levels_are_what_the_modules_give() -> None:
         ),
         ("usermodels:none", "usermodels has no function none: "),
         ("usermodels:not_a_function", "usermodels has no function not_a_function: "),
-        ("usermodels:a_list", "it returns a list, not a torch.nn.Module: usermodels:a_list"),
-        ("usermodels:clips", "it does not take no arguments (missing a required argument: 'num_classes')"),
-        ("usermodels:two_outputs", "for an image it gives a tuple, not features [1, F]"),
-        ("usermodels:one_map", "for an image it gives a tensor of [1, 16, 16, 16], not features [1, F]"),
-        ("usermodels:fixed_and_silent", "it cannot take an image of 128x128 (mat1 and mat2 shapes"),
+        ("usermodels:a_list", "the function returns a list, not a torch.nn.Module: usermodels:a_list"),
+        ("usermodels:clips", "the function does not take no arguments (missing a required argument: 'num_classes')"),
+        ("usermodels:two_outputs", "for an image the model returns a tuple, not features [1, F]"),
+        ("usermodels:one_map", "for an image the model returns a tensor of [1, 16, 16, 16], not features [1, F]"),
+        ("usermodels:fixed_and_silent", "the model cannot take an image of 128x128 (mat1 and mat2 shapes"),
     ],
 )
 def test_what_is_no_backbone_is_told_in_a_line(name: str, told: str) -> None:
@@ -101,7 +101,7 @@ def test_a_config_imports_nothing() -> None:
 
 def test_options_that_the_function_does_not_take_are_named() -> None:
     with pytest.raises(
-        InputError, match=r"it does not take weights \(got an unexpected keyword argument 'weights'\): usermodels:ex"
+        InputError, match=r"the function does not take weights \(got an unexpected keyword argument 'weights'\): usermodels:ex"
     ):
         build_users("usermodels:exportable", "DEFAULT")
     with pytest.raises(InputError, match="does not take num_classes"):
