@@ -102,7 +102,7 @@ def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, 
     """A backbone that also returns intermediate feature maps, the levels; raises as `build_backbone`.
 
     Returns a module, images -> {"pooled": [B, F], "0": [B, C0, h, w], "1": [B, C1, h, w], ...}, then F and [C0, C1, ...]. The
-    levels are the deepest maps of the `LEVELS` smallest sizes above one pixel, the largest first. A user's backbone may have none.
+    levels are the deepest maps of the `LEVELS` smallest sizes above one pixel, the largest first. User backbones may have none.
     """
     backbone, features = build_backbone(name, weights)
     maps: dict[int, tuple[str, int]] = {}  # by height: the last module that returns such a map, and its channels
