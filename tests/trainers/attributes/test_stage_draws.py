@@ -67,7 +67,7 @@ def batches(parts: list[Part], stage: int, first: int, start: int, stop: int, **
 
 
 def whole(table: np.ndarray) -> np.ndarray:
-    """The labels without points of which one coordinate is missing: there is no telling where such a point is."""
+    """The labels without points of which one coordinate is missing: the position of such a point is unknown."""
     out = table.copy()
     for x in [COLUMNS.index(column) for column in KEYPOINTS[::2]]:
         out[np.isnan(table[:, x]) | np.isnan(table[:, x + 1]), x : x + 2] = np.nan
@@ -172,9 +172,9 @@ def test_a_restart_within_a_stage_and_other_ranks_see_the_same(three: tuple[str,
 
 
 def test_labels_are_those_of_the_image(three: tuple[str, ...], tmp_path: Path) -> None:
-    """Of a set in which only every third image has a gender, and every second a smile, each picture tells its labels."""
-    told = faces(tmp_path / "images", 60, (*KEYPOINTS, "gender", "smile", "age"))
-    lines = (told / "labels.csv").read_text().splitlines()
+    """Of a set in which only every third image has a gender, and every second a smile, each picture has its own labels."""
+    folder = faces(tmp_path / "images", 60, (*KEYPOINTS, "gender", "smile", "age"))
+    lines = (folder / "labels.csv").read_text().splitlines()
     header = lines[0].split(",")
     for number, line in enumerate(lines[1:]):
         cells = line.split(",")
@@ -182,8 +182,8 @@ def test_labels_are_those_of_the_image(three: tuple[str, ...], tmp_path: Path) -
             if number % every:
                 cells[header.index(column)] = ""
         lines[number + 1] = ",".join(cells)
-    (told / "labels.csv").write_text("\n".join(lines))
-    pack("attributes_csv", told, str(tmp_path / "set"), Options(held_out=0, max_block=4 << 10, shard_size=8 << 10))
+    (folder / "labels.csv").write_text("\n".join(lines))
+    pack("attributes_csv", folder, str(tmp_path / "set"), Options(held_out=0, max_block=4 << 10, shard_size=8 << 10))
     sets = open_sets([str(tmp_path / "set")])
     (part,) = mixed_parts(sets, MixConfig(unit=1), 5, ("gender", "smile"), make_roll=False)
     assert len(part.faces.train) == sum(not number % 3 or not number % 2 for number in range(60))

@@ -131,7 +131,7 @@ def test_green_and_red_are_what_they_are_called_and_signs_differ() -> None:
         picture = decode(pictures.ranked_galleries([(white, "q", [(white, 0.5, right)])]))
         below = picture[boxes(near(picture, colour), 100)[0][1] + 200 :]
         shapes.append(near(below, colour, 80))
-    assert (shapes[0] != shapes[1]).sum() > 30  # told apart without colours too
+    assert (shapes[0] != shapes[1]).sum() > 30  # distinguishable without colours, too
 
 
 def test_galleries_wrap_after_ten() -> None:
