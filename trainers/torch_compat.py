@@ -3,18 +3,14 @@
 A new version of torch (2.14) or torchvision (0.29) is tried here first.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# torchvision's registry, where our models stand beside its own: `torchvision.models.get_model` builds them by name. Wanted in
-# public: how to register; only how to list and build is. A user's own model needs no registry (`trainers.tasks.user_models`).
-from torchvision.models._api import register_model
-
-__all__ = ["gradient_exchange_s", "has_int8_products", "int8_product", "leave_to_ranks", "register_model"]
+F = TypeVar("F", bound=Callable[..., nn.Module])
 
 
 def leave_to_ranks(task: nn.Module, names: Sequence[str]) -> None:
@@ -35,10 +31,22 @@ def gradient_exchange_s(model: DistributedDataParallel) -> float:
 
 
 def has_int8_products() -> bool:
-    """Whether the processor multiplies int8 fast (VNNI). Wanted in public: ``torch.backends.cpu.get_cpu_capability`` naming it."""
+    """Whether the processor multiplies int8 fast (VNNI). Wanted in public: ``torch.backends.cpu.get_cpu_capability`` saying so."""
     return torch.cpu._is_vnni_supported()
 
 
 def int8_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """The product of int8 matrices [n, D], [D, m] as int32 [n, m]. Wanted in public: ``torch.mm`` with ``out_dtype`` for int8."""
     return torch._int_mm(left, right) if out is None else torch._int_mm(left, right, out=out)
+
+
+def register_model(build: F) -> F:
+    """Put a function that builds a model into torchvision's registry, beside its own: `torchvision.models.get_model` finds it.
+
+    Wanted in public: how to register; only how to list and build is. A user's own model needs no registry
+    (`trainers.tasks.user_models`).
+    """
+    from torchvision.models._api import register_model  # here: importing torchvision takes seconds, and not every job needs it
+
+    registered: F = register_model()(build)
+    return registered

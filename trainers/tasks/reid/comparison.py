@@ -10,9 +10,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Literal
-
-from scipy.stats import binom
 
 from datasets.sampling.sampler import SamplerConfig
 from trainers.reports.console import summary_table
@@ -81,7 +80,8 @@ def reached(figures: Figures, goal: float) -> float:
 def median_interval(values: list[float]) -> tuple[float, float, float]:
     """The median and its 95% interval by the sign test: two order statistics, or 0 and infinity for fewer than six values."""
     ordered, count = sorted(values), len(values)
-    cut = int(binom.ppf(0.025, count, 0.5))  # the bounds are the cut-th value from either end
+    below = accumulate(math.comb(count, k) / 2**count for k in range(count + 1))
+    cut = next(k for k, chance in enumerate(below) if chance >= 0.025)  # the bounds are the cut-th value from either end
     low, high = (ordered[cut - 1], ordered[-cut]) if cut else (0.0, math.inf)
     return statistics.median(ordered), low, high
 

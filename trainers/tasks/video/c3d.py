@@ -51,7 +51,7 @@ class C3D(nn.Module):
         return logits
 
 
-@register_model()  # type: ignore[untyped-decorator]
+@register_model
 def c3d(
     *, weights: None = None, num_classes: int = 487, width: int = WIDTH, channels: int = 3, frames: int = 16,
     size: tuple[int, int] = (112, 112), dropout: float = 0.5,

@@ -26,7 +26,7 @@ class CNNLSTM(nn.Module):
         return logits
 
 
-@register_model()  # type: ignore[untyped-decorator]
+@register_model
 def cnn_lstm(
     *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5
 ) -> CNNLSTM:

@@ -152,7 +152,7 @@ def inflate(flat: nn.Module, deep: I3D) -> None:
         three.bn.load_state_dict(two.bn.state_dict())
 
 
-@register_model()  # type: ignore[untyped-decorator]
+@register_model
 def i3d(
     *, weights: str | None = None, num_classes: int = 400, width: int = WIDTH, channels: int = 3, dropout: float = 0.5,
     flat: bool = False,
