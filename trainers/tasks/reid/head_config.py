@@ -55,7 +55,7 @@ class HeadConfig:
         """Margin and scale of a head that has them, with defaults for those that are None.
 
         CosFace and ArcFace were published with a scale of 64, for tens of thousands of faces. With hundreds of identities a model
-        hardly trains with it from random weights (measured: docs/reid.md). So the default follows the number of identities N:
+        hardly trains with it from random weights (measured: docs/claims.md). So the default follows the number of identities N:
         sqrt(2) ln(N - 1), the fixed AdaCos (Zhang et al., CVPR 2019, eq. 12), which is 7.3 for 182 and 16 for 100,000.
         """
         margin = _MARGIN[self.kind] if self.margin is None else self.margin
