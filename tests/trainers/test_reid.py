@@ -142,6 +142,7 @@ def characters(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @on_ray
+@pytest.mark.timeout(600)
 def test_a_local_run_is_that_of_one_worker_under_ray(characters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, drawing by difficulty; also when it is interrupted here and resumed under Ray."""
     under_ray = ClusterConfig(workers=1, gpu=False)
