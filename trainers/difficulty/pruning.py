@@ -112,7 +112,7 @@ class Search:
         n, count = len(mine.error), len(others.error)
         products = self._products(mine.numbers, others.numbers)
         if left.first == right.first and col <= row < col + count:
-            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # nobody is their own neighbour
+            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # an identity is not its own neighbour
         groups, most = products.view(self.tile, -1, self.across), CANDIDATES * (n + count)
         error = mine.error[:, None] + (1 + mine.error[:, None]) * _most(others.error, self.across)
         tops = groups.amax(dim=2)[:n, : error.shape[1]]

@@ -60,8 +60,8 @@ def relabelled(sets: Sequence[FaceSet], tables: Sequence[np.ndarray]) -> tuple[F
 
 def batches(parts: list[Part], stage: int, first: int, start: int, stop: int, **how: Any) -> list[dict[str, Any]]:
     loader, augment = LoaderConfig(size=(16, 16)), AugmentConfig(turn=how.get("turn", 0.0), flip=False, shift=0)
-    share = how.get("share", RankSlice(0, 1))
-    stream = mixed_stream(parts, loader, augment, CacheConfig(), share, (0, stage), first, start, stop)
+    part = how.get("part", RankSlice(0, 1))
+    stream = mixed_stream(parts, loader, augment, CacheConfig(), part, (0, stage), first, start, stop)
     make_roll = how.get("turn", 0.0) > 0
     return list(with_targets(load_in_workers(stream, 0), parts, COLUMNS, (16, 16), make_roll=make_roll))
 
@@ -105,11 +105,11 @@ def test_each_stage_draws_from_the_sets_that_it_learns_from(three: tuple[str, ..
 @given(data=st.data())
 def test_every_drawn_sample_has_a_label_and_comes_once_an_epoch(three: tuple[str, ...], data: st.DataObject) -> None:
     sets = open_sets(three)
-    shares = data.draw(st.lists(st.sampled_from([0.0, 0.02, 0.2, 1.0]), min_size=3, max_size=3))
+    fractions = data.draw(st.lists(st.sampled_from([0.0, 0.02, 0.2, 1.0]), min_size=3, max_size=3))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     tables = [
-        np.where(rng.random((len(s.index), len(COLUMNS))) < share, np.float32(0.5), np.float32(np.nan))
-        for s, share in zip(sets, shares, strict=True)
+        np.where(rng.random((len(s.index), len(COLUMNS))) < fraction, np.float32(0.5), np.float32(np.nan))
+        for s, fraction in zip(sets, fractions, strict=True)
     ]
     sets = relabelled(sets, tables)
     for number, tasks in enumerate((INDEPENDENT, COUPLED, (*INDEPENDENT, *COUPLED, "pose"), ("mask",))):
@@ -164,8 +164,8 @@ def test_a_restart_within_a_stage_and_other_ranks_see_the_same(three: tuple[str,
 
     whole = rows(batches(parts, 1, 5, 5, 17, turn=20))
     assert rows(batches(parts, 1, 5, 11, 17, turn=20)) == whole[6:]
-    shared = [rows(batches(parts, 1, 5, 5, 17, turn=20, share=RankSlice(rank, 2))) for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
+    ranks = [rows(batches(parts, 1, 5, 5, 17, turn=20, part=RankSlice(rank, 2))) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == whole
     assert [[row[0] for row in batch] for batch in rows(batches(parts, 2, 5, 5, 17, turn=20))] != [
         [row[0] for row in batch] for batch in whole
     ]  # another stage has another order

@@ -1,4 +1,4 @@
-"""A head whose rows ranks share against the replicated one: losses, gradients, training, difficulty, checkpoints."""
+"""The head divided among ranks against the replicated one: losses, gradients, training, difficulty, checkpoints."""
 
 import tempfile
 from pathlib import Path
