@@ -1,10 +1,10 @@
-"""Face attributes from one model: trained in stages, with a part that decouples what is coupled.
+"""Face attributes from one model, trained in stages, with a part that decouples the coupled tasks.
 
 python trainers/attributes.py --data s3://bucket/celeba s3://bucket/utkface --name faces --cluster.workers 8
-python trainers/attributes.py --name faces --resume             go on with a run
+python trainers/attributes.py --name faces --resume             resume a run
 python trainers/attributes.py evaluate --name faces
 python trainers/attributes.py predict --name faces --images someone.jpg a_folder
-python trainers/attributes.py predict --name faces --stream 0   a webcam, a video file or its address
+python trainers/attributes.py predict --name faces --stream 0   a camera, a video file or a stream's address
 python trainers/attributes.py export --name faces --to faces.onnx
 python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, in one table
 """
@@ -34,21 +34,13 @@ from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnData, OnRun, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
 from trainers.tasks.attributes.config import Arm, AttributesConfig, Stage, trained_tasks
-from trainers.tasks.attributes.data import (
-    FaceSet,
-    can_evaluate,
-    checksum_of,
-    evaluate_faces,
-    labelled_columns,
-    mixed_stream,
-    open_sets,
-    with_targets,
-)
+from trainers.tasks.attributes.data import FaceSet, checksum_of, labelled_columns, mixed_stream, open_sets, with_targets
+from trainers.tasks.attributes.evaluation import can_evaluate, evaluate_faces
 from trainers.tasks.attributes.model import Attributes, AttributesTask
 from trainers.tasks.attributes.report import held_out_faces, predict_faces, print_comparison, print_figures, write_report
 from trainers.tasks.attributes.stages import StageLog
 
-BATCH = 32  # images of files predicted at once
+BATCH = 32  # image files predicted together
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Train(AttributesConfig):
     """Train a model in stages: mix the sets, checkpoint, evaluate, report."""
 
     def run(self) -> None:
-        """Check, train on the cluster, write the report."""
+        """Check settings and data, train, write the report."""
         config = resolved(self, "attributes")
         sets, run = config.check(), start_run(config)
         connect(config.cluster)
@@ -71,7 +63,7 @@ class Train(AttributesConfig):
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
-    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    """Train on one worker: called on each of them, and again after a failure, from the last checkpoint."""
     config = from_json(Train, settings["config"], "the driver")
     sets = open_sets(config.data)
     torch.manual_seed(config.seed)
@@ -100,17 +92,12 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if run.evaluation_missing:
         evaluate(run, sets, task)
     labelled = labelled_columns(sets, make_roll=config.rolls_made)
-    shape = {
-        "trained": [name for name in model.columns if name in labelled],
-        "tasks": list(model.tasks),
-        "size": list(config.size),
-    }
-    shape |= {"single": config.arm == "single", "decoupled": any(net.decoupler is not None for net in model.nets.values())}
-    run.finish({"model": model.state_dict(), **shape}, metrics={"stages": stages.entries})
+    kept = {"trained": [name for name in model.columns if name in labelled], "size": list(config.size), **model.shape()}
+    run.finish({"model": model.state_dict(), **kept}, metrics={"stages": stages.entries})
 
 
 def train_stage(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask, stage: Stage, stages: StageLog) -> None:
-    """Train one stage from where the run stands to the stage's end."""
+    """Train one stage from the run's current step to the end of the stage."""
     config, worker, first = run.config, run.worker, stages.first
     parts = config.parts(sets, stage)
     stream = mixed_stream(
@@ -134,7 +121,7 @@ def train_stage(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTas
 
 
 def evaluate(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask) -> None:
-    """Keep the figures of the held-out images, where there are any; every rank evaluates its slice."""
+    """Record the figures of the held-out images, if there are any; every rank evaluates its slice."""
     if can_evaluate(sets):
         config = run.config
         result = evaluate_faces(task.model, sets, config.size, config.cache, turn=config.turn, **run.for_evaluation(task))
@@ -142,22 +129,19 @@ def evaluate(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask) 
 
 
 def trained_model(trained: Opened) -> Attributes:
-    """A run's model."""
-    model = Attributes(replace(trained.config.model, weights=""), trained.state["tasks"], single=trained.state["single"])
-    if trained.state["decoupled"]:
-        model.insert_decoupler()
-    return trained.loaded(model)
+    """The model of a run that has ended."""
+    return trained.loaded(Attributes.of_shape(replace(trained.config.model, weights=""), trained.state))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnData):
-    """Evaluate a trained run on the held-out images of its sets, or of others."""
+    """Evaluate a trained run on the held-out images of its own sets or of others."""
 
     data: tuple[str, ...] = ()  # type: ignore[assignment]  # several sets
-    """Other shard sets than the run's own."""
+    """Shard sets to evaluate on; default: the run's own."""
 
     def run(self) -> None:
-        """Evaluate here, without the cluster."""
+        """Evaluate in this process, without Ray."""
         trained = open_run(Train, self)
         config, sets = trained.config, open_sets(self.data or trained.config.data)
         model = trained_model(trained)
@@ -170,22 +154,22 @@ class Evaluate(OnData):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OnRun):
-    """Predict the attributes of images, of those in folders, or of a stream of frames, each by one pass through the model."""
+    """Predict the attributes of images, of folders of images, or of a video stream."""
 
     images: tuple[Path, ...] = ()
-    """Images, and folders of images."""
+    """Image files and folders of images."""
     stream: str = ""
     """A camera's number, a video file, or the address of a video stream."""
     frames: int = 0
-    """Frames of the stream after which to end; 0: at its end."""
+    """Frames to predict; 0: all until the stream ends."""
 
     def run(self) -> None:
-        """A line of JSON for each image, here and in the run's prediction.jsonl; a picture of the first ones."""
+        """Print a line of JSON per image; store the lines and a picture of the first images in the run's folder."""
         if bool(self.images) == bool(self.stream) or self.frames < 0:
             raise InputError("predict takes either --images or --stream, and --frames of at least 0", "", "see `predict --help`")
         trained = open_run(Train, self)
         source = frames_of_files(self.images) if self.images else frames_of_stream(self.stream, self.frames)
-        at_once = BATCH if self.images else 1  # a camera's frame is predicted before the next one comes
+        at_once = BATCH if self.images else 1  # a camera's frame is predicted before the next is read
         model = trained_model(trained)
         predict_faces(trained.run, model, source, trained.size, trained.device, trained.state["trained"], at_once)
 
@@ -195,7 +179,7 @@ class Export(ToFile):
     """Export the model of a trained run: ONNX or torch.export, checked for equal output."""
 
     def run(self) -> None:
-        """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives labels [B, C]."""
+        """Write a model file: uint8 RGB images [B, 3, H, W] -> labels [B, C]."""
         write, trained = exporter(self.to, "labels"), open_run(Train, self)
         model, (height, width) = trained_model(trained), trained.size
         untrained = [column for column in model.columns if column not in trained.state["trained"]]
@@ -205,7 +189,7 @@ class Export(ToFile):
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
+    """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again."""
 
     sets: ClassVar = ("arm",)
     train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
@@ -213,7 +197,7 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def run(self) -> None:
-        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
+        """Train the missing runs; print the table and store it as comparison.json."""
         remedy = "pack with --held-out above 0"
         compare(self.train, self.arms, self.seeds, self._configs, print_comparison, remedy=remedy)
 

@@ -2,11 +2,11 @@
 
 python trainers/reid.py                                    train on the data that the repository ships
 python trainers/reid.py --data s3://bucket/market1501 --name market --cluster.workers 8
-python trainers/reid.py --name market --resume             go on with a run
+python trainers/reid.py --name market --resume             resume a run
 python trainers/reid.py evaluate --name market
 python trainers/reid.py predict --name market --query someone.jpg
 python trainers/reid.py export --name market --to market.onnx
-python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0 1 2      samplers, losses: one table
+python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0 1 2      samplers and losses, one table
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Train(ReidConfig):
     """Train a model: draw by difficulty, checkpoint, evaluate, report."""
 
     def run(self) -> None:
-        """Check all that can be checked here, train on the cluster, write the report."""
+        """Check settings and data, train, write the report."""
         config = resolved(self, "reid")
         data, run = config.check(), start_run(config)
         connect(config.cluster)
@@ -59,14 +59,14 @@ class Train(ReidConfig):
         with shown(run, config) as show, difficulty_service(config.cluster, config.name, run.url, versions) as service:
             settings = {"config": to_json(config), "service": service}
             launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
-        from trainers.tasks.reid.report import write_report  # here: Matplotlib is 0.4 s in the way of every process's start
+        from trainers.tasks.reid.report import write_report  # here: importing Matplotlib takes 0.4 s
 
         print_retrieval(config.name, run.read_json(HISTORY)["evaluations"])
         write_report(run, data.train)
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
-    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    """Train on one worker: called on each of them, and again after a failure, from the last checkpoint."""
     config = from_json(Train, settings["config"], "the driver")
     data, sampler = open_data(config.data, config.loader.size), config.sampler
     torch.manual_seed(config.seed)
@@ -107,7 +107,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, data: Data, task: ReidTask) -> None:
-    """Keep mAP and CMC on the held-out identities, where there are any; every rank embeds its slice, rank 0 has the figures."""
+    """Record mAP and CMC on the held-out identities, if there are any. Every rank embeds its slice; rank 0 gets the figures."""
     if not can_retrieve(data.index):
         return
     result = evaluate_retrieval(task.embedder, data.index, data.size, run.config.cache, data.etags, **run.for_evaluation(task))
@@ -117,10 +117,10 @@ def evaluate(run: TrainingRun, data: Data, task: ReidTask) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnData):
-    """Evaluate a trained run: mAP and CMC on a set's query and gallery."""
+    """Evaluate a trained run: mAP and CMC on the query and gallery of its own set or of another."""
 
     def run(self) -> None:
-        """Evaluate here, without the cluster."""
+        """Evaluate in this process, without Ray."""
         trained = open_run(Train, self)
         data = open_data(self.data or trained.config.data, trained.config.loader.size)
         if not can_retrieve(data.index):
@@ -135,7 +135,7 @@ class Evaluate(OnData):
 
 
 def trained_embedder(trained: Opened) -> Embedder:
-    """A run's embedder."""
+    """The embedder of a run that has ended."""
     return trained.loaded(Embedder(replace(trained.config.model, weights="")), "embedder")
 
 
@@ -144,16 +144,16 @@ class Predict(OnRun):
     """Rank a gallery for query images, or decide whether two images show the same identity."""
 
     query: tuple[Path, ...] = ()
-    """Images to look for."""
+    """Query images."""
     gallery: Path | None = None
-    """A folder of images to rank; without it the gallery of the run's own set."""
+    """A folder of images to rank; default: the gallery of the run's set."""
     top: int = 10
     """Gallery images listed for each query."""
     pair: tuple[Path, Path] | None = None
-    """Two images: their cosine, and whether they show the same identity."""
+    """Two images to compare: prints their cosine and whether they show the same identity."""
 
     def run(self) -> None:
-        """Predict here, without the cluster; tables on the console, JSON and a picture in the run's folder."""
+        """Print the result; store it as prediction.json and prediction.png in the run's folder."""
         if bool(self.query) == bool(self.pair) or self.top < 1:
             raise InputError("predict takes either --query with --top of at least 1, or --pair", "", "see `predict --help`")
         from trainers.tasks.reid.report import write_pair, write_ranking
@@ -177,7 +177,7 @@ class Export(ToFile):
     """Export the embedder of a trained run: ONNX or torch.export, checked for equal output."""
 
     def run(self) -> None:
-        """Write the file; it takes uint8 RGB images [B, 3, H, W] and gives features [B, D]."""
+        """Write a model file: uint8 RGB images [B, 3, H, W] -> features [B, D]."""
         write = exporter(self.to)
         trained = open_run(Train, self)
         size = trained.size
@@ -186,9 +186,9 @@ class Export(ToFile):
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again.
+    """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again.
 
-    An arm is a sampler, or a loss with the sampler that is set; the first one is what the others are compared with.
+    An arm is a sampler, or a loss with the sampler that is set. The others are compared with the first.
     """
 
     sets: ClassVar = ("sampler.kind", "head.kind")
@@ -197,7 +197,7 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def run(self) -> None:
-        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
+        """Train the missing runs; print the table and store it as comparison.json."""
         compare(self.train, self.arms, self.seeds, self._configs, print_comparison, read=evaluations_of)
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
@@ -206,7 +206,7 @@ class Compare:
 
 
 def evaluations_of(run: Any) -> list[dict[str, float]]:
-    """The figures of each evaluation after training began; raises InputError when nothing was held out."""
+    """The figures of each evaluation after step 0; raises InputError if the set has no held-out identities."""
     evaluations: list[dict[str, float]] = run.read_json(HISTORY)["evaluations"]
     if not evaluations:
         raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")

@@ -1,4 +1,4 @@
-"""The face job as people run it: real Ray, two workers, stages; interrupted, resumed, evaluated, asked; and swept."""
+"""The face job as people run it: in this process, evaluated and asked; under Ray with two workers, killed; and swept."""
 
 import json
 import os
@@ -18,20 +18,22 @@ import torch
 from facedata import faces, picture
 from test_reid import kill_worker_after
 
+from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
 from datasets.shards.index import read_index
 from datasets.shards.labels import COLUMNS, KEYPOINTS
-from trainers.attributes import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
-from trainers.engine.job import settled
+from trainers.attributes import Compare, Evaluate, Export, Predict, Train, defaults, trained_model
+from trainers.engine.job import resolved
 from trainers.engine.run import Run
+from trainers.engine.verbs import OnRun, open_run
 from trainers.sweep import Sweep, SweepConfig
 from trainers.tasks.attributes.config import COUPLED, Stage
 from trainers.tasks.attributes.data import MixConfig
 
-pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
+on_ray = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(held_out=0.3, max_block=8 << 10, shard_size=32 << 10)
 FIRST = ("keypoints", "gender", "mask")
@@ -64,8 +66,8 @@ def metrics_of(train: Train) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(sets: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """A run of three stages on two workers; the first ends by its threshold, at once."""
-    train = short(sets, tmp_path_factory.mktemp("runs"))
+    """A run of three stages; the first ends by its threshold, at once."""
+    train = short(sets, tmp_path_factory.mktemp("runs"), cluster=ClusterConfig(local=True))
     train = replace(train, stage1=replace(train.stage1, threshold=1000.0))
     train.run()
     return train
@@ -90,12 +92,15 @@ def test_a_run_goes_through_its_stages(trained: Train) -> None:
     assert list((folder / "tensorboard").iterdir())
 
 
-def test_a_worker_killed_within_a_stage_leaves_no_trace(trained: Train) -> None:
-    interrupted = replace(trained, name=f"{trained.name}-again")
+@on_ray
+@pytest.mark.slow
+def test_a_worker_killed_within_a_stage_leaves_no_trace(sets: tuple[str, ...], tmp_path: Path) -> None:
+    undisturbed, interrupted = short(sets, tmp_path), short(sets, tmp_path)
+    undisturbed.run()
     killer = kill_worker_after(interrupted, "step-00000015")
     interrupted.run()
     assert killer.result(timeout=1)
-    assert metrics_of(interrupted) == metrics_of(trained)
+    assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 
 def test_evaluate_again_gives_what_training_gave(trained: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +111,7 @@ def test_evaluate_again_gives_what_training_gave(trained: Train, capsys: pytest.
     assert again == pytest.approx({name: value for name, value in metrics["after"].items() if name != "step"}, abs=1e-5)
 
 
-def test_predict_tells_everything_of_images_and_of_a_stream(
+def test_predict_prints_the_labels_of_images_and_of_a_stream(
     trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = faces(tmp_path / "some", 3)
@@ -136,7 +141,8 @@ def test_predict_tells_everything_of_images_and_of_a_stream(
             Predict(name=trained.name, runs=trained.runs, **wrong).run()
 
 
-def test_export_tells_the_same(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_exported_model_predicts_the_same(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Export(name=trained.name, runs=trained.runs, to=tmp_path / "faces.onnx").run()
     out = capsys.readouterr().out
     assert "columns: left_eye_x" in out
@@ -144,17 +150,18 @@ def test_export_tells_the_same(trained: Train, tmp_path: Path, capsys: pytest.Ca
     session = onnxruntime.InferenceSession(tmp_path / "faces.onnx", providers=["CPUExecutionProvider"])
     image = picture({**dict.fromkeys(COLUMNS, 0.5)})
     images = np.stack([image.transpose(2, 0, 1)] * 2)
-    (told,) = session.run(["labels"], {"images": images})
+    (predicted,) = session.run(["labels"], {"images": images})
     with torch.no_grad():
-        expected = open_trained(trained.runs, trained.name).model(torch.from_numpy(images))
-    np.testing.assert_allclose(told, expected, rtol=1e-3, atol=1e-3)
+        opened = open_run(Train, OnRun(name=trained.name, runs=trained.runs))
+        expected = trained_model(opened).cpu()(torch.from_numpy(images))
+    np.testing.assert_allclose(predicted, expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(InputError, match="not a format"):
         Export(name=trained.name, runs=trained.runs, to=tmp_path / "faces.h5").run()
 
 
 def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, ...], tmp_path: Path) -> None:
     base = short(sets, tmp_path)
-    for wrong, told in [
+    for wrong, message in [
         ({"stage2": Stage(tasks=("glasses", "smile"))}, "stage 2 has no labelled sample in the data: it trains glasses, smile"),
         ({"data": ()}, "no data to train on"),
         ({"mix": MixConfig((1, 2, 3))}, "3 weights for 2 sets"),
@@ -162,7 +169,7 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, ...], tmp_
         ({"data": (str(tmp_path / "nothing"),)}, "not a whole shard set"),
         ({"batch": 4000}, r"\d+ of 4000 samples of a batch come from a set of .* training images"),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             replace(base, **wrong).run()
     for wrong in ({"mix": MixConfig(unit=3)}, {"loader": LoaderConfig(size=None)}, {"batch": 0}):
         with pytest.raises((InputError, ClusterError)):
@@ -184,7 +191,7 @@ def test_arms(sets: tuple[str, ...], tmp_path: Path) -> None:
 def test_settings_from_a_file(trained: Train, tmp_path: Path) -> None:
     stored = Path(trained.runs) / trained.name / "config.json"
     found = defaults("train", ["--config", str(stored)])
-    assert found == replace(settled(trained), name="", runs="", config=str(stored))
+    assert found == replace(resolved(trained, "attributes"), name="", runs="", config=str(stored))
     assert defaults("compare", ["--config", str(stored), "--seeds", "1", "2"]).train == found
     assert defaults("train", []) is None
     with pytest.raises(InputError, match="cannot read the settings"):
@@ -197,6 +204,8 @@ def options(sets: tuple[str, ...]) -> list[str]:
     return job + [f"--stage{n}.{key}={value}" for n in (1, 2, 3) for key, value in (("least", 2), ("most", 6))]
 
 
+@on_ray
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
     sets: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +230,8 @@ def test_a_sweep_ends_with_a_table_of_trials_and_the_best_settings(
         replace(sweep, name="other", resume=True).run([])
 
 
+@on_ray
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_goes_on_after_its_driver_was_killed(sets: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "trainers" / "sweep.py"), "attributes", "--name", "search", "--runs", str(tmp_path)]

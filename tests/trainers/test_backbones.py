@@ -103,7 +103,7 @@ def test_weights_are_loaded_from_torchvisions_cache(tmp_path: Path, monkeypatch:
 def test_weights_that_cannot_be_fetched_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"weights of resnet18 can't be fetched: DEFAULT .*; .*TORCH_HOME"):
+    with pytest.raises(InputError, match=r"weights of resnet18 cannot be downloaded: DEFAULT .*; .*TORCH_HOME"):
         build_backbone("resnet18", "DEFAULT")
 
 

@@ -1,4 +1,4 @@
-"""The job as people run it: real Ray, real shards, two workers; interrupted, resumed, evaluated, asked."""
+"""The job as people run it: under Ray with two workers, killed and resumed; and in this process: trained, evaluated, asked."""
 
 import json
 import subprocess
@@ -18,6 +18,7 @@ import ray
 from testdata import archive
 
 from cluster.config import ClusterConfig
+from cluster.local import LocalWorker
 from cluster.progress import NAMESPACE, running
 from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
@@ -31,8 +32,8 @@ from trainers.engine.run import Run
 from trainers.reid import Export, Predict, Train
 from trainers.tasks.reid.head_config import HeadConfig
 
-pytestmark = pytest.mark.usefixtures("cluster")
-
+on_ray = pytest.mark.usefixtures("cluster")
+LOCAL = ClusterConfig(local=True)
 TIMES = {"seconds"}  # what may differ between two runs of the same seed
 
 
@@ -94,6 +95,7 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
+@on_ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: str) -> None:
@@ -105,6 +107,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_result(shards: str, s3_bucket: s
     assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_killed_difficulty_actor_leaves_no_trace_in_the_result(shards: str, tmp_path: Path) -> None:
     undisturbed, interrupted = (short(shards, str(tmp_path), cluster=ClusterConfig(workers=2)) for _ in range(2))
@@ -115,6 +118,7 @@ def test_a_killed_difficulty_actor_leaves_no_trace_in_the_result(shards: str, tm
     assert metrics_of(interrupted) == metrics_of(undisturbed)
 
 
+@on_ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_leaves_no_trace_on_cuhk03(s3_bucket: str, tmp_path: Path) -> None:
@@ -130,9 +134,45 @@ def test_a_killed_worker_leaves_no_trace_on_cuhk03(s3_bucket: str, tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def trained(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """A run of 20 steps on one worker, ended."""
-    train = short(shards, str(tmp_path_factory.mktemp("runs")), cluster=ClusterConfig(workers=1))
+def characters(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shipped data, packed into a folder."""
+    folder = str(tmp_path_factory.mktemp("characters") / "set")
+    pack("omniglot", ARCHIVE, folder, OPTIONS)
+    return folder
+
+
+@on_ray
+@pytest.mark.timeout(600)
+def test_a_local_run_is_that_of_one_worker_under_ray(characters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, drawing by difficulty; also when it is interrupted here and resumed under Ray."""
+    under_ray = ClusterConfig(workers=1, gpu=False)
+    base = replace(short(characters, str(tmp_path), evaluate_every=10), optim=OptimConfig(steps=20, warmup=5))
+    local, ray_run, moved = (replace(base, name=name) for name in ("local", "ray", "moved"))
+    replace(local, cluster=LOCAL).run()
+    replace(ray_run, cluster=under_ray).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalWorker, "record", interrupted_at_15)
+        with pytest.raises(KeyboardInterrupt):
+            replace(moved, cluster=LOCAL).run()
+    replace(moved, cluster=under_ray, resume=True).run()
+    expected, evaluations = metrics_of(local), Run(local.runs, "local").read_json("history.json")["evaluations"]
+    assert [evaluation["step"] for evaluation in evaluations] == [0, 10, 20]
+    for run in (ray_run, moved):
+        assert metrics_of(run) == expected  # weights and draws among them
+        history = Run(run.runs, run.name).read_json("history.json")
+        assert history["evaluations"] == evaluations
+        assert [record["version"] for record in history["records"]] == [0, 1, 2, 3]
+
+
+def interrupted_at_15(worker: LocalWorker, record: dict[str, Any], counts: object = None) -> None:
+    if record["step"] == 15:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def trained(characters: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A run of 20 steps in this process, ended."""
+    train = short(characters, str(tmp_path_factory.mktemp("runs")), cluster=LOCAL)
     train = replace(train, optim=OptimConfig(steps=20, warmup=5))
     train.run()
     return train
@@ -153,8 +193,8 @@ def test_a_run_leaves_everything_in_its_folder(trained: Train) -> None:
     assert "Most confusable identities" in report
 
 
-def test_resume_goes_on_from_the_end(shards: str, tmp_path: Path) -> None:
-    train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=1))
+def test_resume_goes_on_from_the_end(characters: str, tmp_path: Path) -> None:
+    train = short(characters, str(tmp_path), cluster=LOCAL)
     train = replace(train, optim=OptimConfig(steps=10, warmup=5))
     train.run()
     replace(train, resume=True, optim=replace(train.optim, steps=20)).run()
@@ -163,6 +203,7 @@ def test_resume_goes_on_from_the_end(shards: str, tmp_path: Path) -> None:
     assert [entry["step"] for entry in history["evaluations"]] == [0, 10, 20]
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_run_that_is_resumed_with_fewer_steps_than_it_had_is_measured_as_it_is(shards: str, tmp_path: Path) -> None:
     train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=1, max_failures=0))
@@ -174,6 +215,7 @@ def test_a_run_that_is_resumed_with_fewer_steps_than_it_had_is_measured_as_it_is
     assert metrics["after"]["step"] == metrics["step"] >= 10
 
 
+@on_ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_resumed_run_is_the_same_on_another_number_of_workers(shards: str, tmp_path: Path) -> None:
@@ -197,6 +239,7 @@ def test_a_resumed_run_is_the_same_on_another_number_of_workers(shards: str, tmp
         replace(train, resume=True, optim=replace(more, sync_batch_norm=True)).run()
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_parallel_head_goes_on_with_another_number_of_workers(shards: str, tmp_path: Path) -> None:
     train = short(shards, str(tmp_path), cluster=ClusterConfig(workers=2), head=HeadConfig(parallel=True))
@@ -219,7 +262,7 @@ def test_a_used_name_and_changed_settings_are_refused(trained: Train) -> None:
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The job as a command; what reads a bucket behind loader processes needs one, as this process has used obstore."""
+    """The job as a command."""
     path = Path(__file__).parents[2] / "trainers" / "reid.py"
     return subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True, timeout=120)
 
@@ -273,7 +316,7 @@ def test_too_many_unreadable_samples_end_the_run_with_their_list(tmp_path: Path)
         with (tmp_path / "set" / shard.name).open("r+b") as file:
             file.seek(int(index.samples["offset"][sample]))
             file.write(bytes(int(index.samples["size"][sample])))
-    train = replace(short(str(tmp_path / "set"), str(tmp_path / "runs")), cluster=ClusterConfig(workers=1))
+    train = short(str(tmp_path / "set"), str(tmp_path / "runs"), cluster=LOCAL)
     with pytest.raises(InputError, match=r"\d+ of 32 samples could not be read, more than .*: .*train-0000"):
         train.run()
     assert not (Path(train.runs) / train.name / "metrics.json").exists()

@@ -37,7 +37,7 @@ def test_a_backbone_is_what_the_function_returns() -> None:
     assert model(torch.zeros(2, 3, 40, 24)).shape == (2, 12)
     ones, _ = build_backbone("usermodels:backbone", "ones")
     assert all((p == 1).all() for p in ones.parameters())
-    assert build_backbone("usermodels:fixed")[1] == 7  # which tells its features by an attribute
+    assert build_backbone("usermodels:fixed")[1] == 7  # which has its features in an attribute
     _, features, channels = build_level_backbone("usermodels:backbone")
     assert (features, channels) == (12, [8, 12])
     assert build_level_backbone("usermodels:fixed")[2] == []
@@ -56,7 +56,7 @@ def test_levels_are_what_the_modules_give() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         (
             "no_such_package.models:net",
@@ -64,17 +64,17 @@ def test_levels_are_what_the_modules_give() -> None:
         ),
         ("usermodels:none", "usermodels has no function none: "),
         ("usermodels:not_a_function", "usermodels has no function not_a_function: "),
-        ("usermodels:a_list", "it returns a list, not a torch.nn.Module: usermodels:a_list"),
-        ("usermodels:clips", "it does not take no arguments (missing a required argument: 'num_classes')"),
-        ("usermodels:two_outputs", "for an image it gives a tuple, not features [1, F]"),
-        ("usermodels:one_map", "for an image it gives a tensor of [1, 16, 16, 16], not features [1, F]"),
-        ("usermodels:fixed_and_silent", "it cannot take an image of 128x128 (mat1 and mat2 shapes"),
+        ("usermodels:a_list", "the function returns a list, not a torch.nn.Module: usermodels:a_list"),
+        ("usermodels:clips", "the function does not take no arguments (missing a required argument: 'num_classes')"),
+        ("usermodels:two_outputs", "for an image the model returns a tuple, not features [1, F]"),
+        ("usermodels:one_map", "for an image the model returns a tensor of [1, 16, 16, 16], not features [1, F]"),
+        ("usermodels:fixed_and_silent", "the model cannot take an image of 128x128 (mat1 and mat2 shapes"),
     ],
 )
-def test_what_is_no_backbone_is_told_in_a_line(name: str, told: str) -> None:
+def test_what_is_no_backbone_is_reported_in_a_line(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         build_backbone(name)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +101,7 @@ def test_a_config_imports_nothing() -> None:
 
 def test_options_that_the_function_does_not_take_are_named() -> None:
     with pytest.raises(
-        InputError, match=r"it does not take weights \(got an unexpected keyword argument 'weights'\): usermodels:ex"
+        InputError, match=r"the function does not take weights \(got an unexpected keyword argument 'weights'\): usermodels:ex"
     ):
         build_users("usermodels:exportable", "DEFAULT")
     with pytest.raises(InputError, match="does not take num_classes"):
@@ -109,7 +109,7 @@ def test_options_that_the_function_does_not_take_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "inputs", "told"),
+    ("build", "inputs", "message"),
     [
         (
             lambda: Embedder(ModelConfig("usermodels:fixed")),
@@ -119,10 +119,10 @@ def test_options_that_the_function_does_not_take_are_named() -> None:
         (lambda: Embedder(ModelConfig("usermodels:fixed_and_wrong")), (2, 3, 32, 32), "cannot be trained on inputs of [2, 3, 32"),
     ],
 )
-def test_a_model_is_tried_at_the_size_of_the_run(build: Any, inputs: tuple[int, ...], told: str) -> None:
+def test_a_model_is_tried_at_the_size_of_the_run(build: Any, inputs: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError) as error:
         try_users("usermodels:it", build, torch.zeros(inputs))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert try_users("usermodels:it", lambda: Embedder(ModelConfig("usermodels:fixed")), torch.zeros(2, 3, 32, 32)).shape == (
         2,
         128,

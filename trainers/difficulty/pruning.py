@@ -1,12 +1,12 @@
-"""The largest cosine of each identity by coarser numbers first; what may be it by those is computed again in float32.
+"""Finds each identity's nearest neighbour with approximate products; exact cosines are computed only where they can matter.
 
-A row of length 1 becomes w = s q + r with few bits a number: q whole numbers of 8 bits on a CPU, whose products are exact and
-take a quarter of the time where it has VNNI; bfloat16 on a GPU, with s = 1. By Cauchy and Schwarz, with e = |r|,
+A row of length 1 is w = s q + r. On a CPU q is int8, whose products are exact and, with VNNI, take a quarter of the time of
+float32; on a GPU q is bfloat16 and s = 1. With e = |r|, the length of the residual, Cauchy-Schwarz bounds every cosine:
 
     |w_i w_j - s^2 q_i q_j| <= e_i + (1 + e_i) e_j
 
-so a pair whose product lies further below the best known cosine of both its identities is the best of neither. The rows' own
-residuals make this sure, whatever they are. N identities, D features, T rows a tile, W tiles a strip.
+Only pairs that by this bound could still be the largest cosine of one of their identities are recomputed in float32. The bound is
+computed from the residuals of the rows, so it holds for any rows. N identities, D features, T rows a tile, W tiles a strip.
 """
 
 import math
@@ -22,59 +22,59 @@ from torch.linalg import vector_norm
 from trainers.difficulty.tiles import Block, Nearest, Space, raise_by_pairs, space_for, strips, take_strip
 from trainers.torch_compat import has_int8_products, int8_product
 
-MIN_IDENTITIES = 4096  # identities from which it pays on a CPU
-ACROSS, DOWN = 32, 16  # products of a row, and of a column, that are looked through together
-SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # multiples of a row's standard deviation that 8 bits may reach to
-CANDIDATES = 16  # pairs a row and column of a strip that are worth computing one by one
-WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that wait for the floor to rise before they are computed
-PAIRS = {"cpu": 1 << 7, "cuda": 1 << 16}  # pairs that are computed at once; a CPU's fit its second cache
-NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # the product of a pair that is none
+MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
+ACROSS, DOWN = 32, 16  # products of a row, and of a column, that are reduced to their maximum first
+SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # candidates for the range of int8, in standard deviations of a row
+CANDIDATES = 16  # pairs per row and column of a strip up to which single cosines are faster than the strip
+WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that are collected, while the floor rises, before they are computed
+PAIRS = {"cpu": 1 << 7, "cuda": 1 << 16}  # pairs that are computed at once; on a CPU they fit its L2 cache
+NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # product of a pair that does not exist
 
-Numbers = Literal["float32", "int8", "bfloat16"]
+Precision = Literal["float32", "int8", "bfloat16"]
 
 
-class Coarse(NamedTuple):
-    """A block's rows in few bits: ``numbers`` [n, D], and of each row ``error`` [n], its residual's length."""
+class Approximate(NamedTuple):
+    """A block's approximate rows ``numbers`` [n, D], and ``error`` [n], the length of each row's residual."""
 
     numbers: Tensor
     error: Tensor
 
 
 class Pairs(NamedTuple):
-    """Pairs that may be the best of one of theirs: places in the left and in the right block, and their coarse cosine [P]."""
+    """P pairs whose cosine could be the largest of one of their identities: rows in either block, approximate cosine [P]."""
 
     left: Tensor
     right: Tensor
     cosine: Tensor
 
 
-def fastest(count: int, features: int, device: torch.device) -> Numbers:
-    """The numbers that are fastest here."""
+def fastest(count: int, features: int, device: torch.device) -> Precision:
+    """The precision of the products that is fastest here; int8 or bfloat16 ones are approximate."""
     if device.type == "cuda":
         return "bfloat16"
     return "int8" if count >= MIN_IDENTITIES and features > 1 and has_int8_products() else "float32"
 
 
 class Search:
-    """Raises ``best`` to the cosines of the blocks that it is shown.
+    """Updates ``best`` with the cosines of the blocks that it visits.
 
-    On a CPU the result does not depend on what it is shown when, but where so many pairs lie within the error that the float32
-    products of a strip are the faster way: these may differ from the cosines of pairs by a rounding, and with it the last bit, or
-    which of two equal ones is the nearest.
+    On a CPU the result does not depend on the order of the visits, with one exception: where so many pairs are within the bound
+    that a whole strip is computed in float32, its cosines may be rounded differently from those of single pairs. That can change
+    the last bit, or which of two equal ones is the nearest.
     """
 
-    def __init__(self, best: Nearest, tile: int, tiles: int, numbers: Numbers) -> None:
-        self.best, self.tile, self.tiles, self.numbers = best, tile, tiles, numbers
-        self.floor = best.cosine.clone()  # never above what the best will be
+    def __init__(self, best: Nearest, tile: int, tiles: int, precision: Precision) -> None:
+        self.best, self.tile, self.tiles, self.precision = best, tile, tiles, precision
+        self.floor = best.cosine.clone()  # lower bound of each identity's largest cosine
         self.across, self.down = math.gcd(ACROSS, tile), math.gcd(DOWN, tile)
-        self.step = 0.0  # s; chosen by the first rows
-        self._coarse: dict[int, Coarse] = {}
+        self.step = 0.0  # s; chosen from the first rows
+        self._blocks: dict[int, Approximate] = {}
 
     def visit(self, left: Block, right: Block, pairs: Sequence[tuple[int, int]]) -> None:
-        """The tiles (a, b) of two blocks, or of one."""
+        """Search the tiles ``pairs`` (a, b) between two blocks, or within one."""
         if not pairs:
             return
-        self._coarse = {block.first: self._coarse.get(block.first) or self._coarsened(block.rows) for block in (left, right)}
+        self._blocks = {block.first: self._blocks.get(block.first) or self._approximated(block.rows) for block in (left, right)}
         found = list[Pairs]()
         for a, columns in strips(pairs, self.tiles):
             found += self._look(left, right, a * self.tile, columns[0] * self.tile, len(columns))
@@ -83,12 +83,12 @@ class Search:
                 found.clear()
         self._settle(left, right, found)
 
-    def _coarsened(self, rows: Tensor) -> Coarse:
-        """Rows [n, D] of length 1 in few bits; a tile at a time, so that they stay in the caches."""
-        if self.numbers == "bfloat16":
+    def _approximated(self, rows: Tensor) -> Approximate:
+        """Approximate rows [n, D] of length 1, a tile at a time, so that they stay in the caches."""
+        if self.precision == "bfloat16":
             self.step = 1.0
             numbers = rows.bfloat16()
-            return Coarse(numbers, vector_norm(rows - numbers, dim=1))
+            return Approximate(numbers, vector_norm(rows - numbers, dim=1))
         self.step = self.step or step_for(rows[: self.tile])
         numbers, error = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
         for start in range(0, len(rows), self.tile):
@@ -96,19 +96,23 @@ class Search:
             whole = (part / self.step).round_().clamp_(-127, 127)
             numbers[start : start + self.tile] = whole
             error[start : start + self.tile] = vector_norm(part - whole.mul_(self.step), dim=1)
-        return Coarse(numbers, error)
+        return Approximate(numbers, error)
 
     def _look(self, left: Block, right: Block, row: int, col: int, tiles: int) -> Sequence[Pairs]:
-        """The pairs of a strip that may be somebody's best; by its rows, and by its columns."""
+        """The pairs of a strip that could be the largest of their row, and those that could be the largest of their column.
+
+        If there are too many, the strip is computed in float32 at once, and none is returned.
+        """
         here = slice(row - left.first, min(row - left.first + self.tile, len(left.rows)))
         there = slice(col - right.first, min(col - right.first + tiles * self.tile, len(right.rows)))
         mine, others = (
-            Coarse(c.numbers[s], c.error[s]) for c, s in ((self._coarse[left.first], here), (self._coarse[right.first], there))
+            Approximate(c.numbers[s], c.error[s])
+            for c, s in ((self._blocks[left.first], here), (self._blocks[right.first], there))
         )
         n, count = len(mine.error), len(others.error)
         products = self._products(mine.numbers, others.numbers)
         if left.first == right.first and col <= row < col + count:
-            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # nobody is their own neighbour
+            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # an identity is not its own neighbour
         groups, most = products.view(self.tile, -1, self.across), CANDIDATES * (n + count)
         error = mine.error[:, None] + (1 + mine.error[:, None]) * _most(others.error, self.across)
         tops = groups.amax(dim=2)[:n, : error.shape[1]]
@@ -128,9 +132,9 @@ class Search:
         return [by_row, Pairs(here.start + group * self.down + within, there.start + j, cosine)]
 
     def _products(self, mine: Tensor, others: Tensor) -> Tensor:
-        """q_i q_j of a strip [T, W T]; where rows are missing there is nothing."""
+        """q_i q_j of a strip [T, W T], `NONE` where the strip has fewer rows or columns."""
         whole = (len(mine), len(others)) == (self.tile, self.tiles * self.tile)
-        if self.numbers == "bfloat16":  # summed and given in float32, which torch does on GPUs alone
+        if self.precision == "bfloat16":  # float32 output, which torch supports on GPUs only
             product = torch.mm(mine, others.T, out_dtype=torch.float32) if mine.is_cuda else mine.float() @ others.float().T
         else:
             product = int8_product(mine, others.T, self._space_of_products if whole else None)
@@ -142,9 +146,11 @@ class Search:
     def _close(
         self, tops: Tensor, error: Tensor, floor: Tensor, side: int, most: int, members: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Raise the floor of a strip's rows (``side`` 1) or columns (0) by the largest products of their groups, and find what
-        lies so close to it that it may be above: its group and owner as in ``tops``, place in the group, coarse cosine.
-        None: that is more than ``most``."""
+        """Raise the floor of a strip's rows (``side`` 1) or columns (0), and find the pairs that could be above it.
+
+        ``tops``: the largest product of each group; ``members``: the products of groups. Returns of each pair the two indices of
+        its group in ``tops``, its place in the group and its approximate cosine; None if there are more than ``most`` groups.
+        """
         unit, error = self.step**2, error + self._slack
         cosine = tops * unit
         torch.maximum(floor, (cosine - error).amax(dim=side).clamp_(max=1), out=floor)
@@ -152,16 +158,16 @@ class Search:
         if len(first) > most:
             return None
         some, owner = members(first, second), first if side else second
-        least = (floor[owner] - error[first, second]) / unit  # products are compared as they are, not as cosines
+        least = (floor[owner] - error[first, second]) / unit  # in units of the products, which are not converted
         place, within = _true(some >= (least if some.is_floating_point() else least.floor_().int())[:, None])
         return first[place], second[place], within, some[place, within] * unit
 
     def _settle(self, left: Block, right: Block, found: Sequence[Pairs]) -> None:
-        """Compute pairs in float32. The closest of each row come first: their cosines tell most of the others apart."""
+        """Compute pairs in float32. The closest pair of each row comes first: its cosine rules most of the others out."""
         if not found:
             return
         pairs = Pairs(*map(torch.cat, zip(*found, strict=True)))
-        mine, others = self._coarse[left.first], self._coarse[right.first]
+        mine, others = self._blocks[left.first], self._blocks[right.first]
         error = mine.error[pairs.left] + (1 + mine.error[pairs.left]) * others.error[pairs.right] + self._slack
         closest = torch.zeros_like(pairs.left, dtype=torch.bool)
         for place, count in ((pairs.left, len(left.rows)), (pairs.right, len(right.rows))):
@@ -188,13 +194,13 @@ class Search:
 
     @property
     def _slack(self) -> float:
-        """More than float32 rounds off a sum of D products, of either kind."""
-        features = next(iter(self._coarse.values())).numbers.shape[1]
+        """More than the rounding error of a float32 sum of D products."""
+        features = next(iter(self._blocks.values())).numbers.shape[1]
         return (features + 8) * 2.0**-21
 
     @cached_property
     def _space_of_products(self) -> Tensor:
-        kind = torch.int32 if self.numbers == "int8" else torch.float32
+        kind = torch.int32 if self.precision == "int8" else torch.float32
         return torch.empty(self.tile, self.tiles * self.tile, dtype=kind, device=self.best.cosine.device)
 
     @cached_property
@@ -203,14 +209,14 @@ class Search:
 
 
 def step_for(rows: Tensor) -> float:
-    """Of a few rows [n, D] of length 1 the step s between whole numbers of 8 bits that leaves the least residuals, usually."""
+    """The step s of int8 that leaves the smallest residuals of a few rows [n, D] of length 1, among those of `SCALES`."""
     steps = [scale / 127 / math.sqrt(rows.shape[1]) for scale in SCALES]
     errors = [vector_norm(rows - (rows / s).round_().clamp_(-127, 127) * s, dim=1) for s in steps]
     return min(zip(steps, errors, strict=True), key=lambda pair: float(_most(pair[1], ACROSS).median()))[0]
 
 
 def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each place [n, m] that is true. Few are, and NumPy skips the others ten times as fast as torch."""
+    """Row and column of each true element [n, m]. Few are true, and NumPy finds them ten times as fast as torch."""
     if mask.device.type != "cpu":
         row, column = torch.nonzero(mask, as_tuple=True)
         return row, column
@@ -219,11 +225,11 @@ def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _members(groups: Tensor, i: Tensor, g: Tensor) -> Tensor:
-    """groups[i, g], by the faster of torch's ways."""
+    """groups[i, g], by index_select, which is faster than indexing."""
     return groups.flatten(0, 1).index_select(0, i * groups.shape[1] + g)
 
 
 def _most(values: Tensor, together: int) -> Tensor:
-    """The largest of each group of values [n], the last of which may be smaller."""
+    """The largest of each ``together`` consecutive values [n]; the last group may be smaller."""
     missing = values.new_zeros(-len(values) % together)
     return torch.cat([values, missing]).view(-1, together).amax(dim=1)

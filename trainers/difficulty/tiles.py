@@ -1,4 +1,7 @@
-"""The largest cosine of each identity, raised tile by tile of the matrix of cosines. N identities, D features, T rows a tile."""
+"""The largest cosine of each identity, updated with one strip of tiles of the cosine matrix after another.
+
+N identities, D features, T rows a tile, W tiles a strip.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -7,25 +10,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GAP = 32  # floats between the rows of a strip: at distances of a power of two they would share few lines of a cache
+GAP = 32  # floats between the rows of a strip: at strides of a power of two they would compete for few cache lines
 
 
 class Nearest(NamedTuple):
-    """``cosine`` float32 [N] in -1..1, and ``nearest`` int64 [N], the identity that it is the cosine to."""
+    """The nearest neighbour of each identity."""
 
     cosine: Tensor
+    """float32 [N], in -1..1: the largest cosine to another identity's row."""
     nearest: Tensor
+    """int64 [N]: that identity."""
 
 
 class Block(NamedTuple):
-    """Rows float32 [n, D] made 1 long (or 0), in whole tiles but for the last of all; the first's number is ``first``."""
+    """Consecutive rows float32 [n, D] of length 1 (or 0), from row ``first`` on; whole tiles, except at the end of the matrix."""
 
     first: int
     rows: Tensor
 
 
 class Space(NamedTuple):
-    """Memory in which a strip of W tiles is computed."""
+    """Memory for a strip of W tiles."""
 
     products: Tensor  # [T, W T] and a gap between the rows
     of_rows: Tensor  # [W, T]: the largest product of each row, tile by tile
@@ -33,23 +38,23 @@ class Space(NamedTuple):
 
 
 def space_for(tile: int, tiles: int, device: torch.device) -> Space:
-    """Space for a strip of so many tiles."""
+    """Allocate memory for a strip of ``tiles`` tiles."""
     products = torch.empty(tile, tiles * tile + GAP, device=device)
     return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
 
 
 def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, range]]:
-    """Tiles (a, b) that follow each other put together to strips: a, and up to ``most`` b side by side."""
+    """Group consecutive tiles (a, b) into strips: a, and up to ``most`` adjacent b."""
     for (a, _), run in groupby(enumerate(tiles), key=lambda item: (item[1][0], item[1][1] - item[0])):
         columns = [b for _, (_, b) in run]
         yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
 def take_strip(best: Nearest, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
-    """Raise ``best`` to the cosines of the rows from ``row`` on to those from ``col`` on, which come tile by tile.
+    """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
-    A tile is the same product in whatever strip it stands. Its maxima are vectorised, and taken while it is in the caches; their
-    places are not, and are asked only of the rows and columns, soon few, whose best may rise. Ties go to the smaller number.
+    A tile is the same product in any strip. Its maxima are vectorised and taken while it is in the caches. Their positions are
+    slower, and are computed only for rows and columns whose best may rise, soon few. Of equal cosines the smaller number wins.
     """
     n, count, tile = len(left), sum(map(len, rights)), len(space.products)
     for number, right in enumerate(rights):
@@ -75,14 +80,14 @@ def take_strip(best: Nearest, left: Tensor, rights: Sequence[Tensor], row: int, 
 
 
 def _raise(best: Nearest, rising: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Raise some of the best to cosines that are as large or larger."""
+    """Update ``best`` at ``rising`` with cosines that are at least as large."""
     was = best.nearest[rising]
     best.nearest[rising] = torch.where((cosine > best.cosine[rising]) | (nearest < was), nearest, was)
     best.cosine[rising] = cosine
 
 
 def raise_by_pairs(best: Nearest, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Raise best[start : start + count], each by the pairs that name its place."""
+    """Update best[start : start + count] with pairs: ``place`` within that range, ``cosine``, ``nearest``."""
     mine = slice(start, start + count)
     raised = packed(Nearest(best.cosine[mine], best.nearest[mine]))
     raised.scatter_reduce_(0, place, packed(Nearest(cosine, nearest)), "amax")
@@ -90,13 +95,13 @@ def raise_by_pairs(best: Nearest, start: int, count: int, place: Tensor, cosine:
 
 
 def packed(best: Nearest) -> Tensor:
-    """Cosine and number as one int64 that sorts by the cosine, then by the smaller number."""
+    """Cosine and number in one int64, ordered by cosine and, for equal cosines, by smaller number."""
     bits = (best.cosine + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal, their bits are not
     return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
 
 
 def unpacked(pairs: Tensor) -> Nearest:
-    """What `packed` was given."""
+    """The inverse of `packed`."""
     bits = (pairs >> 32).int()
     cosine = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
     return Nearest(cosine, 0x7FFFFFFF - (pairs & 0xFFFFFFFF))

@@ -1,4 +1,4 @@
-"""Image backbones: torchvision's by their registry names, a small one of our own, and those that a user brings."""
+"""Image backbones: torchvision's by their registry names, a small one of our own, and the user's own."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,29 +12,30 @@ from datasets.errors import InputError
 from trainers.tasks.user_models import SIDE, ask, build_users, check_users, features_of, is_users
 
 SMALL = "hardshard_small"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights are trained with
-LEVELS = 3  # of a backbone's feature maps, the deepest of each size
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+LEVELS = 3  # feature maps of a backbone that are returned: the deepest of each size
 # Classifiers that take any image size and end in one flat vector before an `fc` or `classifier`.
 _FAMILIES = ("resnet*", "resnext*", "wide_resnet*", "mobilenet*", "shufflenet*", "mnasnet*", "efficientnet*", "regnet*")
 
 
 def torchvision_models() -> Any:
-    """torchvision's registry, imported when a model of it is asked for: that takes 2 s of CPU, which ours need not wait for."""
+    """torchvision's registry, imported only when it is used: that takes 2 s of CPU."""
     from torchvision import models
 
     return models
 
 
 def backbone_names() -> list[str]:
-    """The names that ``build_backbone`` takes, sorted; "small" is short for ours."""
+    """The names that `build_backbone` takes, sorted; it also takes "small" for ours, and user models."""
     models = torchvision_models()
     return sorted([SMALL, *models.list_models(module=models, include=_FAMILIES)])
 
 
 def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
-    """Return the registry's name for what ``build_backbone`` would build; builds nothing.
+    """Return the full name of the backbone that `build_backbone` would build, without building it.
 
-    Raises InputError for an unknown name (with the close ones), for weights that it doesn't have and for a wrong stride.
+    Raises:
+        InputError: an unknown name (with similar ones), weights that it does not have, or a wrong stride.
     """
     if is_users(name):
         check_users(name)
@@ -54,7 +55,7 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
 
 
 class Normalise(nn.Module):
-    """RGB images [B, 3, H, W], uint8 or float in 0..255, as the backbones take them."""
+    """RGB images [B, 3, H, W], uint8 or float in 0..255 -> normalised by ImageNet's mean and deviation, for the backbones."""
 
     mean: Tensor
     std: Tensor
@@ -71,10 +72,12 @@ class Normalise(nn.Module):
 def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2) -> tuple[nn.Module, int]:
     """Return a module that maps images [B, 3, H, W] (float, normalised) to pooled features [B, F], and F.
 
-    ``weights`` is one of torchvision's names for that model, such as "IMAGENET1K_V2" or "DEFAULT"; empty draws them
-    at random. ``last_stride=1`` keeps a resnet's last feature map twice as high and wide, which re-ID gains from (Luo
-    et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019); weights fit either
-    way. Raises InputError for an unknown name, weights or stride, when the weights can't be fetched, and as `build_users`.
+    ``weights``: torchvision's name for that model, such as "IMAGENET1K_V2" or "DEFAULT"; empty: random ones. ``last_stride=1``
+    makes a resnet's last feature map twice as high and wide, which improves re-ID (Luo et al., "Bag of Tricks and a Strong
+    Baseline for Deep Person Re-identification", CVPRW 2019); the weights fit both.
+
+    Raises:
+        InputError: as `check_backbone` and `build_users`; or the weights cannot be downloaded.
     """
     name = check_backbone(name, weights, last_stride)
     try:
@@ -83,8 +86,8 @@ def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2)
             return own, features_of(own, name)
         model: Any = SmallNet() if name == SMALL else torchvision_models().get_model(name, weights=weights or None)
     except OSError as error:
-        remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
-        raise InputError(f"the weights of {name} can't be fetched", f"{weights} ({error})", remedy) from error
+        remedy = "download them into TORCH_HOME on a machine with a network, or train without weights"
+        raise InputError(f"the weights of {name} cannot be downloaded", f"{weights} ({error})", remedy) from error
     if last_stride == 1:
         for module in model.layer4.modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -96,13 +99,13 @@ def build_backbone(name: str, weights: str = "", last_stride: Literal[1, 2] = 2)
 
 
 def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, list[int]]:
-    """A backbone that also gives what it finds on the way: images -> {"pooled": [B, F], "0": [B, C0, h, w], ...}; F; C0, C1, ...
+    """A backbone that also returns intermediate feature maps, the levels; raises as `build_backbone`.
 
-    The levels are the last maps of the LEVELS smallest sizes above one pixel, the largest first; a user's backbone may have none.
-    Raises as ``build_backbone``.
+    Returns a module, images -> {"pooled": [B, F], "0": [B, C0, h, w], "1": [B, C1, h, w], ...}, then F and [C0, C1, ...]. The
+    levels are the deepest maps of the `LEVELS` smallest sizes above one pixel, the largest first. User backbones may have none.
     """
     backbone, features = build_backbone(name, weights)
-    maps: dict[int, tuple[str, int]] = {}  # by height: the last module that gives such a map, and its channels
+    maps: dict[int, tuple[str, int]] = {}  # by height: the last module that returns such a map, and its channels
 
     def note(module_name: str, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] > 1:
@@ -113,7 +116,7 @@ def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, 
         for module_name, module in backbone.named_modules()
         if (module_name.count(".") < 2 or is_users(name)) and not isinstance(module, nn.AdaptiveAvgPool2d)
     ]
-    if isinstance(ask(backbone, torch.zeros(1, 3, SIDE, SIDE)), Exception):  # it takes images of another size alone
+    if isinstance(ask(backbone, torch.zeros(1, 3, SIDE, SIDE)), Exception):  # it takes only images of another size
         maps.clear()
     for hook in hooks:
         hook.remove()
@@ -129,7 +132,7 @@ def build_level_backbone(name: str, weights: str = "") -> tuple[nn.Module, int, 
 
 
 class WithLevels(nn.Module):
-    """A backbone that also gives what some of its modules give: for one whose code torch.fx may not be able to trace."""
+    """A backbone that also returns the outputs of some of its modules, by hooks: torch.fx may fail to trace a user's code."""
 
     def __init__(self, backbone: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class _Stage(nn.Module):
-    """Halve the map, then add what each further convolution finds: [B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
+    """A convolution of stride 2, then residual ones: [B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
 
     def __init__(self, inputs: int, outputs: int, residuals: int) -> None:
         super().__init__()
@@ -173,8 +176,8 @@ class _Stage(nn.Module):
 class SmallNet(nn.Module):
     """A four-stage residual network of about 0.4M parameters, for glyphs and small person crops on a CPU.
 
-    Images [B, 3, H, W] -> scores [B, classes]; H and W from 16 up. The last map is 1/16 of the image, the feature 128
-    wide. The early stages, where a pixel is dear, hold one convolution each; the late ones hold the parameters.
+    Images [B, 3, H, W], H and W at least 16 -> scores [B, classes]. The last map is 1/16 of the image's height and width, with
+    128 channels. The early stages have one convolution each, as their maps are large; most parameters are in the last stage.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:

@@ -1,7 +1,7 @@
-"""Models that a user brings: ``package.module:function`` names what builds one, wherever one of ours or torchvision's may stand.
+"""User models: ``package.module:function`` names a function that builds one, wherever the name of a model or backbone is taken.
 
-The module is imported where the model is built: on the workers, and on the driver to try it before a run starts. docs/models.md
-tells what the function is given and what its model must do.
+The module is imported where the model is built: on the workers, and on the driver, which tries the model before a run starts.
+docs/models.md describes the function's arguments and what its model must do.
 """
 
 import importlib
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 
-SIDE = 128  # pixels of the image that a backbone is asked by what it gives
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of a model that inputs do not suit
-DOCS = "docs/models.md tells what it must be"
+SIDE = 128  # height and width of the image by which a backbone's outputs are found
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # errors of a model that cannot process its inputs
+DOCS = "see docs/models.md"
 
 
 def is_users(name: str) -> bool:
-    """Whether a model's name stands for a function of the user's."""
+    """Whether a model's name is that of a user's function."""
     return ":" in name
 
 
@@ -32,10 +32,11 @@ def check_users(name: str) -> None:
 
 
 def build_users(name: str, weights: str = "", **options: Any) -> nn.Module:
-    """The model that the function returns for these options, and for ``weights`` unless they are empty.
+    """Call the user's function with these options, and with ``weights`` unless empty; returns its model.
 
     Raises:
-        InputError: the module cannot be imported, has no such function, or the function does not take that or gives no module.
+        InputError: the module cannot be imported or has no such function, or the function does not take these arguments or does
+            not return a module.
     """
     check_users(name)
     module_name, _, function_name = name.partition(":")
@@ -51,15 +52,15 @@ def build_users(name: str, weights: str = "", **options: Any) -> nn.Module:
     try:
         inspect.signature(function).bind(**options)
     except TypeError as error:
-        raise InputError(f"it does not take {', '.join(options) or 'no arguments'} ({error})", name, DOCS) from error
+        raise InputError(f"the function does not take {', '.join(options) or 'no arguments'} ({error})", name, DOCS) from error
     model = function(**options)
     if not isinstance(model, nn.Module):
-        raise InputError(f"it returns a {type(model).__name__}, not a torch.nn.Module", name, DOCS)
+        raise InputError(f"the function returns a {type(model).__name__}, not a torch.nn.Module", name, DOCS)
     return model
 
 
 def ask(model: nn.Module, inputs: Tensor) -> Any:
-    """What a model gives for inputs, as in evaluation, or the error of `REFUSALS` that it raises; its mode stays."""
+    """A model's output for inputs in evaluation mode, or the error of `REFUSALS` that it raises. The model's mode is restored."""
     training = model.training
     try:
         with torch.no_grad():
@@ -71,29 +72,29 @@ def ask(model: nn.Module, inputs: Tensor) -> Any:
 
 
 def features_of(model: nn.Module, name: str) -> int:
-    """F of a backbone that maps images [B, 3, H, W] to features [B, F]: found by an image of `SIDE` pixels a side; one that takes
-    no image of that size says it by an attribute ``num_features``.
+    """F of a backbone that maps images [B, 3, H, W] to features [B, F].
+
+    Found by an image of `SIDE` x `SIDE` pixels. A backbone that does not take this size must have an attribute ``num_features``.
 
     Raises:
-        InputError: there is no telling, or it gives something else.
+        InputError: F cannot be found, or the output has another shape.
     """
     found = ask(model, torch.zeros(1, 3, SIDE, SIDE))
     if isinstance(found, Exception) and isinstance(getattr(model, "num_features", None), int):
         return int(model.num_features)  # type: ignore[arg-type]
     if isinstance(found, Exception):
-        what = f"it cannot take an image of {SIDE}x{SIDE} ({first_line(found)})"
-        raise InputError(what, name, "give the module an attribute num_features if it takes other sizes alone")
+        what = f"the model cannot take an image of {SIDE}x{SIDE} ({first_line(found)})"
+        raise InputError(what, name, "give the module an attribute num_features if it takes only other sizes")
     if not isinstance(found, Tensor) or found.ndim != 2:
-        raise InputError(f"for an image it gives {described(found)}, not features [1, F]", name, DOCS)
+        raise InputError(f"for an image the model returns {described(found)}, not features [1, F]", name, DOCS)
     return found.shape[1]
 
 
 def try_users(name: str, build: Callable[[], nn.Module], inputs: Tensor) -> Any:
-    """What the job's model, built around a user's, gives for inputs as training hands them over; None for another name, of which
-    nothing is built.
+    """Build a job's model around a user's and return its output for inputs as in training; None if ``name`` is no user model.
 
     Raises:
-        InputError: as `build_users`, or it cannot take them.
+        InputError: as `build_users`, or the model cannot take the inputs.
     """
     if not is_users(name):
         return None
@@ -102,15 +103,15 @@ def try_users(name: str, build: Callable[[], nn.Module], inputs: Tensor) -> Any:
         with torch.no_grad():
             return model.train()(inputs)
     except REFUSALS as error:
-        what = f"it cannot be trained on inputs of {list(inputs.shape)} ({first_line(error)})"
+        what = f"the model cannot be trained on inputs of {list(inputs.shape)} ({first_line(error)})"
         raise InputError(what, name, DOCS) from error
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a line."""
+    """The first line of an error's message, at most 160 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def described(found: object) -> str:
-    """A model's output in words."""
+    """A model's output in words, for an error message."""
     return f"a tensor of {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

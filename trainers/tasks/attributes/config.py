@@ -1,4 +1,4 @@
-"""Settings of a face-attributes run: the sets, the curriculum's stages, the arms that can be compared."""
+"""Settings of a face-attributes run: the sets, the stages of the curriculum, the arms that can be compared."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,11 +21,7 @@ from trainers.tasks.attributes.stages import StageConfig
 from trainers.tasks.user_models import try_users
 
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
-
-
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
-
-
 COUPLED = ("age", "quality", "attractiveness")
 
 
@@ -34,24 +30,24 @@ class Stage(StageConfig):
     """A stage of the curriculum."""
 
     tasks: tuple[str, ...] = ()
-    """What it trains: tasks without a label in the data are left out."""
+    """Tasks that the stage trains; those without a label in the data are left out."""
     freeze: tuple[str, ...] = ()
-    """What is not trained: "backbone", or the heads of tasks."""
+    """Parts that stay as they are: "backbone", or tasks, whose heads are not trained."""
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown task."""
         super().__post_init__()
         if unknown := [name for name in (*self.tasks, *self.freeze) if name not in TASKS and name != BACKBONE]:
-            raise InputError(f"unknown task {', '.join(unknown)}", "stage", f"there are: {', '.join(TASKS)}")
+            raise InputError(f"unknown task {', '.join(unknown)}", "stage", f"use {', '.join(TASKS)}")
 
     def task_weights(self) -> dict[str, float]:
-        """What this stage trains, and the weight of each task's loss."""
+        """The weight of each trained task's loss."""
         return {task: float(getattr(self.weights, task)) for task in self.tasks}
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The tasks whose labels it learns from: those with a weight above 0."""
+        """The tasks that it learns: those with a loss weight above 0."""
         return tuple(task for task, weight in self.task_weights().items() if weight)
 
 
@@ -62,7 +58,8 @@ class AttributesConfig(JobConfig):
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets with labels: folders or s3://bucket/prefix."""
     arm: Arm = "staged+decoupler"
-    """single: a model for each task; joint: one model, all tasks from the start; staged; and with the decoupling part."""
+    """single: one model for each task; joint: one model, all tasks from the start; staged: one model, trained in stages;
+    staged+decoupler: with the decoupling part from the last stage on."""
     batch: int = 64
     """Samples of a global batch, over all sets and workers."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -70,7 +67,7 @@ class AttributesConfig(JobConfig):
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(turn=30.0))
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     make_roll: bool = True
-    """Take images without a roll for upright, so that augment.turn makes roll labels."""
+    """Treat images without a roll label as upright; when augment.turn turns one, the angle is its roll label."""
     model: FaceModelConfig = field(default_factory=FaceModelConfig)
     optim: OptimiserConfig = field(default_factory=OptimiserConfig)
     stage1: Stage = field(default_factory=lambda: Stage(tasks=INDEPENDENT))
@@ -88,7 +85,7 @@ class AttributesConfig(JobConfig):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages that the arm goes through; without a curriculum all tasks have all the steps."""
+        """The stages of the arm; single and joint have one, which trains all tasks for the steps of all stages."""
         stages: tuple[Stage, ...] = (self.stage1, self.stage2, self.stage3)
         if self.arm in ("single", "joint"):
             least, most = sum(stage.least for stage in stages), sum(stage.most for stage in stages)
@@ -97,32 +94,32 @@ class AttributesConfig(JobConfig):
 
     @property
     def steps(self) -> int:
-        """The most steps that the run takes."""
+        """Steps of the run, if no stage ends early."""
         return sum(stage.most for stage in self.stages)
 
     @property
     def size(self) -> tuple[int, int]:
-        """H, W trained at."""
+        """Height and width of the images trained on."""
         assert self.loader.size is not None
         return self.loader.size
 
     @property
     def decoupled_from(self) -> int | None:
-        """The number of the stage, of 0, 1, 2, that begins with the decoupling part; None: no stage has it."""
+        """The stage, counted from 0, that adds the decoupling part; None: the arm has none."""
         return 2 if self.arm == "staged+decoupler" else None
 
     @property
     def turn(self) -> float:
-        """Degrees by which images without a roll are turned in evaluations, so that there is a roll to predict."""
+        """Degrees by which evaluations turn images without a roll label at most; 0: they do not."""
         return self.augment.turn if self.rolls_made else 0.0
 
     @property
     def rolls_made(self) -> bool:
-        """Whether turned images have a roll."""
+        """Whether the angle by which an image is turned is its roll label."""
         return self.make_roll and self.augment.turn > 0
 
     def check(self) -> tuple[FaceSet, ...]:
-        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        """Open the data and check data, stages and model before the run starts; raises InputError."""
         sets = open_sets(self.data)
         for face_set in sets:
             check_shards(face_set.index)
@@ -133,27 +130,27 @@ class AttributesConfig(JobConfig):
         return sets
 
     def _model(self, tasks: tuple[str, ...]) -> Attributes:
-        """The model as it is at the run's end."""
+        """The model as it is at the end of the run."""
         model = Attributes(self.model, tasks, single=self.arm == "single")
         if self.decoupled_from is not None:
             model.insert_decoupler()
         return model
 
     def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
-        """What each set gives to the batches of a stage; raises InputError."""
+        """What each set gives to the batches of a stage (`mixed_parts`); raises InputError."""
         return mixed_parts(sets, self.mix, self.batch, stage.learned, make_roll=self.rolls_made)
 
 
 def trained_tasks(config: AttributesConfig, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:
-    """The tasks of all stages of which there is a label, in the order of `TASKS`.
+    """The tasks that some stage trains and the data has labels of, in the order of `TASKS`.
 
     Raises:
-        InputError: a stage has none.
+        InputError: the data has no label of any task of a stage.
     """
     columns = set(labelled_columns(sets, make_roll=config.rolls_made))
-    there = [name for name, task in TASKS.items() if columns & set(task.columns)]
+    labelled = [name for name, task in TASKS.items() if columns & set(task.columns)]
     for number, stage in enumerate(config.stages, 1):
-        if not set(stage.learned) & set(there):
+        if not set(stage.learned) & set(labelled):
             what = f"stage {number} has no labelled sample in the data: it trains {', '.join(stage.learned) or 'no task'}"
-            raise InputError(what, ", ".join(config.data), f"labels are there of: {', '.join(there) or 'none'}")
-    return tuple(task for task in there if any(task in stage.tasks for stage in config.stages))
+            raise InputError(what, ", ".join(config.data), f"the data has labels of: {', '.join(labelled) or 'none'}")
+    return tuple(task for task in labelled if any(task in stage.tasks for stage in config.stages))

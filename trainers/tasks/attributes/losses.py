@@ -1,6 +1,6 @@
-"""Losses of the face tasks, and how a head's raw outputs stand for labels. B batch, C columns of a task.
+"""The face tasks: their columns, their losses, and the conversion of a head's raw outputs to label values. B batch, C columns.
 
-A label may be absent (NaN): it adds nothing to a sum, nor to the count that the sum is divided by.
+An absent label is NaN. It adds nothing to a loss, nor to the count that the loss is divided by.
 """
 
 import math
@@ -19,18 +19,17 @@ WING_W, WING_EPS = 10.0, 2.0
 
 @dataclass(frozen=True)
 class Task:
-    """What a head gives: the value of a column is ``centre + scale * raw``, of a class sigmoid(raw).
-
-    Regression errors are measured in ``unit`` of the column before the loss: keypoints in pixels of a 64 px image, as in the
-    paper; years and degrees so that the loss bends where an error begins to be large.
-    """
+    """One task of a head. A raw output stands for the value ``centre + scale * raw``, or sigmoid(raw) for a class."""
 
     columns: tuple[str, ...]
     loss: Literal["wing", "smooth_l1", "cross_entropy"]
     figure: Literal["class", "mae", "nme", "correlation"]
+    """Which figures evaluate it (`trainers.tasks.attributes.metrics`)."""
     centre: float = 0.0
     scale: float = 1.0
     unit: float = 1.0
+    """A regression error is divided by this before the loss. Keypoints are then in pixels of a 64 px image, as in the wing loss's
+    paper; for years and degrees, smooth L1 becomes linear where an error starts to be large."""
 
 
 TASKS: dict[str, Task] = {
@@ -48,7 +47,7 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """What each task's loss counts for in the sum."""
+    """The weight of each task's loss in the sum."""
 
     keypoints: float = 0.05
     gender: float = 1.0
@@ -61,30 +60,30 @@ class Weights:
     pose: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises InputError for a negative one."""
+        """Raises InputError for a weight that is negative or not finite."""
         for name in TASKS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"the weight of {name} is {getattr(self, name)}", "weights", "give 0 or more")
 
 
 def wing(error: Tensor, w: float = WING_W, eps: float = WING_EPS) -> Tensor:
-    """w ln(1 + |x| / eps) below w, then |x| - C with C such that the two meet. Feng et al., "Wing Loss", CVPR 2018, eq. 5."""
+    """Wing loss of errors x: w ln(1 + |x| / eps) for |x| < w, else |x| - C, continuous at w. Feng et al., CVPR 2018, eq. 5."""
     x = error.abs()
     return torch.where(x < w, w * torch.log1p(x / eps), x - w + w * math.log1p(w / eps))
 
 
 def values_of(task: Task, raw: Tensor) -> Tensor:
-    """Raw outputs [B, C] in the units of the columns; of a class the probability that it is 1."""
+    """Label values of raw outputs [B, C], in the units of the columns; for a class the probability of 1."""
     return torch.sigmoid(raw) if task.loss == "cross_entropy" else task.centre + task.scale * raw
 
 
 def loss_sum(task: Task, raw: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of a task's losses over all labels [B, C] that are there, and how many they are."""
-    there = ~torch.isnan(labels)
-    known = torch.where(there, labels, 0.0)
+    """The sum of a task's losses over the labels [B, C] that are not NaN, and their number."""
+    present = ~torch.isnan(labels)
+    known = torch.where(present, labels, 0.0)
     if task.loss == "cross_entropy":
         losses = F.binary_cross_entropy_with_logits(raw, known, reduction="none")
     else:
         error = (values_of(task, raw) - known) / task.unit
         losses = wing(error) if task.loss == "wing" else F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
-    return torch.where(there, losses, 0.0).sum(), there.sum()
+    return torch.where(present, losses, 0.0).sum(), present.sum()

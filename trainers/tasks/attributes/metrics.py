@@ -1,6 +1,6 @@
-"""Figures of labels that were told right or wrong, on NumPy arrays of the n samples whose label is known.
+"""Figures of predicted labels against true ones. NumPy arrays; n samples, C columns of a task.
 
-``skill`` puts tasks on one scale: 0 is the best constant answer, 1 is without fault.
+``skill`` puts all tasks on one scale: 0 for the best constant prediction, 1 for a perfect one.
 """
 
 import numpy as np
@@ -11,72 +11,74 @@ from trainers.tasks.attributes.losses import TASKS, Task
 Floats = npt.NDArray[np.floating]
 
 
-def balanced_accuracy(told: Floats, true: Floats) -> float:
-    """Mean of the shares of either class [n] (0 or 1) that are told right by a probability of 0.5; NaN without both."""
-    right = (told >= 0.5) == (true >= 0.5)
+def balanced_accuracy(predicted: Floats, true: Floats) -> float:
+    """Mean over classes 0 and 1 of the fraction predicted correctly, at a threshold of 0.5; NaN unless both occur."""
+    right = (predicted >= 0.5) == (true >= 0.5)
     sides = [right[(true >= 0.5) == side] for side in (False, True)]
     return float(np.mean([side.mean() for side in sides])) if all(len(side) for side in sides) else float("nan")
 
 
-def auc(told: Floats, true: Floats) -> float:
-    """The probability that a positive scores above a negative, ties counting half (Mann-Whitney); NaN without both."""
+def auc(predicted: Floats, true: Floats) -> float:
+    """Area under the ROC curve, ties counting half (Mann-Whitney); NaN unless both classes occur."""
     positive = true >= 0.5
     few, many = int(positive.sum()), int((~positive).sum())
     if not few or not many:
         return float("nan")
-    _, place, counts = np.unique(told, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # ties share their mean rank
+    _, place, counts = np.unique(predicted, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # ties have their mean rank
     return float((ranks[positive].sum() - few * (few + 1) / 2) / (few * many))
 
 
-def correlation(told: Floats, true: Floats) -> float:
-    """Pearson's r; NaN where either is constant."""
-    if len(told) < 2 or np.ptp(told) == 0 or np.ptp(true) == 0:
+def correlation(predicted: Floats, true: Floats) -> float:
+    """Pearson's r; NaN if either is constant."""
+    if len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return float("nan")
-    return float(np.corrcoef(told, true)[0, 1])
+    return float(np.corrcoef(predicted, true)[0, 1])
 
 
-def nme(told: Floats, true: Floats) -> float:
-    """Mean distance of points [n, 2 P] (x, y, x, y, ...), as a share of the distance between the first two, the eyes."""
-    a, b = told.reshape(len(told), -1, 2), true.reshape(len(true), -1, 2)
+def nme(predicted: Floats, true: Floats) -> float:
+    """Mean distance of points [n, 2 P] (x, y, x, y, ...) as a fraction of the distance between the first two, the eyes."""
+    a, b = predicted.reshape(len(predicted), -1, 2), true.reshape(len(true), -1, 2)
     eyes = np.linalg.norm(b[:, 0] - b[:, 1], axis=1)
     return float((np.linalg.norm(a - b, axis=2).mean(axis=1) / np.maximum(eyes, 1e-6)).mean())
 
 
-def task_figures(name: str, told: Floats, true: Floats) -> dict[str, float]:
-    """The figures of a task on told and true labels [n, C], NaN in ``true`` where absent: by ``<task>.<figure>``, with
-    ``<task>.n``. What the known labels do not determine (an AUC of one class) is left out; empty when nothing is known."""
+def task_figures(name: str, predicted: Floats, true: Floats) -> dict[str, float]:
+    """A task's figures as ``<task>.<figure>``, and ``<task>.n``, the number of samples; labels [n, C], NaN in ``true`` if absent.
+
+    Figures that the labels do not determine, such as an AUC of one class, are left out; empty if all labels are absent.
+    """
     task = TASKS[name]
-    found = _angles(task, told, true) if task.figure == "mae" else _whole(task, told, true)
+    found = _angles(task, predicted, true) if task.figure == "mae" else _whole(task, predicted, true)
     return {f"{name}.{figure}": value for figure, value in found.items() if not np.isnan(value)}
 
 
-def _whole(task: Task, told: Floats, true: Floats) -> dict[str, float]:
+def _whole(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
     known = ~np.isnan(true).any(axis=1)
-    told, true = told[known], true[known]
+    predicted, true = predicted[known], true[known]
     if not len(true):
         return {}
     if task.figure == "nme":
-        error, constant = nme(told, true), nme(np.broadcast_to(np.median(true, axis=0), true.shape), true)
+        error, constant = nme(predicted, true), nme(np.broadcast_to(np.median(true, axis=0), true.shape), true)
         return {"nme": error, "skill": 1 - error / max(constant, 1e-9), "n": len(true)}
-    told, true = told[:, 0], true[:, 0]
+    predicted, true = predicted[:, 0], true[:, 0]
     if task.figure == "correlation":
-        r = correlation(told, true)
+        r = correlation(predicted, true)
         return {"correlation": r, "skill": float(np.nan_to_num(r)), "n": len(true)}
-    balanced = balanced_accuracy(told, true)
-    accuracy = float(((told >= 0.5) == (true >= 0.5)).mean())
+    balanced = balanced_accuracy(predicted, true)
+    accuracy = float(((predicted >= 0.5) == (true >= 0.5)).mean())
     skill = float(np.nan_to_num(2 * balanced - 1))
-    return {"accuracy": accuracy, "balanced": balanced, "auc": auc(told, true), "skill": skill, "n": len(true)}
+    return {"accuracy": accuracy, "balanced": balanced, "auc": auc(predicted, true), "skill": skill, "n": len(true)}
 
 
-def _angles(task: Task, told: Floats, true: Floats) -> dict[str, float]:
-    """Mean absolute errors, a column at a time: of a pose, the images with a yaw need not have a roll."""
+def _angles(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
+    """Mean absolute errors, each column on its own labels: an image may have a roll without a yaw."""
     found: dict[str, float] = {}
     skills = []
     for i, column in enumerate(task.columns):
         known = ~np.isnan(true[:, i])
         if known.any():
-            error = float(np.abs(told[known, i] - true[known, i]).mean())
+            error = float(np.abs(predicted[known, i] - true[known, i]).mean())
             constant = float(np.abs(np.median(true[known, i]) - true[known, i]).mean())
             found["mae" if len(task.columns) == 1 else f"{column}_mae"] = error
             skills.append(1 - error / max(constant, 1e-9))
@@ -84,6 +86,6 @@ def _angles(task: Task, told: Floats, true: Floats) -> dict[str, float]:
 
 
 def score(figures: dict[str, float]) -> float:
-    """One number for all tasks: the mean of their skills; 0 where there is none."""
+    """One number for all tasks: the mean of their skills; 0 if there are none."""
     skills = [value for name, value in figures.items() if name.endswith(".skill")]
     return float(np.mean(skills)) if skills else 0.0

@@ -1,13 +1,12 @@
-"""The face model: one backbone, a head per task, and the part that decouples the coupled tasks.
+"""The face model: one backbone, a head per task, and a part that decouples the coupled tasks.
 
-Shapes: B batch, C columns, L levels of the backbone, G x G places a level is pooled to, T decoupled tasks, Q queries of each,
-W their width.
+Shapes: B batch, C columns, L levels of the backbone, each pooled to G x G, T decoupled tasks, Q queries of each, W their width.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -29,10 +28,10 @@ class FaceModelConfig:
     """The face model."""
 
     backbone: str = SMALL
-    """A small network for small images, or a name of torchvision's: resnet18, mobilenet_v3_small, ...; or your own:
-    package.module:function"""
+    """The default is a small network for small images. Also: torchvision's names (resnet18, mobilenet_v3_small, ...), and your
+    own models as package.module:function."""
     weights: str = ""
-    """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
+    """torchvision's name of pretrained weights, such as DEFAULT; empty: random ones."""
     width: int = 64
     """Width of the decoupling part's tokens."""
 
@@ -44,12 +43,12 @@ class FaceModelConfig:
 
 
 class Decoupler(nn.Module):
-    """What each coupled task finds for itself in the features of several levels, joined by what the pose finds.
+    """Corrects the raw outputs of the coupled tasks by attention over several levels of the backbone.
 
-    Levels [B, channels, h, w] become L * G * G tokens. A few learned queries per task attend over them, by what is there and by
-    where it is: the backbone's pooled features have lost the place. From the task's findings and the pose's, side by side, a
-    layer that begins at zero makes a correction of the task's raw outputs: so whatever the model does at the moment when this is
-    added stays as it is. Our own design: the source does not publish its part's structure.
+    Levels [B, channels, h, w] become L * G * G tokens. A few learned queries per task attend over them by content and position;
+    the pooled features of the backbone have lost the position. A linear layer maps what the task's and the pose's queries
+    returned to a correction of the task's raw outputs. The layer starts at zero, so adding this part does not change the model's
+    outputs. Our own design: the source of the method does not publish its own.
     """
 
     GRID, QUERIES = 4, 4
@@ -58,23 +57,21 @@ class Decoupler(nn.Module):
         super().__init__()
         if not channels:
             remedy = "choose another backbone, or an arm without the decoupling part: --arm staged"
-            raise InputError(
-                "the backbone has no feature maps [B, C, h, w] on the way to its features", "--model.backbone", remedy
-            )
+            raise InputError("the backbone's modules return no feature maps [B, C, h, w]", "--model.backbone", remedy)
         self.tasks = tuple(tasks)  # POSE last
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.norm = nn.LayerNorm(width)
-        # So far apart that the queries look at different places from the start.
+        # Of unit variance, so that the queries attend to different places from the start.
         self.places = nn.Parameter(torch.randn(len(channels) * self.GRID**2, width))
         self.queries = nn.Parameter(torch.randn(len(self.tasks) * self.QUERIES, width) * 2)
-        # What is alike in all images would drown the rest: a layer that begins at zero learns from differences.
+        # Without it the corrections learned the mean only: what the queries return is nearly the same for all images.
         self.centre = nn.BatchNorm1d(len(self.tasks) * self.QUERIES * width)
         self.corrections = nn.ModuleDict({t: nn.Linear(2 * self.QUERIES * width, len(TASKS[t].columns)) for t in self.tasks})
         for parameter in self.corrections.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Corrections of the tasks' raw outputs, [B, columns] each; in training B must be at least 2 (batch norm)."""
+        """Corrections of the tasks' raw outputs, [B, columns] each; B must be at least 2 in training (batch norm)."""
         pooled = [F.adaptive_avg_pool2d(p(level), self.GRID) for p, level in zip(self.project, levels, strict=True)]
         tokens = self.norm(torch.cat([level.flatten(2).transpose(1, 2) for level in pooled], dim=1))  # [B, L G G, W]
         scores = self.queries @ (tokens + self.places).transpose(1, 2) / math.sqrt(tokens.shape[-1])  # [B, T Q, L G G]
@@ -84,7 +81,7 @@ class Decoupler(nn.Module):
 
 
 class FaceNet(nn.Module):
-    """RGB images [B, 3, H, W], uint8 or float in 0..255 -> raw outputs of each of its tasks."""
+    """One backbone with heads: RGB images [B, 3, H, W], uint8 or float in 0..255 -> raw outputs by task."""
 
     def __init__(self, config: FaceModelConfig, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -95,7 +92,7 @@ class FaceNet(nn.Module):
         self.decoupler: Decoupler | None = None
 
     def insert_decoupler(self) -> None:
-        """Add the decoupling part, once; the outputs stay what they are."""
+        """Add the decoupling part if there is none yet; the outputs do not change."""
         if self.decoupler is None:
             coupled = [task for task in COUPLED if task in self.heads]
             self.decoupler = Decoupler(self.channels, [*coupled, POSE], self.width).to(next(self.parameters()).device)
@@ -112,16 +109,29 @@ class FaceNet(nn.Module):
 
 
 class Attributes(nn.Module):
-    """Images [B, 3, H, W] -> labels [B, C], the columns of all tasks in order: what is used, and exported.
+    """The model that is used and exported: images [B, 3, H, W] -> labels [B, C], the columns of all tasks in order.
 
-    One net for all tasks, or (``single``) one for each.
+    It has one `FaceNet` for all tasks, or one for each if ``single``.
     """
 
     def __init__(self, config: FaceModelConfig, tasks: Sequence[str], *, single: bool) -> None:
         super().__init__()
-        self.tasks = tuple(tasks)
+        self.tasks, self.single = tuple(tasks), single
         groups = {task: (task,) for task in self.tasks} if single else {"all": self.tasks}
         self.nets = nn.ModuleDict({name: FaceNet(config, group) for name, group in groups.items()})
+
+    @classmethod
+    def of_shape(cls, config: FaceModelConfig, shape: Mapping[str, Any]) -> Self:
+        """A model of the structure that `shape` described."""
+        model = cls(config, shape["tasks"], single=shape["single"])
+        if shape["decoupled"]:
+            model.insert_decoupler()
+        return model
+
+    def shape(self) -> dict[str, Any]:
+        """The model's structure as plain data, to store beside its weights."""
+        decoupled = any(net.decoupler is not None for net in self.nets.values())
+        return {"tasks": list(self.tasks), "single": self.single, "decoupled": decoupled}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -138,17 +148,17 @@ class Attributes(nn.Module):
         return {task: raw for net in self.nets.values() for task, raw in net(images).items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Labels [B, C] in the units of their columns; of a class the probability that it is 1."""
+        """Labels [B, C] in the units of their columns; for a class the probability of 1."""
         raw = self.raw(images)
         return torch.cat([values_of(TASKS[task], raw[task]) for task in self.tasks], dim=1)
 
 
 class AttributesTask(nn.Module):
-    """What a run trains: the model and, of the tasks that the stage trains, the weighted sum of losses.
+    """What a run trains: the model, and the weighted sum of the losses of the current stage's tasks.
 
-    A batch holds "images" [B, 3, H, W] uint8 and "targets" float32 [B, C] in the model's columns, NaN where absent; forward
-    returns "loss" and, detached, "loss_<task>". Each task's mean is over the labels of the batches of all ranks together
-    (`means_over_ranks`), so the gradient of R ranks is that of one with all samples, but for batch norm.
+    A batch holds "images" uint8 [B, 3, H, W] and "targets" float32 [B, C] in the model's columns, NaN where absent. forward
+    returns "loss" and, detached, "loss_<task>". Each task's loss is a mean over the labels of all ranks (`means_over_ranks`), so
+    the gradient does not depend on the number of ranks, except through batch norm.
     """
 
     def __init__(self, model: Attributes, group: dist.ProcessGroup | None = None) -> None:
@@ -158,7 +168,7 @@ class AttributesTask(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def enter(self, weights: Mapping[str, float], freeze: Sequence[str] = ()) -> None:
-        """Train these tasks from now on; all others, and what ``freeze`` names (tasks, the backbone), stay as they are."""
+        """Train these tasks from now on. All others, and the tasks or the backbone named in ``freeze``, stay as they are."""
         self.weights = {task: weights[task] for task in self.model.tasks if task in weights}
         self.frozen = []
         self.model.requires_grad_(True)
@@ -179,7 +189,7 @@ class AttributesTask(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module, but what is frozen keeps its statistics too."""
+        """Set training mode as usual, but keep frozen parts in evaluation mode: their batch norm statistics stay."""
         super().train(mode)
         for module in self.frozen:
             module.eval()

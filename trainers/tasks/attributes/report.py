@@ -23,18 +23,18 @@ from trainers.tasks.attributes.losses import TASKS
 from trainers.tasks.attributes.model import Attributes
 from trainers.tasks.attributes.pictures import Face, labelled_faces
 
-SHARES = ("accuracy", "balanced", "auc", "nme")
+FRACTIONS = ("accuracy", "balanced", "auc", "nme")
 LESS_IS_BETTER = ("mae", "nme")
 HELD_OUT_SHOWN = 12  # images in a report
 SHOWN = 24  # images in the picture of a prediction
 
 
 def _text(name: str, value: float) -> str:
-    return f"{value:.1%}" if name.rpartition(".")[2] in SHARES else f"{value:.3g}"
+    return f"{value:.1%}" if name.rpartition(".")[2] in FRACTIONS else f"{value:.3g}"
 
 
 def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
-    """A row a task: its name, how many images it was evaluated on, its figures in words."""
+    """One row per task: its name, the number of images it was evaluated on, its figures."""
     rows: list[list[object]] = []
     for task in TASKS:
         own = {name.partition(".")[2]: value for name, value in figures.items() if name.startswith(f"{task}.")}
@@ -45,12 +45,12 @@ def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The table of a run's figures."""
+    """Print the table of a run's figures."""
     summary_table(f"{title}: score {figures.get('score', float('nan')):.3f}", ["task", "images", "figures"], figure_rows(figures))
 
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Two tables: each arm's figures over seeds, and their differences to the first arm's, seed by seed; 95% intervals by t."""
+    """Print each arm's figures, and their paired differences to the first arm's: means over seeds with 95% intervals."""
     arms = list(figures)
     runs = [run for arm in arms for run in figures[arm]]
     names = [name for name in runs[0] if name != "step" and not name.endswith((".n", ".skill")) and all(name in r for r in runs)]
@@ -58,7 +58,7 @@ def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, flo
 
     def cell(values: Sequence[float], name: str, sign: str) -> str:
         mean, half = interval(values)
-        scale, unit = (100, " %") if name.rpartition(".")[2] in SHARES else (1, "")
+        scale, unit = (100, " %") if name.rpartition(".")[2] in FRACTIONS else (1, "")
         return f"{mean * scale:{sign}.2f} ± {half * scale:.2f}{unit}" if unit or mean > 1 else f"{mean:{sign}.3f} ± {half:.3f}"
 
     rows = [[_arrow(name), *(cell([run[name] for run in figures[arm]], name, "") for arm in arms)] for name in names]
@@ -97,7 +97,7 @@ def _score(_: str, value: float) -> str:
 def held_out_faces(
     model: Attributes, sets: Sequence[FaceSet], size: tuple[int, int], device: torch.device, columns: Sequence[str]
 ) -> list[Face]:
-    """A few held-out images spread over each set, with what the model predicts for them in these columns and what is true."""
+    """A few held-out images spread over each set, with the predictions of these columns and the true labels."""
     faces: list[Face] = []
     for face_set in sets:
         if (split := evaluated_split(face_set.index)) is None:
@@ -108,7 +108,7 @@ def held_out_faces(
         for sample, data in zip(samples.tolist(), read_samples(face_set.index, samples), strict=True):
             try:
                 image = decode(b"" if isinstance(data, ValueError) else data)
-            except ValueError:  # the evaluation has named it
+            except ValueError:  # the evaluation reported it
                 continue
             pixels = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
             predicted = dict(zip(model.columns, model(pixels)[0].float().cpu().tolist(), strict=True))
@@ -119,7 +119,7 @@ def held_out_faces(
 
 
 def within(column: str, value: float) -> float:
-    """A value as it is printed: a regression may go past what the column's labels can be."""
+    """A predicted value rounded and clipped to the range of the column's labels, which a regression may leave."""
     least, most = COLUMNS[column]
     return round(min(max(value, least), most), 4)
 
@@ -129,8 +129,10 @@ def predict_faces(
     run: Run, model: Attributes, source: Iterable[tuple[str, Image]], size: tuple[int, int], device: torch.device,
     columns: Sequence[str], at_once: int,
 ) -> None:  # fmt: skip
-    """Print a line of JSON for each image, with these columns, ``at_once`` images together; the lines and a picture of the first
-    ones go into the run's folder, also when the source breaks off or Ctrl-C ends it."""
+    """Print a line of JSON with these columns for each image, predicting ``at_once`` images together.
+
+    The lines and a picture of the first images are stored in the run's folder, also after an error of the source or Ctrl-C.
+    """
     frames, lines = iter(source), list[str]()
     shown: list[Face] = []
     try:
@@ -141,7 +143,7 @@ def predict_faces(
                     name: within(name, value) for name, value in zip(model.columns, values, strict=True) if name in columns
                 }
                 lines.append(json.dumps({"image": name, **predicted}))
-                print(lines[-1], flush=True)  # whoever reads a camera's lines from a pipe wants them now
+                print(lines[-1], flush=True)  # a program that reads a camera's lines from a pipe needs each at once
                 if len(shown) < SHOWN:
                     shown.append((image, PurePath(name).name, predicted, {}))
     finally:

@@ -1,7 +1,7 @@
-"""A curriculum's stages: frozen settings of each, and where a run stands in them.
+"""The stages of a curriculum: the settings of each, and which stage a run is in.
 
-A stage ends when its smoothed loss is under a threshold, or at its most steps. What ends it is the mean of all ranks' losses, so
-that every rank ends it at the same step; and the state is plain data in the run's journal, so that a resumed run does too.
+A stage ends when its smoothed loss is below a threshold, or after ``most`` steps. The loss is the mean over all ranks, so every
+rank ends the stage at the same step. The state is plain data in the run's `TrainingLog`, so a resumed run ends it there, too.
 """
 
 import math
@@ -16,24 +16,24 @@ from datasets.errors import InputError
 from trainers.engine.config import ALLOWED
 from trainers.engine.optim import OptimConfig, OptimiserConfig
 
-DECAY = 0.95  # of the smoothed loss, a step
-CHECK = 10  # steps between two looks at it: reading the loss makes the device wait
+DECAY = 0.95  # of the smoothed loss, per step
+CHECK = 10  # steps between two checks: reading the loss makes the device wait
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage is trained, and when it ends."""
+    """How a stage is trained, and when it ends."""
 
     threshold: float = field(default=0.0, metadata=ALLOWED)
-    """T: the stage ends when its smoothed loss is under this."""
+    """The stage ends when its smoothed loss is below this; 0: never."""
     least: int = field(default=50, metadata=ALLOWED)
-    """Steps that it trains at least."""
+    """Minimum number of steps."""
     most: int = field(default=300, metadata=ALLOWED)
-    """Steps after which it ends all the same, and says so."""
+    """Maximum number of steps; the report says when the threshold was not reached by then."""
     lr: float = field(default=2e-3, metadata=ALLOWED)
-    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
+    """Peak learning rate, reached after the warm-up; it then falls to zero along half a cosine."""
     warmup: int = field(default=20, metadata=ALLOWED)
-    """Steps in which the learning rate rises linearly."""
+    """Steps over which the learning rate rises linearly."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
@@ -45,36 +45,36 @@ class StageConfig:
             raise InputError(f"a threshold of {self.threshold}", "stage", "give 0 (never) or more")
 
     def optim(self, base: OptimiserConfig) -> OptimConfig:
-        """How the loop trains this stage."""
+        """The optimiser settings of this stage."""
         return OptimConfig(**asdict(base), steps=self.most, lr=self.lr, warmup=self.warmup)
 
 
 class StageLog:
-    """The stages that a run has entered: a list in its journal, the last entry being the one that it is in."""
+    """The stages that a run has entered, as entries of its `TrainingLog`; the last entry is the current stage."""
 
     def __init__(self, notes: dict[str, Any], group: dist.ProcessGroup | None) -> None:
         self.entries: list[dict[str, Any]] = notes.setdefault("stages", [])
         self.group = group
-        self._fresh: list[Tensor] = []
+        self._unread: list[Tensor] = []
 
     @property
     def now(self) -> int:
-        """The number of the stage that the run is in; -1 before the first."""
+        """The current stage, counted from 0; -1 before the first."""
         return len(self.entries) - 1
 
     @property
     def over(self) -> bool:
-        """Whether that stage has ended."""
+        """Whether the current stage has ended."""
         return bool(self.entries[-1]["ended"])
 
     @property
     def first(self) -> int:
-        """The step that it began with."""
+        """The step at which the current stage began."""
         return int(self.entries[-1]["first"])
 
     @property
     def smoothed(self) -> float:
-        """Its smoothed loss, as far as it was read: an exponential mean, corrected for its short past."""
+        """The smoothed loss at the last `settle`: an exponential mean, corrected for its start at 0; infinite before any."""
         entry = self.entries[-1]
         return float(entry["mean"]) / (1 - DECAY ** entry["steps"]) if entry["steps"] else math.inf
 
@@ -83,14 +83,14 @@ class StageLog:
         self.entries.append({"first": step, "steps": 0, "mean": 0.0, "ended": ""})
 
     def cut(self, stage: StageConfig) -> None:
-        """End the stage if it has had its most steps already: a resumed run may have fewer of them than before."""
+        """End the current stage if it has made ``most`` steps already: a resumed run may lower ``most``."""
         if not self.over and self.entries[-1]["steps"] >= stage.most:
             self.entries[-1]["ended"] = f"it had {self.entries[-1]['steps']} steps when its most became {stage.most}"
 
     def add(self, loss: Tensor, stage: StageConfig) -> bool:
-        """Take a step's loss in; tells whether the stage is over."""
-        self._fresh.append(loss)
-        steps = self.entries[-1]["steps"] + len(self._fresh)
+        """Add a step's loss; returns whether the stage has ended with this step."""
+        self._unread.append(loss)
+        steps = self.entries[-1]["steps"] + len(self._unread)
         if steps % CHECK == 0 or steps == stage.most:
             self.settle()
             if steps >= stage.least and self.smoothed < stage.threshold:
@@ -101,15 +101,15 @@ class StageLog:
         return self.over
 
     def settle(self) -> None:
-        """Bring the entry up to date: every rank calls this at the same step, before the journal is stored."""
-        if not self._fresh:
+        """Include all losses added so far in the entry. Every rank calls this at the same step, before a checkpoint."""
+        if not self._unread:
             return
-        losses = torch.stack(self._fresh).double()
+        losses = torch.stack(self._unread).double()
         if self.group is not None:
             dist.all_reduce(losses, group=self.group)
             losses /= dist.get_world_size(self.group)
         entry = self.entries[-1]
         for loss in losses.tolist():
             entry["mean"] = DECAY * entry["mean"] + (1 - DECAY) * loss
-        entry["steps"] += len(self._fresh)
-        self._fresh.clear()
+        entry["steps"] += len(self._unread)
+        self._unread.clear()

@@ -25,7 +25,7 @@ class ReidConfig(JobConfig):
     """Settings of a re-identification run."""
 
     data: str = field(default="", metadata=ADDRESS)
-    """A shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that the repository ships."""
+    """The shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that comes with the repository."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -38,7 +38,7 @@ class ReidConfig(JobConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.cluster.check_shares(self.sampler.batch, "sampler.batch")
-        for workers in self.cluster.sizes:  # of an elastic run, any of them
+        for workers in self.cluster.sizes:  # an elastic run may have any of them
             self.sampler.check_world(workers)
         if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
             what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
@@ -50,7 +50,7 @@ class ReidConfig(JobConfig):
         return self.sampler.batch
 
     def check(self) -> Data:
-        """Open the data, and check all that can be checked before anything starts; raises InputError."""
+        """Open the data and check data, sampler and model before the run starts; raises InputError."""
         data = open_data(self.data, self.loader.size)
         check_shards(data.index)
         Sampler(self.sampler, data.train, self.seed)

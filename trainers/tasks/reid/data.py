@@ -10,19 +10,20 @@ from datasets.shipped import shipped_set
 
 @dataclass(frozen=True)
 class Data:
-    """The set that a run reads."""
+    """An opened shard set."""
 
     index: Index
     train: Split
     etags: dict[str, str]
-    size: tuple[int, int]  # H, W trained at
+    size: tuple[int, int]
+    """Height and width of the images trained on."""
 
 
 def open_data(url: str, size: tuple[int, int] | None) -> Data:
-    """Open a shard set (empty: the shipped one), whose images are brought to ``size``, None: that of the set.
+    """Open a shard set; an empty ``url`` is the shipped one. ``size``: as in `Data`; None: as the set was packed.
 
     Raises:
-        InputError: the set is not whole, or holds fewer than two identities to train on.
+        InputError: the set is incomplete, or has fewer than two identities to train on.
     """
     index = read_index(url or shipped_set())
     height, width = size or index.about["size"]

@@ -1,4 +1,4 @@
-"""Measures the difficulty vector during training, and what the run's records report of it."""
+"""Computes the difficulty vector during training, and the figures about it in a run's records and report."""
 
 import time
 
@@ -9,12 +9,12 @@ from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.training import TrainingLog, TrainingRun
 from trainers.tasks.reid.model import ReidTask
 
-QUANTILES = 101  # of the difficulty vector, kept of each version for the report
+QUANTILES = 101  # of each version, kept for the report
 PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 
 def measure_difficulty(run: TrainingRun, task: ReidTask) -> Difficulty:
-    """The version of the difficulty vector that is due at this step, computed by all ranks together."""
+    """Compute the difficulty vector of the current step with all ranks, and note its quantiles and duration for the report."""
     began = time.perf_counter()
     cosine, nearest = task.difficulty(run.worker.group)
     version = run.log.step // run.config.sampler.interval
@@ -26,20 +26,23 @@ def measure_difficulty(run: TrainingRun, task: ReidTask) -> Difficulty:
 
 
 def difficulty_figures(config: SamplerConfig, version: int, log: TrainingLog) -> dict[str, float]:
-    """What a record reports of the vector that a step was drawn by: its version, its age in steps and what that may be, the
-    seconds that computing the last one took; and the mAP so far."""
+    """Figures for a record of the current step, besides the loop's own.
+
+    ``version`` of the vector that the step's batch was drawn by; its ``age`` in steps and the age at which the next version is
+    ``due``; ``difficulty_s``, the seconds it took to compute the last version; and the last ``mAP``.
+    """
     figures: dict[str, float] = {"version": version}
     if version:
         figures |= {"age": log.step - version * config.interval, "due": config.interval + config.lag}
     if measured := log.notes.get("difficulty"):
         figures["difficulty_s"] = measured[-1].get("seconds", 0.0)
-    if log.evaluations and "mAP" in log.evaluations[-1]:  # only rank 0 knows it
+    if log.evaluations and "mAP" in log.evaluations[-1]:  # rank 0 alone has it
         figures["mAP"] = log.evaluations[-1]["mAP"]
     return figures
 
 
 def most_confusable(run: TrainingRun, task: ReidTask) -> list[tuple[int, int, float]]:
-    """The pairs of identities whose rows are closest, with their cosine; computed by all ranks together."""
+    """The pairs of identities (a < b) whose rows have the largest cosines, with these; computed with all ranks."""
     cosine, nearest = task.difficulty(run.worker.group)
     highest = cosine.topk(min(4 * PAIRS, len(cosine)))
     rows = zip(highest.indices.tolist(), nearest[highest.indices].tolist(), highest.values.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Settings of the classifier's head: which loss, which margin."""
+"""Settings of the classification head: loss, margin, scale."""
 
 import math
 from dataclasses import dataclass
@@ -7,34 +7,30 @@ from typing import Literal
 from datasets.errors import InputError
 
 _MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}  # as published
-
-
-# Of the first rows. The longer a row, the less a step turns it; the library's would begin sqrt(D) long.
+# Standard deviation of the initial rows. A step turns a long row less; pytorch-metric-learning's have length sqrt(D).
 INITIAL_STD = {"softmax": 0.001, "sphereface": 0.01, "cosface": 0.01, "arcface": 0.01}
-
-
 _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The identity loss, and the weight of a triplet loss beside it.
+    """The identity loss, and a triplet loss that can be added.
 
-    SphereFace's published margin of 4 starts badly under SGD: its paper anneals it in, we don't. Adam, or a margin of 2, copes.
+    SphereFace's published margin of 4 starts badly under SGD: its paper raises it gradually, we don't. Use Adam, or margin 2.
     """
 
     kind: Literal["softmax", "sphereface", "cosface", "arcface"] = "cosface"
-    """How identities are told apart: by plain softmax, or with a margin between them."""
+    """The classification loss over identities: plain softmax, or one with a margin."""
     margin: float | None = None
-    """sphereface: multiple of the angle (None: 4); cosface: cosine (0.35); arcface: radians (0.5); softmax has none."""
+    """The margin: a factor of the angle in sphereface (None: 4), a cosine in cosface (0.35), radians in arcface (0.5)."""
     scale: float | None = None
-    """What multiplies the cosines (None: sqrt 2 ln(N - 1)), or in sphereface the feature norms (1); softmax has none."""
+    """Factor of the cosines (None: sqrt 2 ln(N - 1), N identities), in sphereface of the feature norms (None: 1)."""
     triplet: float = 0.0
-    """Weight of the triplet loss, whose triplets are sought in the batch of all workers together; 0 leaves it out."""
+    """Weight of a batch-hard triplet loss over the batch of all workers; 0: none."""
     triplet_margin: float = 0.3
-    """By how much the farthest image of the same identity must be nearer than the nearest one of another."""
+    """The nearest image of another identity must be farther than the farthest of the same one by this distance."""
     parallel: bool = False
-    """Each worker holds N / R of the rows instead of all, so that more identities fit; as exact."""
+    """Divide the N rows among the R workers instead of replicating them, so that more identities fit; the loss stays exact."""
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range."""
@@ -56,11 +52,11 @@ class HeadConfig:
             raise InputError("the triplet loss's weight and margin must not be negative", where)
 
     def resolved(self, identities: int) -> tuple[float, float]:
-        """Margin and scale, for the heads that have them; those that are not set are chosen.
+        """Margin and scale of a head that has them, with defaults for those that are None.
 
-        CosFace and ArcFace are published with a scale of 64, for tens of thousands of faces. With hundreds of identities a model
-        hardly trains by it from random weights (measured: README), so the scale follows their number N: sqrt(2) ln(N - 1), the
-        fixed AdaCos (Zhang et al., CVPR 2019, eq. 12), which is 7.3 for 182 and 16 for 100,000.
+        CosFace and ArcFace were published with a scale of 64, for tens of thousands of faces. With hundreds of identities a model
+        hardly trains with it from random weights (measured: docs/claims.md). So the default follows the number of identities N:
+        sqrt(2) ln(N - 1), the fixed AdaCos (Zhang et al., CVPR 2019, eq. 12), which is 7.3 for 182 and 16 for 100,000.
         """
         margin = _MARGIN[self.kind] if self.margin is None else self.margin
         if self.scale is not None:

@@ -1,6 +1,6 @@
-"""Classification heads over identities: what they take, softmax, and how one is built; `trainers.tasks.reid.margins` has the others.
+"""Builds the classification head over identities, and the softmax head; those with a margin are in `trainers.tasks.reid.margins`.
 
-Shapes: B batch, N identities, D features. A head holds the rows W0 [N, D] that the difficulty of an identity is read from.
+Shapes: B batch, N identities, D features. A head holds one row per identity, W0 [N, D]; difficulty is computed from these rows.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Softmax(nn.Module):
-    """Cross-entropy of W0 x, without bias: a row is then all that is known of its identity."""
+    """Cross-entropy of W0 x. It has no bias, so the row alone represents its identity."""
 
     def __init__(self, identities: int, dim: int) -> None:
         super().__init__()
@@ -36,15 +36,14 @@ class Softmax(nn.Module):
 
 
 def build_head(config: HeadConfig, identities: int, dim: int) -> "Softmax | Margin":
-    """Return the head: forward(features [B, D], labels [B]) -> (mean loss, the identity whose row scores highest,
-    without a margin, [B]).
+    """Build a head. Its ``rows`` are W0 [N, D]; raises InputError for fewer than two identities.
 
-    Its ``rows`` are W0 [N, D]. Raises InputError for fewer than two identities.
+    forward(features [B, D], labels [B]) -> (mean loss, predicted identities [B]: those with the highest score without margin).
     """
     if identities < 2:
         raise InputError("a classifier needs at least two identities", str(identities))
     if config.kind == "softmax":
         return Softmax(identities, dim)
-    from trainers.tasks.reid.margins import Margin  # here: it brings SciPy, 0.6 s that whoever builds no head need not wait for
+    from trainers.tasks.reid.margins import Margin  # here: it imports SciPy, which takes 0.6 s
 
     return Margin(config, identities, dim)

@@ -1,4 +1,4 @@
-"""Margin heads and the batch-hard triplet loss, by pytorch-metric-learning. B batch, N identities, D features.
+"""Margin heads and the batch-hard triplet loss, from pytorch-metric-learning. B batch, N identities, D features.
 
 Sources: SphereFace (Liu et al., CVPR 2017); CosFace (Wang et al., CVPR 2018); ArcFace (Deng et al., CVPR 2019); batch-hard
 triplets (Hermans et al., arXiv 1703.07737).
@@ -18,16 +18,16 @@ from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
 class _SafeArcFaceLoss(losses.ArcFaceLoss):
     def get_angles(self, cosine: Tensor) -> Tensor:
-        # The library clamps at 1 and -1 themselves, where acos is infinitely steep; PyTorch before 2.15 lets that through.
+        # The library clamps to -1..1, where acos has an infinite slope; before PyTorch 2.15 clamp passes that gradient on.
         step = torch.finfo(torch.float32).eps
         return torch.acos(cosine.clamp(-1 + step, 1 - step))
 
 
 class Margin(nn.Module):
-    """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, the right one lowered by a margin.
+    """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, that of the true identity lowered by a margin.
 
-    Computed in float32 whatever autocast says. That isn't only for precision: the losses of pytorch-metric-learning
-    turn their own parameter, for good, into the type of the features that they are given.
+    Always computed in float32, also under autocast: pytorch-metric-learning's losses convert their own parameter, permanently, to
+    the dtype of the features that they get.
     """
 
     def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
@@ -37,7 +37,7 @@ class Margin(nn.Module):
 
     @property
     def rows(self) -> Tensor:
-        """W0 [N, D], not normalised; a view of the parameter, which is held as [D, N]."""
+        """W0 [N, D], not normalised: a view of the parameter, which is stored as [D, N]."""
         rows: Tensor = self.loss.W.T
         return rows
 
@@ -51,7 +51,7 @@ class Margin(nn.Module):
 
 
 def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMarginSoftmaxLoss:
-    """The library's loss of a head that has a margin."""
+    """pytorch-metric-learning's loss for a head with a margin."""
     margin, scale = config.resolved(identities)
     common = {"num_classes": identities, "embedding_size": dim, "scale": scale}
     if config.kind == "cosface":
@@ -59,7 +59,7 @@ def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMa
     if config.kind == "arcface":
         return _SafeArcFaceLoss(margin=math.degrees(margin), **common)
     with warnings.catch_warnings():
-        # It gives Tensors to a SciPy ufunc, which NumPy 2 dislikes.
+        # It passes Tensors to a SciPy ufunc, which NumPy 2 warns of.
         warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
         return losses.SphereFaceLoss(margin=margin, **common)
 
@@ -67,9 +67,9 @@ def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMa
 class BatchHardTriplet(nn.Module):
     """Mean over anchors of max(0, margin + d(anchor, farthest positive) - d(anchor, nearest negative)).
 
-    d is Euclidean, of features that are not normalised. Anchors without a positive or a negative in the batch are
-    left out of the mean; with none left the loss is 0. With a group the batch is that of all ranks together, whose features
-    [b, D] are gathered; every rank gets the same loss.
+    d is the Euclidean distance of features that are not normalised. The mean leaves out anchors without a positive or a negative;
+    without any anchor the loss is 0. With a group, the features [b, D] of all ranks are gathered to one batch, and every rank
+    gets the same loss.
     """
 
     def __init__(self, margin: float, group: dist.ProcessGroup | None = None) -> None:

@@ -1,9 +1,11 @@
-"""Retrieval: how high a query's own identity stands when a gallery is ordered by cosine.
+"""Figures of features: retrieval (how high a query's own identity ranks in a gallery ordered by cosine) and verification (whether
+two images show the same identity).
 
 Shapes: Q queries, G gallery images, D features, C queries of one chunk.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,12 @@ from torch import Tensor
 from datasets.errors import InputError
 
 JUNK = -1
+BINS = 4001  # of cosines: the threshold is found to 0.0005
 
 
 @dataclass(frozen=True)
 class RankingResult:
-    """Figures in 0..1 over the valid queries; ``ap`` [Q] (float64, on the CPU) is nan for a query that was skipped."""
+    """Figures in 0..1 over the valid queries; ``ap`` float64 [Q], on the CPU, is nan for skipped queries."""
 
     mean_ap: float
     cmc: dict[int, float]
@@ -38,16 +41,18 @@ def evaluate_ranking(
 ) -> RankingResult:
     """Mean average precision and CMC of features [Q, D] against [G, D], as for Market-1501 (Zheng et al., ICCV 2015).
 
-    For each query, gallery images of its own identity *and* camera are left out, and so is junk (pid -1); images of
-    identities that nobody asks for stay, as distractors. A negative camera is unknown, and equals none. Queries that
-    are junk or have no match left are skipped. Equal cosines are ordered by gallery index.
-    Average precision is the mean over the matches of the precision at each one (as in scikit-learn), not the
-    trapezoid under the curve that the data set's first scripts drew. cmc[k] is the share of queries with a match
-    among the first k.
+    For each query, gallery images of its identity *and* its camera are left out, and so is junk (pid -1). Identities without a
+    query stay in the gallery as distractors. A negative camera is unknown and equals no other. Queries that are junk or have no
+    match left are skipped. Equal cosines are ordered by gallery index. Average precision is the mean over the matches of the
+    precision at each (as in scikit-learn), not the trapezoid rule of the data set's first scripts. cmc[k] is the fraction of
+    queries with a match among the first k.
 
-    ``pids`` and ``camids`` are integer vectors [Q] and [G]. ``chunk`` queries are ordered at a time: about 40 bytes x
-    chunk x G. Runs on the features' device. Raises ValueError for wrong shapes and features that aren't finite,
-    InputError when no query has a match.
+    ``pids`` and ``camids``: integers [Q] and [G]. ``chunk``: queries ranked at a time, which takes about 40 bytes x chunk x G.
+    Runs on the device of the features.
+
+    Raises:
+        ValueError: wrong shapes, or features that are not finite.
+        InputError: no query has a match.
     """
     query, gallery = _normalised(query), _normalised(gallery)
     _check_lengths(query, query_pids, query_camids)
@@ -79,25 +84,56 @@ def evaluate_ranking(
 
 @torch.no_grad()
 def rank(query: Tensor, gallery: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The gallery's images most like each query: indices [Q, top] int64 and their cosines [Q, top], the best first.
+    """The gallery images most similar to each query: indices int64 [Q, top] and their cosines [Q, top], the best first.
 
-    ``query`` is [Q, D], or [D] for one; ``gallery`` [G, D]. Equal cosines are ordered by index. A ``top`` above G
-    gives G columns.
+    ``query`` is [Q, D], or [D] for one; ``gallery`` [G, D]. Equal cosines are ordered by index. If ``top`` is above G, there are
+    G columns.
     """
     query, gallery = _normalised(query if query.ndim == 2 else query[None]), _normalised(gallery)
     cosines, order = (query @ gallery.T).sort(dim=1, descending=True, stable=True)
     return order[:, :top], cosines[:, :top]
 
 
+class Verification(NamedTuple):
+    """``threshold``: images with at least this cosine count as the same identity; ``accuracy``: the balanced accuracy of that."""
+
+    threshold: float
+    accuracy: float
+
+
+@torch.no_grad()
+def best_threshold(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor, chunk: int = 256) -> Verification:
+    """The threshold with the highest balanced accuracy over all pairs of a query [Q, D] and a gallery image [G, D].
+
+    Both figures are nan if no pair is of the same identity, or none of different ones.
+    """
+    query, gallery = F.normalize(query.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    counts = torch.zeros(2, BINS, dtype=torch.float64, device=query.device)  # different, same
+    for rows in torch.split(torch.arange(len(query), device=query.device), chunk):
+        bins = (((query[rows] @ gallery.T).clamp(-1, 1) + 1) / 2 * (BINS - 1)).round().long()
+        same = query_pids[rows, None] == gallery_pids[None, :]
+        for kind, mask in enumerate((~same, same)):
+            counts[kind] += torch.bincount(bins[mask], minlength=BINS)
+    totals = counts.sum(dim=1)
+    if not totals.all():
+        return Verification(float("nan"), float("nan"))
+    below = counts.cumsum(dim=1) - counts  # pairs below each threshold
+    accuracy = 0.5 * (below[0] / totals[0] + 1 - below[1] / totals[1])
+    best = int(torch.argmax(accuracy))
+    # All thresholds between two neighbouring cosines are equally accurate: take the middle, which suits new images best.
+    plateau = int((accuracy[best:] < accuracy[best]).int().argmax()) or 1
+    return Verification((best - 1 + plateau / 2) / (BINS - 1) * 2 - 1, float(accuracy[best]))
+
+
 def _rank_matches(cosines: Tensor, same_pid: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Average precision and rank of the first match, [C] each, from matrices [C, G]; nan where nothing kept matches."""
+    """Average precision and rank of the first match, [C] each, from matrices [C, G]; nan where no kept image matches."""
     order = cosines.argsort(dim=1, descending=True, stable=True)
     kept = kept.gather(1, order)
     matches = same_pid.gather(1, order) & kept
     ranks = kept.cumsum(1)
     precision = matches.cumsum(1).double() / ranks.clamp(min=1)
     total = matches.sum(1)
-    ap = torch.where(matches, precision, 0).sum(1) / total  # 0 / 0 is the nan that marks a skipped query
+    ap = torch.where(matches, precision, 0).sum(1) / total  # 0 / 0 = nan marks a skipped query
     first = torch.where(matches, ranks, cosines.shape[1] + 1).amin(1)
     return ap, first
 
@@ -105,7 +141,7 @@ def _rank_matches(cosines: Tensor, same_pid: Tensor, kept: Tensor) -> tuple[Tens
 def _normalised(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(f"features must be a matrix with at least one row, not {tuple(features.shape)}")
-    features = features.float()  # first: float64 reaches further
+    features = features.float()  # before the check: finite float64 values may overflow
     if not features.isfinite().all():
         raise ValueError(f"{int((~features.isfinite()).any(1).sum())} of {len(features)} features are not finite")
     return F.normalize(features, dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.difficulty.tiles import Nearest
-from trainers.difficulty.vector import difficulty, difficulty_of_share
+from trainers.difficulty.vector import difficulty, difficulty_of_slice
 from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.heads import build_head
@@ -17,19 +17,19 @@ from trainers.tasks.reid.sharded_head import ShardedHead
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The embedder."""
+    """The embedder: backbone, projection, neck."""
 
     backbone: str = SMALL
-    """A small network for small images, or a name of torchvision's: resnet50, mobilenet_v3_large, ...; or your own:
-    package.module:function"""
+    """The default is a small network for small images. Also: torchvision's names (resnet50, mobilenet_v3_large, ...), and your
+    own models as package.module:function."""
     embedding: int = 128
-    """D, the number of features that an image becomes."""
+    """D, the features of an image."""
     dropout: float = 0.0
-    """RankSlice of the backbone's features dropped in training."""
+    """Fraction of the backbone's features dropped in training."""
     weights: str = ""
-    """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
+    """torchvision's name of pretrained weights, such as DEFAULT; empty: random ones."""
     last_stride: Literal[1, 2] = 2
-    """resnets only: 1 doubles the last feature map."""
+    """Stride of a resnet's last stage; 1 doubles the height and width of the last feature map."""
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights and for values out of range."""
@@ -43,9 +43,8 @@ class ModelConfig:
 class Embedder(nn.Module):
     """RGB images [B, 3, H, W], uint8 or float in 0..255 -> features [B, D]; normalises the pixels itself.
 
-    A linear layer, then a batch norm whose bias stays 0: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
-    Person Re-identification", CVPRW 2019. Distances (triplet) are learned before the norm, angles (heads, retrieval)
-    after it.
+    Backbone, linear layer, and a batch norm without bias, the neck: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
+    Person Re-identification", CVPRW 2019. The triplet loss uses the features before the neck, heads and retrieval those after it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -58,24 +57,23 @@ class Embedder(nn.Module):
         self.neck.bias.requires_grad_(False)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features before and after the neck, [B, D] each. In training B must be at least 2 (batch norm)."""
+        """Return the features before and after the neck, [B, D] each. B must be at least 2 in training (batch norm)."""
         before: Tensor = self.project(self.dropout(self.backbone(self.normalise(images))))
         after: Tensor = self.neck(before)
         return before, after
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features after the neck [B, D], which retrieval compares by cosine; they are not normalised."""
+        """Return the features after the neck [B, D], not normalised; retrieval compares them by cosine."""
         return self.features(images)[1]
 
 
 class ReidTask(nn.Module):
-    """Embedder, head and triplet loss: what a run trains.
+    """What a run trains: embedder, head and triplet loss.
 
-    A batch holds "images" [B, 3, H, W] uint8 and "labels" [B] int64 in 0..N-1; forward returns "loss" (scalar,
-    differentiable) and, detached, "accuracy" (share of the batch whose own row scores highest), "head_loss" and,
-    where used, "triplet_loss". ``group``: the ranks that a parallel head's rows are shared out over, and whose samples the
-    triplet loss compares. The gradient of R ranks is that of one with all samples, but for batch norm and dropout
-    (`trainers.engine.distributed`).
+    A batch holds "images" uint8 [B, 3, H, W] and "labels" int64 [B] in 0..N-1. forward returns "loss" and, detached, "accuracy"
+    (the fraction of samples whose true row scores highest), "head_loss" and, if used, "triplet_loss". ``group``: the ranks among
+    which a parallel head is divided, and whose samples the triplet loss compares. The gradient does not depend on the number of
+    ranks, except through batch norm and dropout (`trainers.engine.distributed`).
     """
 
     def __init__(self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None) -> None:
@@ -94,18 +92,18 @@ class ReidTask(nn.Module):
 
     @property
     def alone(self) -> list[str]:
-        """Names of the parameters that a rank alone holds."""
+        """Names of the parameters that differ between ranks, which DistributedDataParallel must leave alone."""
         return ["head.weight"] if isinstance(self.head, ShardedHead) else []
 
     @property
     def classifier(self) -> Tensor:
-        """The identities' rows W0 [N, D], of a parallel head this rank's: a detached view, so it changes with training."""
+        """The rows W0 [N, D], or this rank's of a parallel head: a detached view, which changes with training."""
         return self.head.rows.detach()
 
     def difficulty(self, group: dist.ProcessGroup | None) -> Nearest:
-        """The difficulty vector of the rows, computed by all ranks together."""
+        """The difficulty vector of all identities, computed with all ranks."""
         if isinstance(self.head, ShardedHead):
-            return difficulty_of_share(self.classifier, self.head.identities, group=group)
+            return difficulty_of_slice(self.classifier, self.head.identities, group=group)
         return difficulty(self.classifier, group=group)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

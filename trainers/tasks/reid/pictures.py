@@ -1,4 +1,4 @@
-"""The pictures of a re-ID report and of ``predict``, as PNG bytes: difficulty over time, confusable pairs, ranked galleries."""
+"""The pictures of re-ID's report and predictions, as PNG: difficulty over time, confusable pairs, ranked galleries."""
 
 import itertools
 import math
@@ -16,31 +16,21 @@ from trainers.reports.curves import EDGE, ROUND, WIDTH, Floats
 from trainers.reports.drawing import Box, Image, Sheet, Theme, blank_figure, common_aspect, drawing, elide, message, png_bytes
 
 Pair = tuple[str, str, float, Sequence[Image], Sequence[Image]]  # name a, name b, cosine, images of a, images of b
-
-
 Ranked = tuple[Image, float, bool | None]  # gallery image, cosine, whether it is right (None: not known)
-
-
-Gallery = tuple[Image, str, Sequence[Ranked]]  # query, its name, the gallery from the most similar on
-
-
-SHOWN = 4  # images of each side of a pair
-
-
+Gallery = tuple[Image, str, Sequence[Ranked]]  # query, its name, the gallery, the most similar first
+SHOWN = 4  # images of either identity of a pair
 RANKS = 10  # gallery images on a line
-
-
 _SPREAD: Mapping[str, Callable[[Floats], float]] = {"min": np.min, "median": np.median, "max": np.max}
 
 
 def difficulty_over_time(
     versions: Sequence[tuple[int, npt.ArrayLike]], identities: int | None = None, dark: bool = False
 ) -> bytes:
-    """How the N identities' difficulty c [N] (a cosine) spreads, version by version: a version holds until the next one.
+    """Draw the distribution of the difficulty c [N] of each version (step, c), from its step to the next version's.
 
-    Evenly spaced quantiles of c serve as well as c itself; then say how many ``identities`` they stand for.
-    Shade says which share of the identities has that difficulty; lines tell the least, the median and the greatest.
-    Of two versions of one step the later counts; values that are not finite are left out.
+    The shade is the fraction of identities with that difficulty; lines are minimum, median and maximum. Evenly spaced quantiles
+    may be passed instead of c, then with the number of ``identities``. Of two versions of one step the later is drawn. Values
+    that are not finite are left out.
     """
     kept = {step: np.asarray(c, dtype=np.float64).ravel() for step, c in versions}
     kept = {step: c[np.isfinite(c)] for step, c in sorted(kept.items())}
@@ -54,18 +44,18 @@ def difficulty_over_time(
         margin = 0.04 * (high - low) or 0.05
         count = int(np.clip(3 * np.cbrt(max(len(c) for c in kept.values())), 12, 60))  # Rice's rule is 2; finer, as c is uneven
         bins = np.linspace(low - margin, high + margin, count + 1)
-        shares = np.stack([np.histogram(c, bins)[0] / len(c) for c in kept.values()], axis=1)
+        fractions = np.stack([np.histogram(c, bins)[0] / len(c) for c in kept.values()], axis=1)
         figure = blank_figure(WIDTH, 340, theme)
         panel = figure.add_axes((0.065, 0.145, 0.815, 0.76))
         shades = LinearSegmentedColormap.from_list("shade", [theme.paper, theme.accent, theme.ink])
-        panel.pcolormesh(edges, bins, shares, cmap=shades, vmin=0)
+        panel.pcolormesh(edges, bins, fractions, cmap=shades, vmin=0)
         panel.grid(False)
         panel.set(xlabel="step", ylabel="cosine to the nearest identity", xlim=edges[[0, -1]], ylim=bins[[0, -1]])
         panel.set_title(f"difficulty of {identities or len(kept[steps[-1]]):,} identities")
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND) if len(steps) > 1 else FixedLocator(steps))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         _spread_lines(panel, edges, list(kept.values()), theme)
-        _shade_key(figure, shades, float(shares.max()), theme)
+        _shade_key(figure, shades, float(fractions.max()), theme)
         return png_bytes(figure)
 
 
@@ -82,7 +72,7 @@ def _spread_lines(panel: Axes, edges: Floats, vectors: Sequence[Floats], theme: 
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Rising ``heights`` pushed at least ``gap`` apart, within 0 to 1, for the labels of lines that lie close."""
+    """Move ascending ``heights`` at least ``gap`` apart within 0..1, so that the labels of close lines do not overlap."""
     up = list(itertools.accumulate(heights, lambda below, height: max(height, below + gap)))
     return list(itertools.accumulate([1.0, *reversed(up)], lambda above, height: min(height, above - gap)))[:0:-1]
 
@@ -91,12 +81,12 @@ def _shade_key(figure: Figure, shades: LinearSegmentedColormap, most: float, the
     key = figure.add_axes((0.7, 0.935, 0.1, 0.03))
     key.imshow(np.linspace(0, 1, 256)[None], cmap=shades, aspect="auto", extent=(0, most, 0, 1))
     key.set_axis_off()
-    figure.text(0.69, 0.95, "share of the identities  0", ha="right", va="center_baseline", color=theme.muted)
+    figure.text(0.69, 0.95, "fraction of the identities  0", ha="right", va="center_baseline", color=theme.muted)
     figure.text(0.81, 0.95, f"{most:.1%}", va="center_baseline", color=theme.muted)
 
 
 def confusable_pairs(pairs: Sequence[Pair], dark: bool = False) -> bytes:
-    """Contact sheet: for each pair up to four images of either identity, and the cosine of the two between them."""
+    """A sheet of pairs of identities: up to four images of each, and their cosine in the middle."""
     with drawing(dark) as theme:
         if not pairs:
             return message("no pair of identities to show", theme)
@@ -115,7 +105,7 @@ def confusable_pairs(pairs: Sequence[Pair], dark: bool = False) -> bytes:
 
 
 def _pair(sheet: Sheet, pair: Pair, cell: Box, gap: float, middle: float) -> None:
-    """One pair, its first cell at ``cell`` plus a line for the names above."""
+    """Draw one pair; ``cell`` is the box of its first image and of the line with the names above it."""
     left, top, width, tall = cell
     side = SHOWN * (width + gap)
     for name, images, start in ((pair[0], pair[3], left), (pair[1], pair[4], left + side + middle)):
@@ -136,9 +126,9 @@ def _cosine(value: float) -> str:
 
 
 def ranked_galleries(rows: Sequence[Gallery], dark: bool = False) -> bytes:
-    """For each query its gallery from the most similar on: right in a green frame with ✓, wrong in a red one with ✗.
+    """Each query with its gallery, the most similar first: right ones framed green with ✓, wrong ones red with ✗.
 
-    Where it is not known whether an image is right, its frame is neutral. More than ten wrap to a further line.
+    The frame is neutral where it is not known whether an image is right. More than ten images wrap to a further line.
     """
     with drawing(dark) as theme:
         if not rows:
@@ -159,7 +149,7 @@ def ranked_galleries(rows: Sequence[Gallery], dark: bool = False) -> bytes:
 
 
 def _ranking(sheet: Sheet, row: Gallery, cell: Box, gap: float, break_: float) -> None:
-    """One query and its gallery under a line that names the query, its first cell at ``cell`` plus that line."""
+    """Draw one query and its gallery; ``cell`` is the box of the query and of the line with its name above it."""
     query, name, ranked = row
     left, top, width, tall = cell
     theme = sheet.theme
@@ -185,7 +175,7 @@ def _ranking(sheet: Sheet, row: Gallery, cell: Box, gap: float, break_: float) -
 
 
 def two_images(a: Image, b: Image, cosine: float, threshold: float, same: bool, dark: bool = False) -> bytes:
-    """Two images side by side, the verdict, and where the cosine lies against the threshold on the scale from -1 to 1."""
+    """Two images side by side, the verdict, and cosine and threshold on a scale from -1 to 1."""
     with drawing(dark) as theme:
         aspect = common_aspect([a, b])
         cell = min(256.0, round(320 * aspect))
@@ -197,8 +187,8 @@ def two_images(a: Image, b: Image, cosine: float, threshold: float, same: bool, 
             sheet.frame((left, 24, cell, tall), colour, 3)
         verdict = "= same identity" if same else "≠ different identities"
         sheet.text(300, tall + 62, verdict, 18, colour, ha="center", weight="bold")
-        said = f"cosine {cosine:.4f} {'≥' if same else '<'} threshold {threshold:.4f}"
-        sheet.text(300, tall + 84, said, 12, theme.muted, ha="center")
+        text = f"cosine {cosine:.4f} {'≥' if same else '<'} threshold {threshold:.4f}"
+        sheet.text(300, tall + 84, text, 12, theme.muted, ha="center")
         _scale(sheet, tall + 104, cosine, threshold, colour)
         return sheet.png()
 

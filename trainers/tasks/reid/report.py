@@ -1,4 +1,4 @@
-"""A re-identification run's report, and the pictures of its predictions."""
+"""The report of a re-identification run, and the files that its predictions write."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from trainers.reports.console import summary_table
 from trainers.tasks.reid.pictures import confusable_pairs, difficulty_over_time, ranked_galleries, two_images
 from trainers.tasks.reid.retrieval import FIGURES, Found
 
-SIDE = 4  # images of an identity on the contact sheet
+SIDE = 4  # images of an identity in the picture of confusable pairs
 
 
 def write_report(run: Run, train: Split) -> None:
@@ -39,7 +39,9 @@ def write_report(run: Run, train: Split) -> None:
         page.picture("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark))
     if "shown" in page.notes:
         galleries = _galleries(train, page.notes["shown"])
-        caption = "Queries of held-out identities and what they find; images of the query's own camera are left out."
+        caption = (
+            "Queries of held-out identities and the images that rank highest; those of the same identity and camera are left out."
+        )
         page.picture("Ranked galleries", caption, lambda dark: ranked_galleries(galleries, dark))
     page.write()
 
@@ -49,14 +51,14 @@ def _percent(_: str, value: float) -> str:
 
 
 def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: float | None) -> None:
-    """Decide whether two images [2, D] show the same identity; JSON and a picture go into the run's folder.
+    """Decide whether two images with ``features`` [2, D] show the same identity; print and store the result.
 
     Raises:
-        InputError: there is no threshold, since the run was never evaluated.
+        InputError: ``threshold`` is None: the run had no held-out identities to choose one by.
     """
     if threshold is None:
-        remedy = "train on a set with query and gallery, or `evaluate` cannot choose one"
-        raise InputError("the run has no threshold to decide by", run.url, remedy)
+        remedy = "train on a set with query and gallery, whose evaluation chooses one"
+        raise InputError("the run has no verification threshold", run.url, remedy)
     cosine = float(cosine_similarity(features[0], features[1], dim=0))
     same = cosine >= threshold
     verdict = "same" if same else "different"
@@ -68,7 +70,7 @@ def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: flo
 
 
 def write_ranking(run: Run, queries: Sequence[Path], ranking: Sequence[Sequence[Found]]) -> None:
-    """Print what queries found; JSON and a picture go into the run's folder."""
+    """Print the gallery images found for each query; store them as JSON and as a picture in the run's folder."""
     rows = [[str(path) if place == 0 else "", place + 1, found.name, f"{found.cosine:.3f}"]
             for path, row in zip(queries, ranking, strict=True) for place, found in enumerate(row)]  # fmt: skip
     summary_table("ranking", ["query", "rank", "found", "cosine"], rows)

@@ -1,4 +1,4 @@
-"""Retrieval on a set's query and gallery: embed both over all ranks, then rank. Q queries, G gallery images, D features."""
+"""Retrieval on a set's query and gallery: all ranks embed them, rank 0 ranks. Q queries, G gallery images, D features."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,17 +19,16 @@ from datasets.media.decode import Image, decode
 from datasets.shards.index import JUNK, Index, Split, split_of
 from trainers.engine.inputs import images_below, read_image
 from trainers.reports.console import summary_table
-from trainers.tasks.reid.metrics import evaluate_ranking, rank
-from trainers.tasks.reid.verification import best_threshold
+from trainers.tasks.reid.metrics import best_threshold, evaluate_ranking, rank
 
 CHUNK = 128  # images embedded at once
 ALONE = RankSlice(0, 1)
-FIGURES = ("mAP", "rank1", "rank5", "rank10")  # of a retrieval, those that are shown
-SHOWN, DEEP = 8, 10  # queries whose ranking is kept for the report, and how far
+FIGURES = ("mAP", "rank1", "rank5", "rank10")  # figures in tables and reports
+SHOWN, DEEP = 8, 10  # queries whose ranking the report shows, and images of each ranking
 
 
 class Embedded(NamedTuple):
-    """A split's features [n, D] with identity, camera [n] and position [n] of each, on the CPU."""
+    """The features [n, D] of a split, with the identity, camera and position of each [n]; on the CPU."""
 
     features: Tensor
     pids: Tensor
@@ -38,7 +37,8 @@ class Embedded(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """``metrics``: mAP, rank1/5/10, verification threshold and accuracy, counts. ``shown``: a few rankings, for pictures."""
+    """``metrics``: mAP, rank1/5/10, verification threshold and accuracy, counts. ``shown``: a few rankings for the report.
+    ``bad``: the images that this rank could not read."""
 
     metrics: dict[str, float]
     shown: list[dict[str, Any]]
@@ -46,7 +46,7 @@ class Retrieval(NamedTuple):
 
 
 def can_retrieve(index: Index) -> bool:
-    """Whether a set has what retrieval needs."""
+    """Whether a set has the splits that retrieval needs."""
     return {"query", "gallery"} <= set(index.splits)
 
 
@@ -54,7 +54,7 @@ def evaluate_retrieval(
     embedder: nn.Module, index: Index, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], device: torch.device,
     part: RankSlice = ALONE, group: dist.ProcessGroup | None = None, workers: int = 0,
 ) -> Retrieval:  # fmt: skip
-    """Market-1501's protocol on the set's query and gallery; every rank embeds its slice, rank 0 gets the figures."""
+    """Market-1501's protocol on the set's query and gallery. Every rank embeds its slice; rank 0 alone gets the figures."""
     bad: list[str] = []
     sides = []
     for name in ("query", "gallery"):
@@ -67,10 +67,10 @@ def evaluate_retrieval(
     result = evaluate_ranking(
         query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
     )
-    known = gallery.pids != -1  # junk may well show the person who is asked for
+    known = gallery.pids != -1  # junk may show the person of a query
     verification = best_threshold(query.features, gallery.features[known], query.pids, gallery.pids[known])
     metrics = {
-        "mAP": result.mean_ap, **{f"rank{k}": share for k, share in result.cmc.items()},
+        "mAP": result.mean_ap, **{f"rank{k}": value for k, value in result.cmc.items()},
         "queries": result.valid_queries, "skipped_queries": result.skipped_queries, "gallery": len(gallery.features),
     }  # fmt: skip
     if not math.isnan(verification.threshold):
@@ -83,7 +83,11 @@ def embed(
     embedder: nn.Module, split: Split, chunks: Iterable[dict[str, Any]], device: torch.device,
     group: dist.ProcessGroup | None, bad: list[str],
 ) -> Embedded:  # fmt: skip
-    """Features of all chunks, of all ranks, ordered by position. What this rank could not read is added to ``bad``."""
+    """Features of the images of all ranks, ordered by position. Images that this rank could not read are added to ``bad``.
+
+    Raises:
+        InputError: no rank could read any.
+    """
     training = embedder.training
     embedder.eval()
     features, positions = [], []
@@ -112,7 +116,7 @@ def embed(
 
 
 def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
-    """The rankings of a few queries spread over the set: positions, cosines, right or wrong; without the same camera."""
+    """The rankings of a few queries spread over the set, without junk and images of the same identity and camera."""
     rows = []
     for q in torch.linspace(0, len(query.features) - 1, min(SHOWN, len(query.features))).long().tolist():
         hidden = (gallery.pids == query.pids[q]) & (gallery.camids == query.camids[q]) & (query.camids[q] >= 0)
@@ -129,7 +133,7 @@ def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
 
 
 class Found(NamedTuple):
-    """A gallery image that a query found."""
+    """A gallery image, and its cosine to the query."""
 
     name: str
     image: Image
@@ -153,7 +157,11 @@ def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int
 def rank_files(
     embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
 ) -> list[list[Found]]:
-    """For each query [Q, D] the most similar images of a folder and those below it, best first; raises InputError."""
+    """For each query [Q, D] the ``top`` most similar images of a folder and its subfolders, best first.
+
+    Raises:
+        InputError: there is no such folder, it has no images, or one cannot be read.
+    """
     if not folder.is_dir():
         raise InputError("no such folder", str(folder), "give a folder of images")
     paths = images_below(folder)
@@ -166,7 +174,7 @@ def rank_split(
     embedder: nn.Module, queries: Tensor, index: Index, top: int, size: tuple[int, int], device: torch.device,
     etags: dict[str, str], cache: CacheConfig,
 ) -> list[list[Found]]:  # fmt: skip
-    """The same with a set's own gallery; an image is named by its key, which begins with its identity."""
+    """As `rank_files`, for the gallery of a set. An image's name is its key, which begins with its identity."""
     split, bad = split_of(index, "gallery"), list[str]()
     chunks = load_in_workers(SplitStream(split, size, cache, etags, ALONE, CHUNK), 1)
     gallery = embed(embedder, split, chunks, device, None, bad)
@@ -183,7 +191,7 @@ def rank_split(
 
 
 def print_retrieval(title: str, evaluations: list[dict[str, float]]) -> None:
-    """The table of retrieval figures, a row an evaluation."""
+    """Print the table of retrieval figures, one row per evaluation."""
     if evaluations:
         rows = [[e["step"], *(f"{e[name]:.1%}" for name in FIGURES)] for e in evaluations]
         summary_table(f"{title}: retrieval of held-out identities", ["step", *FIGURES], rows)

@@ -1,6 +1,6 @@
-"""Checkpoints of a head whose rows the ranks share: each writes its own, and reads those that are its own now, whoever had them.
+"""Checkpoints of a `ShardedHead`: each rank writes its rows to a file of its own, and reads them from the files that hold them.
 
-What rank 0 writes of the run besides holds its own rows, too; every rank puts its own in their place.
+The number of ranks may change in between. The state that rank 0 writes contains rank 0's rows; the other ranks replace them.
 """
 
 import math
@@ -16,21 +16,21 @@ from trainers.tasks.reid.sharded_head import ShardedHead
 
 
 class ShardedRows(NamedTuple):
-    """One rank's files of the checkpoints of a run with a sharded head (`trainers.engine.training.OwnFiles`)."""
+    """One rank's file in each checkpoint of a run with a sharded head (`trainers.engine.training.OwnFiles`)."""
 
     head: ShardedHead
     optimiser: torch.optim.Optimizer
 
     def write(self, folder: Path) -> None:
-        """Write this rank's rows [n, D] into a checkpoint's folder, and what the optimiser keeps of them."""
+        """Write this rank's rows [n, D] and their optimiser state into a checkpoint's folder."""
         state = {"rows": self.head.weight.detach(), **self.optimiser.state[self.head.weight]}
         write_state(folder / f"share-{self.head.first:012d}.pt", state)
 
     def read(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-        """The state that rank 0 wrote, with the rows that are this rank's now; the number of ranks may have changed since.
+        """Put this rank's rows and their optimiser state into ``state``, which rank 0 wrote, and return it.
 
         Raises:
-            InputError: not all of the rows are there, or a file is damaged.
+            InputError: the files do not hold all of the rows, or one is damaged.
         """
         own = _read_rows(folder, self.head.first, self.head.end)
         numbered = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
@@ -40,12 +40,12 @@ class ShardedRows(NamedTuple):
         return state
 
     def wanted(self, names: list[str]) -> list[str]:
-        """Of a checkpoint's files those that this rank reads: files of others' rows are left out."""
+        """The files of a checkpoint that this rank needs (`files_of_rows`)."""
         return files_of_rows(self.head.first, self.head.end, names)
 
 
 def files_of_rows(first: int, end: int, names: list[str]) -> list[str]:
-    """Of the names of a checkpoint's files those that a rank with these rows reads: files of others' rows are left out."""
+    """The names of a checkpoint's files without those that hold no row of ``first`` .. ``end`` - 1."""
     files = sorted(name for name in names if name.startswith("share-"))
     begins = [_begin_of(name) for name in files]
     spans = zip(files, begins, [*begins[1:], math.inf], strict=True)
@@ -54,12 +54,12 @@ def files_of_rows(first: int, end: int, names: list[str]) -> list[str]:
 
 
 def _begin_of(name: str) -> int:
-    """The first of the rows that a file of this name holds."""
+    """The first row in a file of this name."""
     return int(name.removeprefix("share-").removesuffix(".pt"))
 
 
 def _read_rows(folder: Path, first: int, end: int) -> dict[str, Any]:
-    """Rows ``first`` .. ``end`` as "rows", and what the optimiser keeps of them by its own names."""
+    """Rows ``first`` .. ``end`` - 1 as "rows", and their optimiser state by the optimiser's names."""
     parts: list[dict[str, Any]] = []
     for path in sorted(folder.glob("share-*.pt")):
         begin = _begin_of(path.name)
@@ -75,4 +75,4 @@ def _read_rows(folder: Path, first: int, end: int) -> dict[str, Any]:
 
 
 def _by_row(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2  # a step count is of no row
+    return isinstance(value, Tensor) and value.ndim == 2  # the optimiser's step count is not per row

@@ -1,8 +1,9 @@
-"""A head whose rows are shared out over the ranks, so that as many identities fit as all ranks together hold.
+"""A classification head whose rows are divided among the ranks, so that the memory of all ranks together limits the identities.
 
-Each of R ranks holds N / R rows and scores the features of the whole batch against them; the softmax over all N is exact, put
-together from the ranks' maxima and sums. Partial FC (An et al., CVPR 2022, arXiv 2203.15565) shares rows out the same way and
-leaves most of them out of each step; here none is. B global batch, b = B / R a rank's, N identities, n a rank's, D features.
+Each of R ranks holds N / R rows and scores the features of the global batch against them. The softmax over all N is exact: it is
+combined from the maxima and sums of the ranks. Partial FC (An et al., CVPR 2022, arXiv 2203.15565) divides the rows in the same
+way but uses only some of them in each step; this head uses all. B global batch, b = B / R a rank's, N identities, n a rank's,
+D features.
 """
 
 from dataclasses import replace
@@ -14,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.difficulty.vector import share_of
+from trainers.difficulty.vector import slice_of
 from trainers.engine.distributed import gather, gathered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
-BLOCK = 1024  # rows that are drawn together at the start, whoever owns them
+BLOCK = 1024  # initial rows are drawn in blocks of this size, whichever rank holds them
 
 
 class ShardedHead(nn.Module):
-    """The losses of `trainers.tasks.reid.heads`, by the rows of all ranks.
+    """The losses of `build_head` with rows divided among the ranks.
 
-    forward(features [b, D], labels [b] of 0..N-1) -> (mean loss over the *global* batch, the identity whose row scores highest
-    [b]). Its gradients are those of the replicated head under DistributedDataParallel, which takes the mean over ranks for
-    all parameters but this one: leave ``weight`` out of it. Without a group there is one rank.
+    forward(features [b, D], labels [b] in 0..N-1) -> (mean loss over the *global* batch, predicted identities [b]). Its gradients
+    are those of the replicated head if DistributedDataParallel ignores ``weight`` and averages all others over the ranks. Without
+    a group there is one rank.
 
     Raises:
         InputError: fewer identities than ranks, or than two.
@@ -37,8 +38,8 @@ class ShardedHead(nn.Module):
         self.identities, self.group = identities, group
         self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
         if identities < max(self.world, 2):
-            raise InputError(f"{identities} identities cannot be shared out over {self.world} workers", "head.parallel")
-        self.first, self.end = share_of(identities, self.rank, self.world)
+            raise InputError(f"{identities} identities cannot be divided among {self.world} workers", "head.parallel")
+        self.first, self.end = slice_of(identities, self.rank, self.world)
         seed = int(torch.randint(2**62, ()))  # the same on every rank
         self.weight = nn.Parameter(INITIAL_STD[config.kind] * random_rows(self.first, self.end, dim, seed))
         self.margin: Any = None
@@ -47,7 +48,7 @@ class ShardedHead(nn.Module):
 
             _, scale = config.resolved(identities)
             self.margin = margin_loss(replace(config, scale=scale), 1, dim)
-            del self.margin.W  # only its formulas are wanted
+            del self.margin.W  # only its formulas are used
 
     @property
     def rows(self) -> Tensor:
@@ -58,7 +59,7 @@ class ShardedHead(nn.Module):
         mine = slice(self.rank * len(labels), (self.rank + 1) * len(labels))  # of the global batch
         with torch.autocast(features.device.type, enabled=False):
             features, labels = gather(features.float(), self.group, partial=True), gathered(labels, self.group)
-            own = torch.nonzero((labels >= self.first) & (labels < self.end)).squeeze(1)  # the samples whose row is here
+            own = torch.nonzero((labels >= self.first) & (labels < self.end)).squeeze(1)  # the samples whose row this rank holds
             targets = (own, labels[own] - self.first)
             scores = F.linear(features, self.weight) if self.margin is None else F.linear(_unit(features), _unit(self.weight))
             logits = scores
@@ -69,17 +70,17 @@ class ShardedHead(nn.Module):
         return loss, self._best(scores.detach())[mine]
 
     def _best(self, scores: Tensor) -> Tensor:
-        """The identity, of all ranks', that scores highest for each sample of the batch, [B]."""
-        score, place = scores.max(dim=1)
+        """The identity with the highest score over all ranks, for each sample of the global batch [B]."""
+        score, row = scores.max(dim=1)
         top = score.clone()
         _reduce(top, dist.ReduceOp.MAX, self.group)
-        best = torch.where(score == top, -(place + self.first), -(2**62))  # the smallest of those that are equal
+        best = torch.where(score == top, -(row + self.first), -(2**62))  # the smallest of equal ones
         _reduce(best, dist.ReduceOp.MAX, self.group)
         return -best
 
 
 def random_rows(first: int, end: int, dim: int, seed: int) -> Tensor:
-    """Rows ``first`` .. ``end`` of a normal matrix that does not depend on how rows are shared out; [end - first, dim]."""
+    """Rows ``first`` .. ``end`` - 1 of a standard normal matrix that is the same for any number of ranks; [end - first, dim]."""
     blocks = range(first // BLOCK, -(-end // BLOCK))
     rows = [torch.randn(BLOCK, dim, generator=torch.Generator().manual_seed(seed + block)) for block in blocks]
     start = first - first // BLOCK * BLOCK
@@ -96,23 +97,23 @@ def _reduce(values: Tensor, how: Any, group: dist.ProcessGroup | None) -> None:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean of -log softmax over all ranks' logits [B, n] at the targets: (samples, columns) of those that stand on this rank."""
+    """Mean cross-entropy over the logits [B, n] of all ranks; ``targets``: (samples, columns) of the true rows on this rank."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: tuple[Tensor, Tensor], group: dist.ProcessGroup | None) -> Tensor:
         top = logits.amax(dim=1)
         _reduce(top, dist.ReduceOp.MAX, group)
-        shares = (logits - top[:, None]).exp_()
-        sums = torch.stack([shares.sum(dim=1), torch.zeros_like(top)])
+        exps = (logits - top[:, None]).exp_()
+        sums = torch.stack([exps.sum(dim=1), torch.zeros_like(top)])
         sums[1, targets[0]] = logits[targets]
         _reduce(sums, dist.ReduceOp.SUM, group)
-        ctx.save_for_backward(shares.div_(sums[0, :, None]), *targets)
+        ctx.save_for_backward(exps.div_(sums[0, :, None]), *targets)
         return (sums[0].log() + top - sums[1]).mean()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        shares, *targets = ctx.saved_tensors
-        each = gradients[0] / len(shares)
-        gradient = shares * each
+        softmax, *targets = ctx.saved_tensors
+        each = gradients[0] / len(softmax)
+        gradient = softmax * each
         gradient[tuple(targets)] -= each
         return gradient, None, None

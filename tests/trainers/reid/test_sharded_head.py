@@ -1,4 +1,4 @@
-"""A head whose rows ranks share against the replicated one: losses, gradients, training, difficulty, checkpoints."""
+"""The head divided among ranks against the replicated one: losses, gradients, training, difficulty, checkpoints."""
 
 import tempfile
 from pathlib import Path
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.difficulty.vector import difficulty, share_of
+from trainers.difficulty.vector import difficulty, slice_of
+from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.optim import OptimConfig, build_optimiser
-from trainers.engine.training import TrainingLog, write_checkpoint
+from trainers.engine.training import STATE
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import ModelConfig, ReidTask
-from trainers.tasks.reid.sharded_checkpoint import files_of_rows, read_with_share, write_share
+from trainers.tasks.reid.sharded_checkpoint import ShardedRows, files_of_rows
 from trainers.tasks.reid.sharded_head import BLOCK, ShardedHead, random_rows
 
 KINDS = ("softmax", "sphereface", "cosface", "arcface")
@@ -63,7 +64,7 @@ def train(config: HeadConfig, group: dist.ProcessGroup | None) -> dict[str, Tens
     optimiser = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
     given: dict[str, list[Tensor]] = {"loss": [], "best": []}
     for step in range(STEPS):
-        inputs, labels = (part[slice(*share_of(B, rank, world))] for part in batch(step))
+        inputs, labels = (part[slice(*slice_of(B, rank, world))] for part in batch(step))
         loss, best = model(inputs, labels)
         optimiser.zero_grad()
         loss.backward()
@@ -136,13 +137,13 @@ def step_and_write(rank: int, folder: str) -> None:
     task = reid_task(dist.group.WORLD)
     optimiser = build_optimiser(OptimConfig(), task)
     images, labels = pictures()
-    half = slice(*share_of(len(labels), rank, 2))
+    half = slice(*slice_of(len(labels), rank, 2))
     task({"images": images[half], "labels": labels[half]})["loss"].backward()
     optimiser.step()
     if rank == 0:
-        write_checkpoint(task, optimiser, TrainingLog(), Path(folder))
+        write_state(Path(folder) / STATE, {"task": task.state_dict(), "optimiser": optimiser.state_dict()})
     assert isinstance(task.head, ShardedHead)
-    write_share(task.head, optimiser, Path(folder))
+    ShardedRows(task.head, optimiser).write(Path(folder))
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -161,7 +162,7 @@ def restored(group: dist.ProcessGroup | None, folder: str) -> list[Tensor]:
         task.head.rows.zero_()
     optimiser = build_optimiser(OptimConfig(), task)
     assert isinstance(task.head, ShardedHead)
-    state = read_with_share(task.head, optimiser, Path(folder))
+    state = ShardedRows(task.head, optimiser).read(Path(folder), read_state(Path(folder) / STATE))
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
     kept = optimiser.state[task.head.weight]
@@ -193,5 +194,5 @@ def test_of_a_checkpoint_a_rank_fetches_the_rows_that_are_its_own(first: int, en
 
 
 def test_fewer_identities_than_ranks_are_refused() -> None:
-    with pytest.raises(InputError, match="1 identities cannot be shared out over 1 workers"):
+    with pytest.raises(InputError, match="1 identities cannot be divided among 1 workers"):
         ShardedHead(HeadConfig(parallel=True), 1, D, None)

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from benchmarks.claim_reid import train_here
+from cluster.config import ClusterConfig
 from datasets.difficulty import Difficulty
 from datasets.loading.batches import LoaderConfig
 from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
 from datasets.sampling.sampler import Sampler, SamplerConfig, probabilities
-from datasets.shards.index import Split, split_of
+from datasets.shards.index import Split, read_index, split_of
 from trainers.difficulty.vector import difficulty
+from trainers.engine.checkpoint import read_state
 from trainers.engine.optim import OptimConfig
+from trainers.engine.training import STATE
 from trainers.reid import Train
-from trainers.tasks.reid.data import open_data
 
-IDENTITIES, EACH, DRAWS = 24, 12, 400
+IDENTITIES, EACH, DRAWS, STEPS = 24, 12, 400, 160
 TWINS = ((0, 1), (2, 3))  # the second of each differs from the first in one small corner only
 SIGNIFICANCE = 1e-4
 
@@ -44,13 +45,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Difficulty
     folder = tmp_path_factory.mktemp("planted")
     write_images(folder / "images")
     pack("folders", folder / "images", str(folder / "shards"), Options(held_out=0))
-    config = Train(
-        data=str(folder / "shards"), loader=LoaderConfig(workers=0, size=(32, 32)), augment=AugmentConfig(flip=False),
-        sampler=SamplerConfig(batch=48, interval=20, lag=5), optim=OptimConfig(steps=160, warmup=10),
+    train = Train(
+        data=str(folder / "shards"), runs=str(folder), name="run", loader=LoaderConfig(workers=0, size=(32, 32)),
+        augment=AugmentConfig(flip=False), sampler=SamplerConfig(batch=48, interval=20, lag=5),
+        optim=OptimConfig(steps=STEPS, warmup=10), cluster=ClusterConfig(local=True),
     )  # fmt: skip
-    *_, (_, task) = train_here(config)
-    cosine, nearest = difficulty(task.classifier)
-    return split_of(open_data(config).index, "train"), Difficulty(1, cosine.numpy(), nearest.numpy())
+    train.run()
+    state = read_state(folder / "run" / f"step-{STEPS:08d}" / STATE)["task"]
+    cosine, nearest = difficulty(state["head.loss.W"].T)
+    return split_of(read_index(train.data), "train"), Difficulty(1, cosine.numpy(), nearest.numpy())
 
 
 def drawn(split: Split, version: Difficulty, config: SamplerConfig) -> np.ndarray:

@@ -60,14 +60,14 @@ def relabelled(sets: Sequence[FaceSet], tables: Sequence[np.ndarray]) -> tuple[F
 
 def batches(parts: list[Part], stage: int, first: int, start: int, stop: int, **how: Any) -> list[dict[str, Any]]:
     loader, augment = LoaderConfig(size=(16, 16)), AugmentConfig(turn=how.get("turn", 0.0), flip=False, shift=0)
-    share = how.get("share", RankSlice(0, 1))
-    stream = mixed_stream(parts, loader, augment, CacheConfig(), share, (0, stage), first, start, stop)
+    part = how.get("part", RankSlice(0, 1))
+    stream = mixed_stream(parts, loader, augment, CacheConfig(), part, (0, stage), first, start, stop)
     make_roll = how.get("turn", 0.0) > 0
     return list(with_targets(load_in_workers(stream, 0), parts, COLUMNS, (16, 16), make_roll=make_roll))
 
 
 def whole(table: np.ndarray) -> np.ndarray:
-    """The labels without points of which one coordinate is missing: there is no telling where such a point is."""
+    """The labels without points of which one coordinate is missing: the position of such a point is unknown."""
     out = table.copy()
     for x in [COLUMNS.index(column) for column in KEYPOINTS[::2]]:
         out[np.isnan(table[:, x]) | np.isnan(table[:, x + 1]), x : x + 2] = np.nan
@@ -105,11 +105,11 @@ def test_each_stage_draws_from_the_sets_that_it_learns_from(three: tuple[str, ..
 @given(data=st.data())
 def test_every_drawn_sample_has_a_label_and_comes_once_an_epoch(three: tuple[str, ...], data: st.DataObject) -> None:
     sets = open_sets(three)
-    shares = data.draw(st.lists(st.sampled_from([0.0, 0.02, 0.2, 1.0]), min_size=3, max_size=3))
+    fractions = data.draw(st.lists(st.sampled_from([0.0, 0.02, 0.2, 1.0]), min_size=3, max_size=3))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     tables = [
-        np.where(rng.random((len(s.index), len(COLUMNS))) < share, np.float32(0.5), np.float32(np.nan))
-        for s, share in zip(sets, shares, strict=True)
+        np.where(rng.random((len(s.index), len(COLUMNS))) < fraction, np.float32(0.5), np.float32(np.nan))
+        for s, fraction in zip(sets, fractions, strict=True)
     ]
     sets = relabelled(sets, tables)
     for number, tasks in enumerate((INDEPENDENT, COUPLED, (*INDEPENDENT, *COUPLED, "pose"), ("mask",))):
@@ -164,17 +164,17 @@ def test_a_restart_within_a_stage_and_other_ranks_see_the_same(three: tuple[str,
 
     whole = rows(batches(parts, 1, 5, 5, 17, turn=20))
     assert rows(batches(parts, 1, 5, 11, 17, turn=20)) == whole[6:]
-    shared = [rows(batches(parts, 1, 5, 5, 17, turn=20, share=RankSlice(rank, 2))) for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
+    ranks = [rows(batches(parts, 1, 5, 5, 17, turn=20, part=RankSlice(rank, 2))) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == whole
     assert [[row[0] for row in batch] for batch in rows(batches(parts, 2, 5, 5, 17, turn=20))] != [
         [row[0] for row in batch] for batch in whole
     ]  # another stage has another order
 
 
 def test_labels_are_those_of_the_image(three: tuple[str, ...], tmp_path: Path) -> None:
-    """Of a set in which only every third image has a gender, and every second a smile, each picture tells its labels."""
-    told = faces(tmp_path / "images", 60, (*KEYPOINTS, "gender", "smile", "age"))
-    lines = (told / "labels.csv").read_text().splitlines()
+    """Of a set in which only every third image has a gender, and every second a smile, each picture has its own labels."""
+    folder = faces(tmp_path / "images", 60, (*KEYPOINTS, "gender", "smile", "age"))
+    lines = (folder / "labels.csv").read_text().splitlines()
     header = lines[0].split(",")
     for number, line in enumerate(lines[1:]):
         cells = line.split(",")
@@ -182,8 +182,8 @@ def test_labels_are_those_of_the_image(three: tuple[str, ...], tmp_path: Path) -
             if number % every:
                 cells[header.index(column)] = ""
         lines[number + 1] = ",".join(cells)
-    (told / "labels.csv").write_text("\n".join(lines))
-    pack("attributes_csv", told, str(tmp_path / "set"), Options(held_out=0, max_block=4 << 10, shard_size=8 << 10))
+    (folder / "labels.csv").write_text("\n".join(lines))
+    pack("attributes_csv", folder, str(tmp_path / "set"), Options(held_out=0, max_block=4 << 10, shard_size=8 << 10))
     sets = open_sets([str(tmp_path / "set")])
     (part,) = mixed_parts(sets, MixConfig(unit=1), 5, ("gender", "smile"), make_roll=False)
     assert len(part.faces.train) == sum(not number % 3 or not number % 2 for number in range(60))

@@ -1,4 +1,4 @@
-"""What is told of a stream of frames: each at once, and nothing of it lost when the stream breaks off."""
+"""Predictions of a stream of frames: each is printed at once, and none is lost when the stream breaks off."""
 
 import json
 from collections.abc import Iterator
@@ -16,23 +16,23 @@ from trainers.engine.inputs import frames_of_files, frames_of_stream, video_file
 from trainers.engine.run import Run
 from trainers.tasks.attributes.data import open_sets
 from trainers.tasks.attributes.model import Attributes, FaceModelConfig
-from trainers.tasks.attributes.report import HELD_OUT_SHOWN, held_out_faces, tell_faces, within
+from trainers.tasks.attributes.report import HELD_OUT_SHOWN, held_out_faces, predict_faces, within
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, OSError])
-def test_what_was_told_is_kept(end: type[BaseException], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told_before: list[int] = []
+def test_what_was_predicted_is_kept(end: type[BaseException], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed_before: list[int] = []
 
     def frames() -> Iterator[tuple[str, Image]]:
         for number in range(3):
-            told_before.append(capsys.readouterr().out.count("\n"))
+            printed_before.append(capsys.readouterr().out.count("\n"))
             yield f"0#{number}", np.full((40, 30, 3), 80 * number, np.uint8)
         raise end
 
     model, run = Attributes(FaceModelConfig(), ("gender", "age"), single=False).eval(), Run(str(tmp_path), "run")
     with pytest.raises(end):
-        tell_faces(run, model, frames(), (32, 32), torch.device("cpu"), ["age"], at_once=1)
-    assert told_before == [0, 1, 1]  # each frame's line is out before the next frame is asked for
+        predict_faces(run, model, frames(), (32, 32), torch.device("cpu"), ["age"], at_once=1)
+    assert printed_before == [0, 1, 1]  # each frame's line is out before the next frame is asked for
     lines = [json.loads(line) for line in (tmp_path / "run" / "prediction.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["0#0", "0#1", "0#2"]
     assert set(lines[0]) == {"image", "age"}
@@ -48,11 +48,11 @@ def test_held_out_faces_come_with_what_is_true(tmp_path: Path) -> None:
     model = Attributes(FaceModelConfig(), ("mask", "age"), single=False).eval()
     faces = held_out_faces(model, open_sets([str(tmp_path / "set")]), (32, 32), torch.device("cpu"), ["mask"])
     assert len(faces) == HELD_OUT_SHOWN
-    assert all(set(told) == set(true) == {"mask"} for _, _, told, true in faces)
+    assert all(set(predicted) == set(true) == {"mask"} for _, _, predicted, true in faces)
     assert {true["mask"] for *_, true in faces} == {0.0, 1.0}
 
 
-def test_values_are_told_within_what_labels_can_be() -> None:
+def test_values_are_clipped_to_the_range_of_labels() -> None:
     assert [within("smile", value) for value in (-0.2, 0.12345, 1.04)] == [0, 0.1235, 1]
     assert (within("age", -3), within("roll", -8.3)) == (0, -8.3)
 
@@ -75,10 +75,10 @@ def test_folders_without_what_desktops_leave(tmp_path: Path) -> None:
         list(frames_of_files([tmp_path / "only"]))
 
 
-def test_a_stream_that_gives_nothing_leaves_what_was_told_before(tmp_path: Path) -> None:
+def test_a_stream_that_gives_nothing_leaves_what_was_printed_before(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "run")
     run.write_text("prediction.jsonl", "before\n")
-    tell_faces(
+    predict_faces(
         run, Attributes(FaceModelConfig(), ("age",), single=False).eval(), [], (32, 32), torch.device("cpu"), ["age"], at_once=1
     )
     assert (tmp_path / "run" / "prediction.jsonl").read_text() == "before\n"

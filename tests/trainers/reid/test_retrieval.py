@@ -69,8 +69,8 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return pack("market1501", folder / "images", str(folder / "shards"))
 
 
-def chunks_of(index: Index, name: str, share: RankSlice = RankSlice(0, 1), chunk: int = 4) -> list[dict[str, Any]]:  # noqa: B008
-    return list(load_in_workers(SplitStream(split_of(index, name), SIZE, CACHE, {}, share, chunk), 0))
+def chunks_of(index: Index, name: str, part: RankSlice = RankSlice(0, 1), chunk: int = 4) -> list[dict[str, Any]]:  # noqa: B008
+    return list(load_in_workers(SplitStream(split_of(index, name), SIZE, CACHE, {}, part, chunk), 0))
 
 
 def test_features_are_ordered_by_position_whatever_the_order_of_chunks(market: Index) -> None:
@@ -153,8 +153,8 @@ def test_a_query_with_nothing_left_to_find_is_not_shown(tmp_path: Path) -> None:
     assert len(result.shown) == 1
 
 
-def retrieval(url: str, share: RankSlice, group: dist.ProcessGroup | None, workers: int = 0) -> dict[str, Any]:
-    result = evaluate_retrieval(Pixels(), read_index(url), SIZE, CACHE, {}, CPU, share, group, workers)
+def retrieval(url: str, part: RankSlice, group: dist.ProcessGroup | None, workers: int = 0) -> dict[str, Any]:
+    result = evaluate_retrieval(Pixels(), read_index(url), SIZE, CACHE, {}, CPU, part, group, workers)
     return result._asdict()
 
 
@@ -252,8 +252,8 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read an image \(No such file or directory\): .*gone\.jpg"):
         embed_files(Pixels(), [tmp_path / "gone.jpg"], SIZE, CPU)
     (tmp_path / "bare").mkdir()
-    for folder, told in (("nowhere", "no such folder"), ("bare", "no images in the folder")):
-        with pytest.raises(InputError, match=told):
+    for folder, message in (("nowhere", "no such folder"), ("bare", "no images in the folder")):
+        with pytest.raises(InputError, match=message):
             rank_files(Pixels(), torch.ones(1, 96), tmp_path / folder, 3, SIZE, CPU)
 
 

@@ -16,13 +16,13 @@ scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_
 
 @given(scored)
 def test_classes_against_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
-    told, true = np.array([p[0] / 10 for p in pairs]), np.array([float(p[1]) for p in pairs])
+    predicted, true = np.array([p[0] / 10 for p in pairs]), np.array([float(p[1]) for p in pairs])
     if len(set(true)) == 2:
-        assert auc(told, true) == pytest.approx(roc_auc_score(true, told))
-        assert balanced_accuracy(told, true) == pytest.approx(balanced_accuracy_score(true, told >= 0.5))
+        assert auc(predicted, true) == pytest.approx(roc_auc_score(true, predicted))
+        assert balanced_accuracy(predicted, true) == pytest.approx(balanced_accuracy_score(true, predicted >= 0.5))
     else:
-        assert math.isnan(auc(told, true))
-        assert math.isnan(balanced_accuracy(told, true))
+        assert math.isnan(auc(predicted, true))
+        assert math.isnan(balanced_accuracy(predicted, true))
 
 
 def test_correlation() -> None:
@@ -31,15 +31,15 @@ def test_correlation() -> None:
     assert math.isnan(correlation(np.ones(3), np.array([1.0, 2, 3])))
 
 
-def test_nme_is_a_share_of_the_distance_of_the_eyes() -> None:
+def test_nme_is_a_fraction_of_the_distance_of_the_eyes() -> None:
     true, moved = np.array([[0, 0, 1, 0, 0.5, 0.5]]), np.array([[0.1, 0, 0.1, 0, 0.1, 0]])
     assert nme(true + moved, true) == pytest.approx(0.1)
     assert nme(true * 2 + 0.2 / math.sqrt(2), true * 2) == pytest.approx(0.1)
 
 
 def test_figures_of_what_is_known() -> None:
-    told, true = np.array([[0.9], [0.2], [0.8], [0.7]]), np.array([[1.0], [0], [0], [np.nan]])
-    found = task_figures("gender", told, true)
+    predicted, true = np.array([[0.9], [0.2], [0.8], [0.7]]), np.array([[1.0], [0], [0], [np.nan]])
+    found = task_figures("gender", predicted, true)
     assert found == {
         "gender.accuracy": pytest.approx(2 / 3),
         "gender.balanced": 0.75,
@@ -47,7 +47,7 @@ def test_figures_of_what_is_known() -> None:
         "gender.skill": 0.5,
         "gender.n": 3,
     }
-    assert task_figures("mask", told, np.full((4, 1), np.nan)) == {}
+    assert task_figures("mask", predicted, np.full((4, 1), np.nan)) == {}
 
 
 def test_mean_errors_and_skill() -> None:

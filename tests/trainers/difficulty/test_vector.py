@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import trainers.engine.difficulty
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
@@ -15,9 +14,10 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.errors import InputError
-from trainers.difficulty.pruning import SCALES, Numbers, Pairs, Search, step_for
-from trainers.difficulty.tiles import Block, Difficulty, strips
-from trainers.difficulty.vector import difficulty, difficulty_of_share, ring_tiles, share_of, tiles_of
+from trainers.difficulty import vector
+from trainers.difficulty.pruning import SCALES, Pairs, Precision, Search, step_for
+from trainers.difficulty.tiles import Block, Nearest, strips
+from trainers.difficulty.vector import difficulty, difficulty_of_slice, ring_tiles, slice_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -31,7 +31,7 @@ def plainly(rows: Tensor) -> tuple[Tensor, Tensor]:
     return best, torch.argmax((cosines == best[:, None]).int(), dim=1)
 
 
-def check(found: Difficulty, rows: Tensor) -> None:
+def check(found: Nearest, rows: Tensor) -> None:
     """Right within rounding; of several that are equal within rounding any may be the nearest."""
     w = normalize(rows.double(), dim=1)
     assert found.cosine.dtype == torch.float32
@@ -42,12 +42,12 @@ def check(found: Difficulty, rows: Tensor) -> None:
     assert found.cosine.abs().max() <= 1
 
 
-def same_bits(one: Difficulty, other: Difficulty) -> bool:
+def same_bits(one: Nearest, other: Nearest) -> bool:
     return torch.equal(one.cosine.view(torch.int32), other.cosine.view(torch.int32)) and torch.equal(one.nearest, other.nearest)
 
 
 def test_golden() -> None:
-    """ALGORITHMS.md §1."""
+    """Three rows, by hand."""
     found = difficulty(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.4, 1.96]]))
     torch.testing.assert_close(found.cosine, torch.tensor([0.2, 0.98, 0.98]), atol=1e-3, rtol=0)
     assert found.nearest.tolist() == [2, 2, 1]
@@ -67,39 +67,39 @@ def test_against_the_formula(count: int, features: int, tile: int, seed: int, ki
     assert torch.equal(rows, before)
 
 
-# Without VNNI sums of 8-bit products may saturate; such numbers are not chosen there.
-COARSE: tuple[Numbers, ...] = ("int8", "bfloat16") if torch.cpu._is_vnni_supported() else ("bfloat16",)
+# Without VNNI sums of 8-bit products may saturate, so int8 is not chosen there.
+APPROXIMATE: tuple[Precision, ...] = ("int8", "bfloat16") if torch.cpu._is_vnni_supported() else ("bfloat16",)
 
 
 @given(
     st.integers(2, 60), st.integers(2, 40), tiles, st.integers(0, 1000), st.sampled_from([1.0, 1e-2, 1e-4, 0.0]),
-    st.sampled_from(COARSE),
+    st.sampled_from(APPROXIMATE),
 )  # fmt: skip
-def test_by_coarser_numbers_it_is_as_exact(
-    count: int, features: int, tile: int, seed: int, spread: float, numbers: Numbers
+def test_approximate_products_leave_it_exact(
+    count: int, features: int, tile: int, seed: int, spread: float, precision: Precision
 ) -> None:
     """Far apart, close together (pairs abound), nearly equal, and equal."""
     random = torch.Generator().manual_seed(seed)
     rows = torch.randn(1, features, generator=random) + spread * torch.randn(count, features, generator=random)
-    check(difficulty(rows, tile=tile, numbers=numbers), rows)
+    check(difficulty(rows, tile=tile, precision=precision), rows)
 
 
-@pytest.mark.parametrize("numbers", COARSE)
+@pytest.mark.parametrize("precision", APPROXIMATE)
 @pytest.mark.parametrize("heavy", [False, True])
-def test_by_coarser_numbers_of_many_rows(numbers: Numbers, heavy: bool) -> None:
-    """Also where some features are far larger than 8 bits can tell beside the others."""
+def test_approximate_products_of_many_rows(precision: Precision, heavy: bool) -> None:
+    """Also where some features are so large that 8 bits cannot represent the others beside them."""
     rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
     if heavy:
         rows[::7, :3] *= 30
-    found, expected = difficulty(rows, tile=256, numbers=numbers), difficulty(rows, numbers="float32")
+    found, expected = difficulty(rows, tile=256, precision=precision), difficulty(rows, precision="float32")
     torch.testing.assert_close(found.cosine, expected.cosine, atol=1e-6, rtol=0)
     assert (found.nearest == expected.nearest).float().mean() > 0.999  # else within rounding, as `check` knows
     check(found, rows)
 
 
-@pytest.mark.parametrize("numbers", COARSE)
-def test_coarser_numbers_leave_few_pairs_open(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which their results alone would not tell."""
+@pytest.mark.parametrize("precision", APPROXIMATE)
+def test_approximate_products_leave_few_pairs_open(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result alone would not show it."""
     rows, counts, settle = torch.randn(3000, 256, generator=torch.Generator().manual_seed(0)), list[int](), Search._settle
 
     def counted(search: Search, left: Block, right: Block, found: list[Pairs]) -> None:
@@ -108,8 +108,8 @@ def test_coarser_numbers_leave_few_pairs_open(numbers: Numbers, monkeypatch: pyt
 
     monkeypatch.setattr(Search, "_settle", counted)
     monkeypatch.setattr("trainers.difficulty.pruning.take_strip", None)  # is not needed
-    difficulty(rows, numbers=numbers)
-    assert len(rows) <= sum(counts) < {"int8": 25, "bfloat16": 6}[numbers] * len(rows)
+    difficulty(rows, precision=precision)
+    assert len(rows) <= sum(counts) < {"int8": 25, "bfloat16": 6}[precision] * len(rows)
 
 
 def test_the_residuals_bound_the_error_and_the_step_is_the_best_of_its_kind() -> None:
@@ -125,8 +125,8 @@ def test_the_residuals_bound_the_error_and_the_step_is_the_best_of_its_kind() ->
     assert step in steps
     assert residuals(step).norm(dim=1).median() < 1.5 * min(residuals(s).norm(dim=1).median() for s in steps)
     error = residuals(step).norm(dim=1)
-    coarse = rows - residuals(step)
-    assert ((rows @ rows.T - coarse @ coarse.T).abs() <= error[:, None] + (1 + error[:, None]) * error + 1e-6).all()
+    rounded = rows - residuals(step)
+    assert ((rows @ rows.T - rounded @ rounded.T).abs() <= error[:, None] + (1 + error[:, None]) * error + 1e-6).all()
 
 
 axes = st.tuples(st.integers(0, 3), st.sampled_from([-2.0, 0.0, 0.5, 1.0]))  # on an axis cosines are -1, 0 and 1 without rounding
@@ -172,14 +172,14 @@ def test_length_does_not_matter(length: float) -> None:
     torch.testing.assert_close(difficulty(rows * lengths).cosine, difficulty(rows).cosine, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("numbers", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @given(st.lists(st.integers(-900, 900), min_size=2, max_size=30), st.integers(0, 1000))
-def test_length_does_not_matter_beyond_float32s_range(numbers: Numbers, powers: list[int], seed: int) -> None:
+def test_length_does_not_matter_beyond_float32s_range(precision: Precision, powers: list[int], seed: int) -> None:
     """Float64 rows times powers of two, which change no digit, have the difficulty of the rows to the bit."""
     rows = torch.randn(len(powers), 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows[seed % len(rows)] *= seed % 3 > 0
     lengths = torch.tensor([[2.0**power] for power in powers], dtype=torch.float64)
-    expected, found = difficulty(rows, tile=8, numbers=numbers), difficulty(rows * lengths, tile=8, numbers=numbers)
+    expected, found = difficulty(rows, tile=8, precision=precision), difficulty(rows * lengths, tile=8, precision=precision)
     assert same_bits(found, expected)
     check(found, rows)
     with pytest.raises(InputError, match="not finite"):
@@ -234,7 +234,7 @@ def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatc
     count, features, tile, block = 500, 60, 32, 256
     rows = torch.randn(count, features, generator=torch.Generator().manual_seed(5))
     whole = difficulty(rows, tile=tile)
-    monkeypatch.setitem(trainers.difficulty.vector.BLOCK, "cpu", block)
+    monkeypatch.setitem(vector.BLOCK, "cpu", block)
     with Largest() as seen:
         assert same_bits(difficulty(rows, tile=tile), whole)
     assert seen.elements == block * features < count * features
@@ -245,9 +245,9 @@ def test_neither_the_matrix_nor_the_rows_are_held(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("across", [1, 3, 16])
 def test_tiles_cover_half_the_matrix_once(side: int, across: int, world: int) -> None:
     expected = [(a, b) for a in range(side) for b in range(a, side)]
-    shares = [list(tiles_of(side, across, rank, world)) for rank in range(world)]
-    assert sorted(tile for share in shares for tile in share) == expected
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    slices = [list(tiles_of(side, across, rank, world)) for rank in range(world)]
+    assert sorted(tile for part in slices for tile in part) == expected
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
     rings = [ring_tiles(side, rank, world) for rank in range(world)]
     assert sorted(tile for ring in rings for step in ring for tile in step) == expected
 
@@ -263,26 +263,26 @@ def test_strips_are_the_same_tiles_in_the_same_order(side: int, across: int, wor
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 5, 8])
-def test_shares_of_the_tiles_are_even(world: int) -> None:
-    side = 40 * world + 1  # the ring's shares are as even as whole tiles a rank can be
-    for share in (
+def test_slices_of_the_tiles_are_even(world: int) -> None:
+    side = 40 * world + 1  # the ring's slices are as even as whole tiles a rank can be
+    for part in (
         (list(tiles_of(side, 16, rank, world)) for rank in range(world)),
         ([tile for step in ring_tiles(side, rank, world) for tile in step] for rank in range(world)),
     ):
-        sizes = [len(tiles) for tiles in share]
+        sizes = [len(tiles) for tiles in part]
         assert max(sizes) <= 1.05 * sum(sizes) / world
 
 
 @given(st.integers(0, 1000), st.integers(1, 16))
-def test_shares_are_runs_that_differ_by_one(count: int, world: int) -> None:
-    shares = [share_of(count, rank, world) for rank in range(world)]
-    assert [first for first, _ in shares] == [0, *(end for _, end in shares[:-1])]
-    assert shares[-1][1] == count
-    assert max(end - first for first, end in shares) - min(end - first for first, end in shares) <= 1
+def test_slices_are_runs_that_differ_by_one(count: int, world: int) -> None:
+    slices = [slice_of(count, rank, world) for rank in range(world)]
+    assert [first for first, _ in slices] == [0, *(end for _, end in slices[:-1])]
+    assert slices[-1][1] == count
+    assert max(end - first for first, end in slices) - min(end - first for first, end in slices) <= 1
 
 
-def cases() -> list[tuple[Tensor, int, Numbers]]:
-    """Rows, tile sizes, numbers: a remainder; ties; zeros; negative cosines; fewer tiles than ranks."""
+def cases() -> list[tuple[Tensor, int, Precision]]:
+    """Rows, tile sizes, precision: a remainder; ties; zeros; negative cosines; fewer tiles than ranks."""
     random = torch.Generator().manual_seed(3)
     ties = torch.eye(6).repeat(5, 1)
     rows = [
@@ -292,40 +292,40 @@ def cases() -> list[tuple[Tensor, int, Numbers]]:
         (torch.tensor([[1.0, 0.0], [-1.0, 0.1]]), 1024),
         (torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), 1),
     ]
-    return [(some, tile, numbers) for numbers in ("float32", *COARSE) for some, tile in rows]
+    return [(some, tile, precision) for precision in ("float32", *APPROXIMATE) for some, tile in rows]
 
 
-def both_ways(group: dist.ProcessGroup) -> list[Difficulty]:
-    """All cases with the rows on every rank, and with a share of them on each."""
-    found = [difficulty(rows, tile=tile, group=group, numbers=numbers) for rows, tile, numbers in cases()]
-    for rows, tile, numbers in cases():
-        first, end = share_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
-        found.append(difficulty_of_share(rows[first:end].clone(), len(rows), tile=tile, group=group, numbers=numbers))
+def both_ways(group: dist.ProcessGroup) -> list[Nearest]:
+    """All cases with the rows on every rank, and with a slice of them on each."""
+    found = [difficulty(rows, tile=tile, group=group, precision=precision) for rows, tile, precision in cases()]
+    for rows, tile, precision in cases():
+        first, end = slice_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
+        found.append(difficulty_of_slice(rows[first:end].clone(), len(rows), tile=tile, group=group, precision=precision))
     return found
 
 
 def on_rank(rank: int) -> list[Any]:
     """All cases on three ranks, then on two of them, then on one; in blocks of few rows, which the parent's are not."""
-    trainers.difficulty.vector.BLOCK["cpu"] = 128
+    vector.BLOCK["cpu"] = 128
     pair = dist.new_group([0, 2])
     found = both_ways(dist.group.WORLD)
     found += both_ways(pair) if rank != 1 else []
-    found += [difficulty(rows, tile=tile, numbers=numbers) for rows, tile, numbers in cases()]
+    found += [difficulty(rows, tile=tile, precision=precision) for rows, tile, precision in cases()]
     return [tuple(d) for d in found]
 
 
 def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
-    alone = [difficulty(rows, tile=tile, numbers=numbers) for rows, tile, numbers in cases()]
+    alone = [difficulty(rows, tile=tile, precision=precision) for rows, tile, precision in cases()]
     for results in on_ranks(3, on_rank):
         assert len(results) % len(alone) == 0
         for place, result in enumerate(results):
-            assert same_bits(Difficulty(*result), alone[place % len(alone)]), place
+            assert same_bits(Nearest(*result), alone[place % len(alone)]), place
 
 
-def test_a_share_of_all_rows_is_all_rows() -> None:
-    for rows, tile, numbers in cases():
+def test_a_slice_of_all_rows_is_all_rows() -> None:
+    for rows, tile, precision in cases():
         assert same_bits(
-            difficulty_of_share(rows, len(rows), tile=tile, numbers=numbers), difficulty(rows, tile=tile, numbers=numbers)
+            difficulty_of_slice(rows, len(rows), tile=tile, precision=precision), difficulty(rows, tile=tile, precision=precision)
         )
 
 
@@ -334,16 +334,16 @@ def test_the_order_of_the_rows_in_memory_does_not_matter() -> None:
     assert same_bits(difficulty(rows.T.contiguous().T), difficulty(rows))
 
 
-def a_share_that_is_not_finite(rank: int) -> str:
+def a_slice_that_is_not_finite(rank: int) -> str:
     rows = torch.ones(3, 2)
     rows[1, 0] = math.nan if rank == 1 else 1.0
     try:
-        difficulty_of_share(rows, 6, group=dist.group.WORLD)
+        difficulty_of_slice(rows, 6, group=dist.group.WORLD)
     except InputError as error:
         return str(error)
     return ""
 
 
-def test_every_rank_learns_that_a_share_is_not_finite() -> None:
-    for said in on_ranks(2, a_share_that_is_not_finite):
+def test_every_rank_learns_that_a_slice_is_not_finite() -> None:
+    for said in on_ranks(2, a_slice_that_is_not_finite):
         assert "first: [4] of 1" in said

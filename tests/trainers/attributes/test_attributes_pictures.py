@@ -1,4 +1,4 @@
-"""Faces with what is told of them: nothing runs into the neighbour, and keypoints can be seen on any face."""
+"""Faces with their predictions: nothing overlaps the neighbour, and keypoints can be seen on any face."""
 
 import io
 
@@ -13,17 +13,17 @@ from trainers.tasks.attributes.pictures import CELL, EDGE, label_lines, labelled
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_every_line_fits_under_its_face(end: int) -> None:
-    told = {name: limits[end] for name, limits in COLUMNS.items()}
-    lines = [line for line, _ in label_lines(told, {**told, "gender": 1 - end, "smile": 1 - end})]
+    predicted = {name: limits[end] for name, limits in COLUMNS.items()}
+    lines = [line for line, _ in label_lines(predicted, {**predicted, "gender": 1 - end, "smile": 1 - end})]
     assert lines[-2:] == (["yaw -180°, pitch -180°", "roll -180°"] if end == 0 else ["yaw 180°, pitch 180°", "roll 180°"])
     assert [elide(line, CELL, 12) for line in lines] == lines
 
 
-def test_right_and_wrong_are_told_apart() -> None:
-    told = {"gender": 0.9, "glasses": 0.2, "mask": 0.8, "age": 24.2}
+def test_right_and_wrong_are_distinguished() -> None:
+    predicted = {"gender": 0.9, "glasses": 0.2, "mask": 0.8, "age": 24.2}
     true = {"gender": 1.0, "glasses": 1.0, "age": 31.0, "yaw": 3.0}
     lines = [("✓ female 90%", True), ("age 24, is 31", None), ("✗ no glasses", False), ("mask", None)]
-    assert label_lines(told, true) == lines
+    assert label_lines(predicted, true) == lines
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])

@@ -37,16 +37,16 @@ def test_a_stage_ends_under_its_threshold() -> None:
     assert "is under 0.5" in log.entries[0]["ended"]
 
 
-@pytest.mark.parametrize(("stage", "steps", "told"), [
+@pytest.mark.parametrize(("stage", "steps", "reason"), [
     (StageConfig(threshold=0.5, least=95, most=100), 100, "is under 0.5"),
     (StageConfig(threshold=1e-6, least=1, most=33), 33, "without its smoothed loss of"),
     (StageConfig(threshold=0, least=1, most=7), 7, "it reached its 7 steps"),
     (StageConfig(threshold=100, least=1, most=50), CHECK, "is under 100"),
 ])  # fmt: skip
-def test_least_and_most_steps(stage: StageConfig, steps: int, told: str) -> None:
+def test_least_and_most_steps(stage: StageConfig, steps: int, reason: str) -> None:
     log = entered()
     assert end_of(log, stage) == steps
-    assert told in log.entries[0]["ended"]
+    assert reason in log.entries[0]["ended"]
 
 
 def test_a_stage_resumed_with_fewer_steps_than_it_had_is_over() -> None:

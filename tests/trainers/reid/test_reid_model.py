@@ -93,7 +93,7 @@ def test_triplets_are_taken_before_the_neck_and_the_head_after_it() -> None:
     torch.testing.assert_close(result["head_loss"], model.head(after, batch["labels"])[0].detach())
 
 
-def test_accuracy_is_the_share_of_own_rows_that_score_highest() -> None:
+def test_accuracy_is_the_fraction_of_own_rows_that_score_highest() -> None:
     model = task(HeadConfig("cosface"), identities=3).eval()
     with torch.no_grad():
         model.head.rows.copy_(torch.eye(16)[:3])
