@@ -38,14 +38,14 @@ class ClusterConfig:
         """The numbers of workers that the run may have."""
         return range(1, 2) if self.local else range(self.fewest or self.workers, self.workers + 1)
 
-    def check_shares(self, samples: int, where: str) -> None:
-        """Check that any of these numbers of workers can share the samples of a step, which are set by ``where``.
+    def check_divisible(self, samples: int, where: str) -> None:
+        """Check that any of these numbers of workers divides the samples of a step; ``where`` names their option.
 
         Raises:
             ClusterError: one of them cannot.
         """
         for workers in self.sizes:
             if samples < 1 or samples % workers:
-                what = f"{samples} samples cannot be shared evenly by {workers} workers"
+                what = f"{samples} samples cannot be divided evenly among {workers} workers"
                 more = f": of each of {self.fewest} to {self.workers}, or raise --cluster.fewest" if self.fewest else ""
                 raise ClusterError(what, where, f"choose a multiple of the number of workers{more}")

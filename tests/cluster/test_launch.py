@@ -233,12 +233,12 @@ def test_fewest_is_one_of_the_workers(fewest: int) -> None:
 
 
 def test_a_step_is_shared_evenly_by_any_number_of_workers() -> None:
-    ClusterConfig(workers=4).check_shares(64, "--batch")
-    ClusterConfig(workers=4, fewest=2).check_shares(12, "--batch")
-    with pytest.raises(ClusterError, match=r"64 samples cannot be shared evenly by 3 workers: --batch; .* of each of 2 to 4"):
-        ClusterConfig(workers=4, fewest=2).check_shares(64, "--batch")
+    ClusterConfig(workers=4).check_divisible(64, "--batch")
+    ClusterConfig(workers=4, fewest=2).check_divisible(12, "--batch")
+    with pytest.raises(ClusterError, match=r"64 samples cannot be divided evenly among 3 workers: --batch; .* of each of 2 to 4"):
+        ClusterConfig(workers=4, fewest=2).check_divisible(64, "--batch")
     with pytest.raises(ClusterError, match="0 samples"):
-        ClusterConfig(workers=1).check_shares(0, "--batch")
+        ClusterConfig(workers=1).check_divisible(0, "--batch")
 
 
 def test_workers_take_gpus_that_the_cluster_would_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     assert "pk draws 16 different identities and there are 10" in told(lambda: train(whole, kind="pk", batch=64), capsys)
     line = told(lambda: train(whole, batch=62, instances=4, uniform_share=0.5), capsys)
     assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
-    assert "cannot be shared evenly by 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
+    assert "cannot be divided evenly among 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
     line = told(lambda: train(whole, kind="pk", batch=12), capsys)
     assert "'pk' draws 4 samples together, which 2 workers with 6 each would cut apart: sampler.batch; " in line
     elastic = ClusterConfig(workers=4, fewest=3)  # 24 go among three and four, but of pairs of two, no whole ones among four
