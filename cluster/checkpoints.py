@@ -45,11 +45,13 @@ class RunFolder:
             return {}
         except ValueError as error:
             remedy = "remove it to train from the start"
-            raise ClusterError(f"the file that names the latest checkpoint is damaged ({error})", f"{self.path}/{name}", remedy) from error
+            raise ClusterError(
+                f"the file that names the latest checkpoint is damaged ({error})", f"{self.path}/{name}", remedy
+            ) from error
         return state
 
     def put(self, folder: Path, name: str, keep: int) -> None:
-        """Store a folder's files as the checkpoint of that name, and delete older local ones: ``keep`` stay, this one included."""
+        """Store a folder's files as the checkpoint ``name``. Of the local checkpoints, only the last ``keep`` stay."""
         self.filesystem.create_dir(f"{self.path}/{name}")
         copy_files(str(folder), f"{self.path}/{name}", LocalFileSystem(), self.filesystem)
         before: list[str] = self._read(LATEST).get("kept", [])

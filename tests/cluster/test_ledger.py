@@ -60,7 +60,7 @@ def test_an_unwritable_storage_is_one_line(tmp_path: Path, s3_url: str, monkeypa
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"null", b"\xff", b"[" * 100_000])
 def test_a_record_that_is_none_is_one_line(ledger: Ledger, data: bytes) -> None:
     open_objects(ledger.url).put("a/x.json", data)
-    with pytest.raises(ClusterError, match=r"a record that is no JSON object: .*a/x\.json; mend it, or remove it"):
+    with pytest.raises(ClusterError, match=r"the record is not a JSON object: .*a/x\.json; repair or remove it"):
         ledger.get("a/x.json")
 
 
@@ -77,7 +77,7 @@ def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> 
     assert schedules(ledger)[0].command == ("x",)
     for wrong in ({"created": 3}, {"created": "x"}, {"command": None}, {"cron": 5}, {"name": []}, {"retries": "x"}, {"more": 1}):
         ledger.put("schedules/a.json", {**right, **wrong})
-        with pytest.raises(ClusterError, match=r"damaged record of a schedule: .*a\.json"):
+        with pytest.raises(ClusterError, match=r"the record of a schedule is damaged: .*a\.json"):
             schedules(ledger)
     start = {"at": "2026-01-01T00:00:00+00:00", "attempt": 1, "state": "failed", "job": "a-1", "note": "", "passed": 0}
     ledger.put("starts/a/x.json", start)
@@ -85,5 +85,5 @@ def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> 
     wrong_starts = ({"at": "x"}, {"at": 3}, {"at": "2026-01-01"}, {"attempt": "1"}, {"state": None}, {"state": "claimed"})
     for other in wrong_starts:
         ledger.put("starts/a/x.json", {**start, **other})
-        with pytest.raises(ClusterError, match=r"damaged record of a start: .*x\.json; remove it"):
+        with pytest.raises(ClusterError, match=r"the record of a start is damaged: .*x\.json; remove it"):
             start_record(ledger, "starts/a/x.json")

@@ -1,4 +1,4 @@
-"""The local worker and where checkpoints lie: saved whole or not at all, and restored by whichever worker goes on with the run."""
+"""The local worker and its checkpoints: stored whole or not at all, and restored by local runs and by runs under Ray."""
 
 import json
 import signal
@@ -78,7 +78,9 @@ def test_a_rank_reads_the_files_that_it_wants_of_a_sharded_checkpoint(runs: str)
     worker.save("step-00000010", writing("all"), write_own=writing("mine", "rows 0+1 100%.pt"))
     assert worker.folder.latest() == "step-00000010-of-1"
     assert worker.restore(texts) == {"state.pt": "all", "rows 0+1 100%.pt": "mine"}
-    assert worker.restore(texts, lambda names: [name for name in names if name.startswith("rows")]) == {"rows 0+1 100%.pt": "mine"}
+    assert worker.restore(texts, lambda names: [name for name in names if name.startswith("rows")]) == {
+        "rows 0+1 100%.pt": "mine"
+    }
 
 
 def test_the_later_of_local_checkpoints_and_rays_is_restored(runs: str) -> None:
@@ -103,23 +105,24 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(runs: str) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 from cluster import checkpoints
-from test_local import worker_of, writing
 
 def copy_and_die(*arguments):
     copy(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
 copy, checkpoints.copy_files = checkpoints.copy_files, copy_and_die
-worker_of(sys.argv[1]).save("step-00000020", writing("20"))
+checkpoints.RunFolder(sys.argv[1], "run").put(pathlib.Path(sys.argv[2]), "step-00000020", keep=2)
 """
 
 
-def test_a_process_killed_during_a_save_leaves_the_checkpoint_before_it(runs: str) -> None:
+def test_a_process_killed_during_a_save_leaves_the_checkpoint_before_it(runs: str, tmp_path: Path) -> None:
     worker = worker_of(runs)
     worker.save("step-00000010", writing("10"))
-    ended = subprocess.run([sys.executable, "-c", KILLED, runs], cwd=Path(__file__).parent, timeout=120)
+    (folder := tmp_path / "written").mkdir()
+    writing("20")(folder)
+    ended = subprocess.run([sys.executable, "-c", KILLED, runs, str(folder)], timeout=120)
     assert ended.returncode == -signal.SIGKILL
     assert checkpoints(runs) == ["step-00000010", "step-00000020"]
     assert worker.restore(texts) == {"state.pt": "10"}

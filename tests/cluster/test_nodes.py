@@ -146,7 +146,7 @@ def train(nodes: Nodes, data: str, runs: Path, name: str, steps: int, *more: str
 
 
 def checkpoint(runs: Path, name: str, step: int) -> Callable[[], bool]:
-    """Tells whether the run has stored a checkpoint of that step or a later one."""
+    """A condition: the run has stored a checkpoint of that step or a later one."""
     return lambda: any(int(path.name[5:]) >= step for path in (runs / name).glob("step-*"))
 
 

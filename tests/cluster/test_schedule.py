@@ -71,7 +71,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return open_ledger(str(tmp_path))
 
 
-def test_a_time_starts_one_job_and_its_end_is_told(ledger: Ledger) -> None:
+def test_a_time_starts_one_job_and_its_end_is_recorded(ledger: Ledger) -> None:
     add(ledger)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -87,14 +87,14 @@ def test_a_time_starts_one_job_and_its_end_is_told(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlap", "running", "told"),
+    ("overlap", "running", "recorded"),
     [
         ("forbid", ["13-1"], ["13.1 submitted", "14.1 left out"]),
         ("allow", ["13-1", "14-1"], ["13.1 submitted", "14.1 submitted"]),
         ("replace", ["14-1"], ["13.1 stopped", "14.1 submitted"]),
     ],
 )
-def test_overlap(ledger: Ledger, overlap: Any, running: list[str], told: list[str]) -> None:
+def test_overlap(ledger: Ledger, overlap: Any, running: list[str], recorded: list[str]) -> None:
     add(ledger, overlap=overlap)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -102,7 +102,7 @@ def test_overlap(ledger: Ledger, overlap: Any, running: list[str], told: list[st
         scheduler.turn(BEGIN + hours * HOUR)
     alive = [job for job, status in cluster.jobs.items() if status == "RUNNING"]
     assert alive == [f"nightly-20260310T{job.replace('-', '0000Z-')}" for job in running]
-    assert states(ledger) == told
+    assert states(ledger) == recorded
 
 
 def test_a_failed_job_is_tried_again_as_often_as_set(ledger: Ledger) -> None:
@@ -115,7 +115,7 @@ def test_a_failed_job_is_tried_again_as_often_as_set(ledger: Ledger) -> None:
     assert states(ledger) == ["13.1 failed", "13.2 failed"]
 
 
-def test_missed_times_are_told(ledger: Ledger) -> None:
+def test_missed_times_are_recorded(ledger: Ledger) -> None:
     add(ledger, missed="skip")
     Scheduler(ledger, Memory()).turn(BEGIN + 3 * HOUR + timedelta(minutes=30))
     assert states(ledger) == ["15.1 missed"]
@@ -232,7 +232,7 @@ def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["remove", "nobody"], "no schedule 'nobody'"),
         (["history", "nobody"], "no schedule 'nobody'"),
         (["run", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
-        (["run", "--address", "localhost"], "not the address of a cluster's jobs"),
+        (["run", "--address", "localhost"], "not the address of a job API"),
         (["list", "--", "true"], "only with add"),
     ],
 )
@@ -274,8 +274,8 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
             scheduler.kill()
             scheduler.communicate()
     assert log.read_text() == "$(id); `id` 'x'\n"
-    told = schedule("history", "--store", store, "yearly").stdout
-    assert "succeeded" in told
+    history = schedule("history", "--store", store, "yearly").stdout
+    assert "succeeded" in history
     assert schedule("remove", "--store", store, "yearly").returncode == 0
     assert "yearly" not in schedule("list", "--store", store).stdout
 
@@ -292,7 +292,7 @@ def test_the_job_api(head: Head) -> None:
     wait(lambda: jobs.status("once") == "STOPPED")
 
 
-def test_a_client_of_the_job_api_uses_its_token_without_being_told(head: Head) -> None:
+def test_a_client_of_the_job_api_uses_its_token_by_itself(head: Head) -> None:
     code = f"from cluster.jobs import Jobs; print(Jobs({head.jobs!r}).session())"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -62,7 +62,7 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     table, seen = DifficultyTable(N, PINNED), list[Difficulty]()
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
 
     def put(new: Difficulty) -> None:
         table.put(new)
@@ -83,7 +83,7 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
 
 def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Path) -> None:
     said, seen = list[str](), dict[int, Difficulty]()
-    publisher = Publisher(name, 3, [], said.append, 30)
+    publisher = Publisher(name, [], said.append, 30)
     for number in (1, 2, 3, 4):
         publisher.publish(version(number))
     publisher.close()
@@ -116,13 +116,13 @@ def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch:
 
 
 def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:
-    publisher, seen = Publisher(name, 3, [], print, 30), dict[int, Difficulty]()
+    publisher, seen = Publisher(name, [], print, 30), dict[int, Difficulty]()
     publisher.publish(version(1))
     publisher.close()
     until((file := tmp_path / STORED / "1.npy").exists)
     file.write_bytes(file.read_bytes()[:-1])
     kill(name, for_good=False)
-    publisher = Publisher(name, 3, [version(1)], print, 60)  # the workers' checkpoint has it
+    publisher = Publisher(name, [version(1)], print, 60)  # the workers' checkpoint has it
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
     for end in (follower, publisher):
@@ -132,7 +132,7 @@ def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_p
 
 def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
     seen = dict[int, Difficulty]()
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     publisher.publish(version(1))
     until(lambda: 1 in seen)
@@ -144,16 +144,16 @@ def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
 
 
 def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path: Path) -> None:
-    dead = Publisher(name, 3, [], print, 30)
+    dead = Publisher(name, [], print, 30)
     for number in (1, 2, 3):
         dead.publish(version(number))
     until(lambda: not dead._queue)
-    alive = Publisher(name, 3, [version(1)], print, 30)
+    alive = Publisher(name, [version(1)], print, 30)
     seen = dict[int, Difficulty]()
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
     dead.publish(version(2))  # of the incarnation that is over: goes unheard
-    until(lambda: dead._line.failure is not None)
+    until(lambda: dead._actor.failure is not None)
     with pytest.raises(ClusterError, match="another incarnation"):
         dead.check()
     first = stored(tmp_path)
@@ -175,7 +175,7 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
         pinned.put(new)
         freshest.put(new)
 
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
     follower = Follower(name, 0, put, said.append)
     publisher.publish(version(1))
     until(lambda: pinned.get(1) is not None)
@@ -187,11 +187,11 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
     current = freshest.at(25)
     assert current is not None
     assert current.version == 1
-    until(lambda: any("is away" in text for text in said))
+    until(lambda: any("is unreachable" in text for text in said))
     follower.close()
     publisher.close()
 
 
 def test_a_run_does_not_begin_without_the_actor() -> None:
-    with pytest.raises(ClusterError, match=r"difficulty actor was away for 0\.5 s: nobody"):
-        Publisher("nobody", 3, [], print, patience=0.5)
+    with pytest.raises(ClusterError, match=r"difficulty actor was unreachable for 0\.5 s: nobody"):
+        Publisher("nobody", [], print, patience=0.5)

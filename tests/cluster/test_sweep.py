@@ -29,7 +29,7 @@ def run(name: str, settings: dict[str, Any]) -> dict[str, float]:
     return {"score": settings["x"] + 0.2, "step": 20}
 
 
-def test_failed_trials_are_told_and_do_not_end_the_sweep(tmp_path: Path) -> None:
+def test_failed_trials_are_reported_and_do_not_end_the_sweep(tmp_path: Path) -> None:
     space = {"x": tune.grid_search([1, 2, 3, 4])}
     config = SweepConfig(trials=1, concurrent=2, grace=10)
     trials = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=False)
