@@ -53,33 +53,27 @@ class DifficultyChannel:
         Raises:
             ClusterError: the actor was unreachable for longer than ``patience`` seconds.
         """
-        self._recent = deque(restored, maxlen=keep)
-        self._put: Callable[[Difficulty], None] | None = None
-        self._publisher: Any = None
-        self._follower: Any = None
+        self._recent, self._publish, self._ends = deque(restored, maxlen=keep), put, list[Any]()
         if not service:
-            self._put = put
             for difficulty in restored:
                 put(difficulty)
             return
         from cluster.difficulty_service import Follower, Publisher
 
+        self._publish = lambda difficulty: None  # rank 0 does it for all
         if worker.rank == 0:
-            self._publisher = Publisher(service, restored, worker.say, patience)
+            publisher = Publisher(service, restored, worker.say, patience)
+            self._publish, self._ends = publisher.publish, [publisher]
         if worker.group:
             dist.barrier()  # until rank 0 has replaced the actor's versions by those of the checkpoint
-        self._follower = Follower(service, after, put, worker.say)
+        self._ends.append(Follower(service, after, put, worker.say))
 
     def publish(self, difficulty: Difficulty) -> None:
         """Publish a version; every rank calls this with the same one. Raises the error of a thread of the channel that failed."""
+        for end in self._ends:
+            end.check()
         self._recent.append(difficulty)
-        if self._put:
-            self._put(difficulty)
-        if self._follower:
-            self._follower.check()
-        if self._publisher:
-            self._publisher.check()
-            self._publisher.publish(difficulty)
+        self._publish(difficulty)
 
     def state(self) -> list[list[Any]]:
         """The recent versions as plain data and tensors, for a checkpoint: version, cosine [N], nearest [N]."""
@@ -92,7 +86,5 @@ class DifficultyChannel:
 
     def close(self) -> None:
         """Publish what is queued, within a few seconds, and end."""
-        if self._follower:
-            self._follower.close()
-        if self._publisher:
-            self._publisher.close()
+        for end in self._ends:
+            end.close()

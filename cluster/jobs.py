@@ -59,7 +59,7 @@ class Jobs:
             RuntimeError: the cluster refuses it, for example because the id is in use.
             ConnectionError: the cluster's head cannot take jobs at the moment; try again.
         """
-        entrypoint = shlex.join(command)  # Ray hands it to a shell
+        entrypoint = shlex.join(command)  # Ray passes it to a shell
         environment = {"working_dir": working_dir} if working_dir else None
         try:
             self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)

@@ -35,12 +35,9 @@ class LocalWorker:
         self.show([], [notice])
 
     def save(
-        self,
-        name: str,
-        write: Callable[[Path], None],
-        figures: Mapping[str, float] | None = None,
+        self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder."""
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))

@@ -10,16 +10,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.train import (
-    CheckpointConfig,
-    ControllerError,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    UserCallback,
-    WorkerGroupError,
-)
+from ray import train
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -32,7 +23,7 @@ from cluster.storage import storage_uri
 from cluster.worker import RayWorker, this_worker
 
 log = logging.getLogger(__name__)
-CALLBACKS: ContextVar[tuple[UserCallback, ...]] = ContextVar("callbacks", default=())  # a sweep adds one to its trials' runs
+CALLBACKS: ContextVar[tuple[train.UserCallback, ...]] = ContextVar("callbacks", default=())  # a sweep adds its own
 
 
 def launch(
@@ -51,9 +42,7 @@ def launch(
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
     if any((state["run"], state["runs"]) == (name, runs) for state in running()):
-        raise ClusterError(
-            f"the run '{name}' is running on this cluster already", runs, "stop it first, or choose another --name"
-        )
+        raise ClusterError(f"the run '{name}' is running already", runs, "stop it first, or choose another --name")
     start_autoscaling_coordinator()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     address = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # where `running` finds it
@@ -76,7 +65,7 @@ def launch(
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
-    except TrainingFailedError as error:
+    except train.TrainingFailedError as error:
         raise _cause(error) from error
     except SystemExit as error:  # at Ctrl-C Ray exits with code 0
         raise KeyboardInterrupt from error
@@ -97,27 +86,27 @@ def _on_gpus(config: ClusterConfig) -> bool:
     return config.gpu if config.gpu is not None else most_resources().get("GPU", 0) > 0
 
 
-def _scaling(config: ClusterConfig, gpu: bool) -> ScalingConfig:
+def _scaling(config: ClusterConfig, gpu: bool) -> train.ScalingConfig:
     """How many workers Ray Train starts, and the resources of each."""
-    return ScalingConfig(
+    return train.ScalingConfig(
         num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
         use_gpu=gpu,
         resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
     )
 
 
-def _run_config(config: ClusterConfig, name: str, runs: str, progress: Any) -> RunConfig:
+def _run_config(config: ClusterConfig, name: str, runs: str, progress: Any) -> train.RunConfig:
     """Where Ray Train stores a run, how many checkpoints it keeps, and how often the run may fail."""
-    return RunConfig(
+    return train.RunConfig(
         name=name,
         storage_path=storage_uri(runs),
-        failure_config=FailureConfig(max_failures=config.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        failure_config=train.FailureConfig(max_failures=config.max_failures),
+        checkpoint_config=train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
         callbacks=[_Failures(progress), *CALLBACKS.get()],
     )
 
 
-class _Failures(UserCallback):
+class _Failures(train.UserCallback):
     """Reports workers' failures to the progress actor, and ends the run at an input error instead of restarting the workers."""
 
     def __init__(self, progress: Any) -> None:
@@ -153,9 +142,9 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended:
 def _cause(error: Exception) -> Exception:
     """The error to show to the user: the input error behind a failed run if there is one, else the failure itself."""
     failures: list[Any] = []
-    if isinstance(error, ControllerError):
+    if isinstance(error, train.ControllerError):
         failures = [error.controller_failure]
-    elif isinstance(error, WorkerGroupError):
+    elif isinstance(error, train.WorkerGroupError):
         failures = list(error.worker_failures.values())
     return next((found for failure in failures if (found := _input_error(failure))), error)
 

@@ -337,7 +337,7 @@ def _shown(schedule: Schedule, at: datetime) -> str:
 
 
 def main() -> None:
-    """Run the command line: after ``--`` stands the command to schedule."""
+    """Run the command line; the command to schedule comes after ``--``."""
     arguments, command = sys.argv[1:], tuple[str, ...]()
     if "--" in arguments:
         end = arguments.index("--")

@@ -91,13 +91,8 @@ def sweep(
         )
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
         tune_config = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
-        run_config = tune.RunConfig(
-            callbacks=[_TrialReporter(name)],
-            name=name,
-            storage_path=storage_uri(runs),
-            failure_config=tune.FailureConfig(max_failures=1),
-            verbose=0,
-        )
+        kept = {"name": name, "storage_path": storage_uri(runs), "failure_config": tune.FailureConfig(max_failures=1)}
+        run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name)], verbose=0)
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
     with _stopped_by_ctrl_c():
         results = tuner.fit()

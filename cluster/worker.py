@@ -49,12 +49,9 @@ class RayWorker(NamedTuple):
         self.progress.say.remote(notice)
 
     def save(
-        self,
-        name: str,
-        write: Callable[[Path], None],
-        figures: Mapping[str, float] | None = None,
+        self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Store a checkpoint; every rank calls this at the same step.
 
         ``write`` puts files into the folder that it gets, on rank 0 only; ``write_own`` does so on every rank, under names that

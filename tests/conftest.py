@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # All clusters of the tests require a token, and all their clients have it, whatever token the user's home folder holds.
-# Set before Ray is imported, which reads the mode then, and before torch is, whose threads would slow down the other test processes.
+# Set before Ray is imported, which reads the mode then, and before torch is, whose threads would slow other test processes.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), OMP_NUM_THREADS="1")
 
 import cephserver
