@@ -39,7 +39,7 @@ def ip(*arguments: str) -> None:
 def until(reached: Callable[[], Any], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.2)
 
 

@@ -41,12 +41,12 @@ def name(tmp_path: Path) -> Iterator[str]:
 def until(reached: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.02)
 
 
 def kill(name: str, *, for_good: bool) -> None:
-    """Kill the actor, and see it dead: whoever answers next is its successor."""
+    """Kill the actor, and wait until it is dead: the next answer is the restarted one's."""
     actor = ray.get_actor(name, namespace=NAMESPACE)
     ray.get(actor.after.remote(0, 0.0))
     waiting = actor.after.remote(2**31, 60.0)
@@ -56,7 +56,7 @@ def kill(name: str, *, for_good: bool) -> None:
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """The versions that an actor left there."""
+    """The files of the versions that an actor stored."""
     return {file.name: file.read_bytes() for file in (folder / STORED).glob("*.npy")}
 
 
@@ -81,13 +81,13 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     np.testing.assert_array_equal(newest.nearest, version(3).nearest)
 
 
-def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Path) -> None:
+def test_a_killed_actor_restarts_with_its_versions(name: str, tmp_path: Path) -> None:
     said, seen = list[str](), dict[int, Difficulty]()
     publisher = Publisher(name, [], said.append, 30)
     for number in (1, 2, 3, 4):
         publisher.publish(version(number))
     publisher.close()
-    (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as of an actor killed while it wrote
+    (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as an actor killed while writing leaves it
     kill(name, for_good=False)
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), said.append)
     until(lambda: len(seen) == 3)
@@ -97,7 +97,7 @@ def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Pa
         np.testing.assert_array_equal(seen[number].nearest, version(number).nearest)
 
 
-def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_hangs_delays_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(difficulty_module, "POLL", 0.1)
     service, answers = DifficultyService(str(tmp_path), 3), threading.Event()
     monkeypatch.setattr(service._store, "keep", lambda versions: answers.wait(60))
@@ -115,7 +115,7 @@ def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch:
     asyncio.run(publish_twice())
 
 
-def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:
+def test_an_actor_whose_stored_versions_are_damaged_starts_without_them(name: str, tmp_path: Path) -> None:
     publisher, seen = Publisher(name, [], print, 30), dict[int, Difficulty]()
     publisher.publish(version(1))
     publisher.close()
@@ -130,7 +130,7 @@ def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_p
     np.testing.assert_array_equal(seen[1].nearest, version(1).nearest)
 
 
-def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
+def test_publishing_survives_the_actors_death(name: str) -> None:
     seen = dict[int, Difficulty]()
     publisher = Publisher(name, [], print, 30)
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
@@ -143,7 +143,7 @@ def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
     publisher.close()
 
 
-def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path: Path) -> None:
+def test_begin_drops_versions_of_steps_that_are_repeated(name: str, tmp_path: Path) -> None:
     dead = Publisher(name, [], print, 30)
     for number in (1, 2, 3):
         dead.publish(version(number))
@@ -152,7 +152,7 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path
     seen = dict[int, Difficulty]()
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
-    dead.publish(version(2))  # of the incarnation that is over: goes unheard
+    dead.publish(version(2))  # of an older incarnation: ignored
     until(lambda: dead._actor.failure is not None)
     with pytest.raises(ClusterError, match="another incarnation"):
         dead.check()
@@ -166,7 +166,7 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path
         end.close()
 
 
-def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -> None:
+def test_without_the_actor_pinned_ends_with_an_error_and_freshest_goes_on(name: str) -> None:
     said = list[str]()
     pinned = DifficultyTable(N, PINNED)
     freshest = DifficultyTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
@@ -192,6 +192,6 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
     publisher.close()
 
 
-def test_a_run_does_not_begin_without_the_actor() -> None:
+def test_a_run_does_not_start_without_the_actor() -> None:
     with pytest.raises(ClusterError, match=r"difficulty actor was unreachable for 0\.5 s: nobody"):
         Publisher("nobody", [], print, patience=0.5)

@@ -42,7 +42,7 @@ def dashboard_queries() -> list[str]:
     return [target["expr"].replace("$run", ".*") for panel in dashboard["panels"] for target in panel["targets"]]
 
 
-def test_dashboard_and_alerts_ask_for_figures_that_there_are() -> None:
+def test_dashboard_and_alerts_query_existing_metrics() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     asked = {name for text in [*dashboard_queries(), *(rule["expr"] for rule in rules)] for name in re.findall(r"ray_\w+", text)}
     assert asked <= NAMES
@@ -62,7 +62,7 @@ def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str])
 
 
 @pytest.mark.usefixtures("cluster")
-def test_totals_reach_the_nodes_agent_as_counters_and_a_records_numbers_as_gauges() -> None:
+def test_the_nodes_agent_exports_totals_as_counters_and_records_as_gauges() -> None:
     figures = exported.Figures("reported", 1)
     figures.report({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
     figures.report({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
@@ -82,7 +82,7 @@ def test_totals_reach_the_nodes_agent_as_counters_and_a_records_numbers_as_gauge
 
 
 class Prometheus:
-    """A server with the rules of alerts.yml, all of their times divided by sixty."""
+    """A server with the rules of alerts.yml, with seconds in place of minutes."""
 
     def __init__(self, folder: Path, discovery: Path) -> None:
         rules = re.sub(r"\b(\d+)m\b", r"\1s", (MONITORING / "alerts.yml").read_text())
@@ -129,7 +129,7 @@ def prometheus(folder: Path, head: Head) -> Iterator[Prometheus]:
 def until(reached: Callable[[], Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := reached()):
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.3)
     return found
 
@@ -163,8 +163,8 @@ def train_workers(head: Head) -> list[psutil.Process]:
 @needs_prometheus
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
-    """The figures of both workers come; a worker is killed, and its successor's come; one hangs, and RunStuck fires until
+def test_a_real_prometheus_finds_the_workers_and_fires_at_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
+    """The figures of both workers arrive; a worker is killed, and those of its successor; one hangs, and RunStuck fires until
     it goes on. Meanwhile cluster.status shows the run; and no secret is written anywhere."""
     runs, name = tmp_path / "runs", "watched"
     options = ["--data", shards, "--runs", str(runs), "--name", name, "--optim.steps", "100000", "--record_every", "5"]
