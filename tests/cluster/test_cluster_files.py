@@ -26,7 +26,7 @@ PROFILES = ("hardshard-head", "hardshard-node")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder with a token, where Ray may write keys; the working directory is the root, from where the config has its paths."""
+    """A home folder with a token, where Ray may write keys; the working directory is the root, as the config needs."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(ROOT)
     (tmp_path / ".ray").mkdir()
