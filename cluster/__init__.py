@@ -1,1 +1,1 @@
-"""Runs on Ray: launching, checkpoints, the difficulty actor, progress, sweeps, recurring jobs. Knows nothing of models and samples."""
+"""Runs on Ray: launching, checkpoints, the difficulty actor, progress, sweeps, recurring jobs. Knows no models and no samples."""
