@@ -123,19 +123,8 @@ def read_through(
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
     table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine)), 1)))
     loader, augment = LoaderConfig(workers=options.workers, size=SIZE), AugmentConfig(flip=False, shift=0)
-    stream = BatchStream(
-        split,
-        sampler,
-        loader,
-        augment,
-        CacheConfig(gib=0),
-        None if kind == "uniform" else table,
-        etags,
-        RankSlice(0, 1),
-        0,
-        0,
-        10**6,
-    )
+    drawn_by = None if kind == "uniform" else table
+    stream = BatchStream(split, sampler, loader, augment, CacheConfig(gib=0), drawn_by, etags, RankSlice(0, 1), 0, 0, 10**6)
     epoch = len(split) // options.batch
     before = proxy.set(faults=RATES)
     for batch in load_in_workers(stream, options.workers):
