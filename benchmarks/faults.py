@@ -1,10 +1,10 @@
-"""Kill things under a real run, and show that its result does not tell.
+"""Kill processes and servers under a real run, and check that its result is that of an undisturbed run.
 
     python -m benchmarks.faults [--faults 30] [--seed 0] [--json]
 
 A run of trainers/reid.py on a cluster of two nodes, with data and checkpoints in a real S3 server: once undisturbed, and once
-with kill -9, at seeded random times, of a training process, the difficulty actor, a node or the S3 server; the last two are
-started again. A fault has been recovered from when the run is further than it was half a second after the fault. In the end the
+with a training process, the difficulty actor, a node or the S3 server killed (kill -9) at seeded random times. The node and the
+server are started again. The run has recovered when it reports a later step than half a second after the fault. In the end the
 metrics, the weights and the batches of both runs must be equal.
 """
 
@@ -28,7 +28,7 @@ import ray
 import tyro
 from ray.cluster_utils import Cluster
 
-from cluster.launch import QUIET
+from cluster.connection import QUIET
 from cluster.progress import running
 from cluster.ray_compat import use_auth_token
 from datasets.errors import InputError, run_main
@@ -43,7 +43,7 @@ Kind = Literal["worker", "actor", "storage", "node"]
 WEIGHTS: dict[Kind, int] = {"worker": 10, "actor": 9, "storage": 8, "node": 3}
 TITLES = {"worker": "RayTrainWorker", "actor": "DifficultyService"}  # of the processes
 PATIENCE = 180.0  # seconds for a recovery
-SETTLE = 0.5  # seconds after a fault: what was told before it has come by then
+SETTLE = 0.5  # seconds after a fault, in which reports from before it arrive
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Options:
     """Run with faults and without."""
 
     faults: int = 30
-    """Faults that are tried for; fewer when the run ends before."""
+    """Number of faults; fewer are injected if the run ends before."""
     steps: int = 3000
     seed: int = 0
     """Draws the faults and their times."""
@@ -66,30 +66,30 @@ class Options:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, half a second after which the run had told of ``step`` steps. ``seconds``: until it was further than that."""
+    """One fault. ``step``: the last reported half a second after it; ``seconds``: until a later step was reported."""
 
     kind: Kind
     step: int
     seconds: float
 
 
-class Stage:
-    """Where it plays: an S3 server, a head, and a second node that may die."""
+class FaultyCluster:
+    """An S3 server, a head node, and a second node that may be killed."""
 
     def __init__(self, folder: Path) -> None:
         self.server = S3Server(folder)
         self.server.start()
-        # Nodes inherit this. Workers of a node that died are not waited for longer than 15 s.
+        # Nodes inherit this. Ray Train waits at most 15 s for workers of a node that died.
         os.environ.update(self.server.environment(), PYTHONPATH=str(ROOT), RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
         self.server.make_bucket("faults")
         pack("omniglot", ARCHIVE, "s3://faults/data", OPTIONS)
-        use_auth_token()  # as the run will: with it to a cluster without one it would not be answered
+        use_auth_token()  # as the run will: a cluster without token authentication would not answer it
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.node: Any = self.cluster.add_node(num_cpus=1)
         ray.init(self.cluster.address, **QUIET)
 
     def close(self) -> None:
-        """End all of it."""
+        """End cluster and server."""
         ray.shutdown()
         self.cluster.shutdown()
         self.server.stop()
@@ -104,7 +104,7 @@ class Stage:
         return sorted(found, key=lambda process: process.pid)
 
     def inject(self, kind: Kind, rng: random.Random) -> bool:
-        """Do it; False when there is nothing of that kind just now."""
+        """Inject a fault; False when nothing of that kind runs at the moment."""
         if kind == "storage":
             self.server.kill()
             time.sleep(rng.uniform(0.5, 3))
@@ -129,7 +129,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def training(options: Options, name: str, address: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The run as a person starts it."""
+    """Start the run as a user would; ended on leaving the context."""
     settings = {
         "data": "s3://faults/data", "runs": "s3://faults/runs", "name": name, "checkpoint_every": 20, "record_every": 5,
         "optim.steps": options.steps, "sampler.kind": "proportional", "sampler.batch": 32, "sampler.interval": 20,
@@ -149,12 +149,12 @@ def training(options: Options, name: str, address: str) -> Iterator["subprocess.
 
 
 def step_of(name: str) -> int:
-    """The last step that the run has told of."""
+    """The last step that the run has reported."""
     return max((state.get("record", {}).get("step", 0) for state in running() if state["run"] == name), default=0)
 
 
-def disturb(options: Options, stage: Stage, name: str, process: "subprocess.Popen[bytes]") -> list[Fault]:
-    """Inject faults until there were enough or the run has ended."""
+def disturb(options: Options, nodes: FaultyCluster, name: str, process: "subprocess.Popen[bytes]") -> list[Fault]:
+    """Inject ``options.faults`` faults, fewer if the run ends before; returns them."""
     rng, faults, began = random.Random(options.seed), list[Fault](), time.monotonic()  # noqa: S311
     kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=options.faults)
     for kind in kinds:
@@ -165,7 +165,7 @@ def disturb(options: Options, stage: Stage, name: str, process: "subprocess.Pope
         if process.poll() is not None or time.monotonic() - began > options.limit_s:
             break
         hit = time.monotonic()
-        if not stage.inject(kind, rng):
+        if not nodes.inject(kind, rng):
             continue
         time.sleep(SETTLE)
         before = step_of(name)
@@ -179,7 +179,7 @@ def disturb(options: Options, stage: Stage, name: str, process: "subprocess.Pope
 
 
 def outcome(name: str) -> dict[str, Any]:
-    """What the run ended with, less the time that it took."""
+    """The run's final metrics, without the time that it took."""
     metrics: dict[str, Any] = Run("s3://faults/runs", name).read_json(METRICS)
     return {key: value for key, value in metrics.items() if key != "seconds"}
 
@@ -187,29 +187,29 @@ def outcome(name: str) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Run both, compare, print."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(Path(folder))
+        nodes = FaultyCluster(Path(folder))
         try:
-            with training(options, "disturbed", stage.cluster.address) as process:
-                faults = disturb(options, stage, "disturbed", process)
+            with training(options, "disturbed", nodes.cluster.address) as process:
+                faults = disturb(options, nodes, "disturbed", process)
                 if process.wait():
                     raise RuntimeError(f"the disturbed run ended with {process.returncode}")
-            with training(options, "undisturbed", stage.cluster.address) as process:
+            with training(options, "undisturbed", nodes.cluster.address) as process:
                 if process.wait():
                     raise RuntimeError(f"the undisturbed run ended with {process.returncode}")
             results = outcome("disturbed"), outcome("undisturbed")
         finally:
-            stage.close()
+            nodes.close()
     equal = {key: results[0][key] == results[1][key] for key in results[1]}
     if options.json:
         print(json.dumps({"faults": [vars(fault) for fault in faults], "equal": equal, "results": results}))
     else:
-        tell(faults, equal)
+        print_tables(faults, equal)
     if not all(equal.values()):
         raise RuntimeError(f"the disturbed run ended with other {', '.join(key for key, same in equal.items() if not same)}")
 
 
-def tell(faults: list[Fault], equal: dict[str, bool]) -> None:
-    """The table of kinds, and whether the results are equal."""
+def print_tables(faults: list[Fault], equal: dict[str, bool]) -> None:
+    """Print recovery times by kind of fault, and whether the results are equal."""
     rows = []
     for kind in WEIGHTS:
         seconds = sorted(fault.seconds for fault in faults if fault.kind == kind)

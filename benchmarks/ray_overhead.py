@@ -2,8 +2,8 @@
 
     python -m benchmarks.ray_overhead [--workers 2] [--rounds 3] [--json]
 
-On the shipped data, taking turns; Ray's workers also tell their figures as trainers/reid.py has them do. Ray's own processes take
-a tenth of a core: where workers leave cores idle, from those; on two cores, two workers with their loaders leave none.
+On the shipped data, both in turn; Ray's workers also report their figures, as those of trainers/reid.py do. Ray's own processes
+take a tenth of a core. That costs no steps where workers leave cores idle; two workers with their loaders fill two cores.
 """
 
 import json
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ import ray
 import torch
 import torch.distributed as dist
 import tyro
+from torch import nn
 
 from cluster.config import ClusterConfig
 from cluster.launch import connect, launch
-from cluster.worker import this_worker
+from cluster.worker import RayWorker
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import BatchStream, RankSlice
 from datasets.loading.stats import LoaderStats
 from datasets.loading.workers import load_in_workers
 from datasets.sampling.sampler import SamplerConfig
-from trainers.engine.distributed import allreduce_s
-from trainers.engine.loop import Meter, steps
+from trainers.engine.distributed import allreduce_s, distribute
+from trainers.engine.loop import Meter, Step, steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.reid import Train
 from trainers.reports.console import summary_table
@@ -57,39 +59,40 @@ class Overhead:
             raise InputError(f"workers and rounds must be at least 1, steps at least {EVERY}")
 
 
-def train(share: RankSlice, count: int, worker: Any) -> float:
-    """Steps a second of one rank, the process group being there; ``worker``: Ray's, which is told every tenth step, or None."""
+def training_steps(config: Train, part: RankSlice, group: dist.ProcessGroup | None) -> Iterator[tuple[Step, nn.Module]]:
+    """Train one rank on the CPU; yields each step and the (distributed) model. Draws with equal chances: no difficulty vector."""
     torch.manual_seed(0)
-    data = open_data(CONFIG)
-    task = ReidTask(CONFIG.model, CONFIG.head, len(data.train.counts)).to(memory_format=torch.channels_last)
-    optim = OptimConfig(steps=WARM + count)
-    model = distribute(task, dist.group.WORLD, sync_batch_norm=False)
+    data = open_data(config.data, config.loader.size)
+    task = ReidTask(config.model, config.head, len(data.train.counts)).to(memory_format=torch.channels_last)
+    model = distribute(task, group, sync_batch_norm=False)
     stream = BatchStream(
-        data.train, CONFIG.sampler, CONFIG.loader, CONFIG.augment, CONFIG.cache, None, data.etags, share, 0, 0, optim.steps
+        data.train, config.sampler, config.loader, config.augment, config.cache, None, data.etags, part, 0, 0, config.optim.steps
     )
-    meter, tally, began = Meter(dist.group.WORLD), LoaderStats(CONFIG.loader.workers), 0.0
-    batches = load_in_workers(stream, CONFIG.loader.workers)
-    for step in steps(model, build_optimiser(optim, task), optim, batches, torch.device("cpu"), 0, share.rank):
+    batches = load_in_workers(stream, config.loader.workers)
+    for step in steps(model, build_optimiser(config.optim, task), config.optim, batches, torch.device("cpu"), 0, part.rank):
+        yield step, model
+
+
+def train(part: RankSlice, count: int, worker: RayWorker | None) -> float:
+    """Steps a second of one rank; its process group exists already. Reports every tenth step to ``worker``, if there is one."""
+    config = replace(CONFIG, optim=OptimConfig(steps=WARM + count))
+    meter, stats, began = Meter(dist.group.WORLD), LoaderStats(config.loader.workers), 0.0
+    for step, model in training_steps(config, part, dist.group.WORLD):
         meter.add(step)
-        tally.count(step.batch)
+        stats.count(step.batch)
         if step.done % EVERY == 0:
-            record = {
-                "step": step.done,
-                "steps": optim.steps,
-                "allreduce_s": allreduce_s(model),
-                **meter.read(CONFIG.sampler.batch),
-            }
+            means = meter.read(config.sampler.batch)
+            record = {"step": step.done, "steps": config.optim.steps, "allreduce_s": allreduce_s(model), **means}
             if worker is not None:
-                worker.record(record, tally.counts)
+                worker.record(record, stats.counts)
         if step.done == WARM:
             began = time.perf_counter()
     return count / (time.perf_counter() - began)
 
 
-def under_ray(settings: dict[str, Any]) -> float:
-    """One worker's part under Ray Train."""
+def under_ray(worker: RayWorker, settings: dict[str, Any]) -> float:
+    """Steps a second of one worker under Ray Train."""
     torch.set_num_threads(1)
-    worker = this_worker(settings)
     return train(RankSlice(worker.rank, worker.world), settings["steps"], worker)
 
 
@@ -100,7 +103,7 @@ def by_ray(workers: int, count: int) -> float:
     connect(config)
     with tempfile.TemporaryDirectory() as runs:
         speed: float = launch(under_ray, {"steps": count}, config, name="overhead", runs=runs, show=lambda records, notices: None)
-    ray.shutdown()  # its idle processes would take from torchrun's turn
+    ray.shutdown()  # its idle processes would slow torchrun's turn down
     return speed
 
 
@@ -115,7 +118,7 @@ def by_torchrun(workers: int, count: int) -> float:
 
 
 def torchrun_worker(count: int) -> None:
-    """One worker's part under torchrun; rank 0 prints its speed."""
+    """Train as one worker of torchrun; rank 0 prints its steps a second."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     speed = train(RankSlice(dist.get_rank(), dist.get_world_size()), count, None)
@@ -125,7 +128,7 @@ def torchrun_worker(count: int) -> None:
 
 
 def main(options: Overhead) -> None:
-    """Let both take turns, and print."""
+    """Measure both in turn, and print."""
     speeds = [
         (by_torchrun(options.workers, options.steps), by_ray(options.workers, options.steps)) for _ in range(options.rounds)
     ]

@@ -1,15 +1,15 @@
-"""What the difficulty service costs: from a version's publication until loader workers can draw by it, and what a reader pays.
+"""What the difficulty service costs: the delay from a version's publication to loader workers, and a reader's processor time.
 
     python -m benchmarks.service [--identities 100000 1000000] [--readers 2] [--windows 20] [--json]
 
-A real Ray cluster on this machine, the actor, a publisher, and as many readers as a node has ranks, each with the shared memory
-that its loader workers would see. Delay: from `Publisher.publish` until the last reader's memory holds the version, by one
-clock. Cost: processor seconds of a reader's process for one version, all its threads together.
+On a real Ray cluster on this machine: the actor, a publisher, and as many readers as a node has ranks, each with the shared
+memory that its loader workers would read. Delay: from `Publisher.publish` until the last reader's memory holds the version, by
+one clock. Cost: processor seconds of a reader's process for one version, of all its threads together.
 
-Pace: one training on the shipped data, of small steps, is cut into windows of as many steps as lie between two versions. In every
-second window a version of that size goes through the service, from this process to this process, and is waited for when a run
-would first draw by it. Told is the median over pairs of windows of the time without over the time with, and its 95% interval by
-the sign test: steps a second with the service against without.
+Pace: steps a second with the service, divided by those without. A training on the shipped data, of small steps, is cut into
+windows of as many steps as lie between two versions. In every second window a version of that size goes through the service, from
+this process to this process, and the training waits for it at the step that would first draw by it. Printed is the median over
+pairs of windows of the time without over the time with, and its 95% interval by the sign test.
 """
 
 import json
@@ -23,22 +23,23 @@ import ray
 import torch
 import tyro
 
-from benchmarks.claim_reid import median_interval, train_here
+from benchmarks.ray_overhead import training_steps
 from cluster.config import ClusterConfig
 from cluster.difficulty_service import Follower, Publisher, start_service
 from cluster.launch import connect
 from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
-from datasets.loading.batches import LoaderConfig
+from datasets.loading.batches import LoaderConfig, RankSlice
 from datasets.sampling.difficulty_table import DifficultyTable
 from datasets.sampling.sampler import SamplerConfig
 from datasets.seeding import generator
 from trainers.engine.optim import OptimConfig
 from trainers.reid import Train
 from trainers.reports.console import summary_table
+from trainers.tasks.reid.comparison import median_interval
 
 SAMPLER = SamplerConfig()
-PATIENCE = 120.0  # seconds until a version must have come
+PATIENCE = 120.0  # seconds within which a version must arrive
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,20 @@ class Service:
     identities: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     readers: int = 2
     versions: int = 6
-    """Published one after the other; the first is left out, as it starts connections."""
+    """Published one after the other; the first is not counted, as connections start with it."""
     interval: int = SAMPLER.interval
     """Steps between two versions."""
     windows: int = 20
-    """Pairs of windows of a training, with and without a version on its way; 0 leaves the training out."""
+    """Pairs of windows of a training, with and without a version; 0: no training."""
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.interval <= SAMPLER.lag:  # else it would be waited for in the window without it
+        if self.interval <= SAMPLER.lag:  # the training would wait for a version in the window without one
             raise InputError(f"versions {self.interval} steps apart", "--interval", f"give more than the lag of {SAMPLER.lag}")
 
 
 class Reader:
-    """A rank's end: follows into memory, and notes when each version was there."""
+    """A rank: follows the actor into shared memory, and notes when each version arrived."""
 
     def __init__(self, name: str, identities: int) -> None:
         self.table = DifficultyTable(identities, SAMPLER)
@@ -69,17 +70,17 @@ class Reader:
         self.follower = Follower(name, 0, self.put, print)
 
     def put(self, version: Difficulty) -> None:
-        """Take a version in."""
+        """Put a version into the table."""
         self.table.put(version)
         self.seen[version.version] = time.time()
 
     def wait(self, number: int) -> float:
-        """When a version was there; waits for it."""
+        """Wait for a version; returns the time at which it arrived."""
         deadline = time.monotonic() + PATIENCE
         while number not in self.seen:
             self.follower.check()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"version {number} did not come in {PATIENCE:g} s")
+                raise TimeoutError(f"version {number} did not arrive in {PATIENCE:g} s")
             time.sleep(0.001)
         return self.seen[number]
 
@@ -98,7 +99,7 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Medians over the versions, for one size."""
     name, keep = f"service-{identities}", SAMPLER.versions_alive
     service = start_service(name, folder, keep)
-    publisher = Publisher(name, keep, [], print, PATIENCE)
+    publisher = Publisher(name, [], print, PATIENCE)
     start = ray.remote(num_cpus=0)(Reader).remote
     readers = [start(name, identities) for _ in range(options.readers)]
     calls, delays, costs = [], [], []
@@ -129,18 +130,18 @@ def pace(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Steps a second of a training with the service's traffic against without."""
     name, interval, lag = f"pace-{identities}", options.interval, SAMPLER.lag
     service = start_service(name, folder, SAMPLER.versions_alive)
-    publisher = Publisher(name, SAMPLER.versions_alive, [], print, PATIENCE)
+    publisher = Publisher(name, [], print, PATIENCE)
     reader = Reader(name, identities)
     versions = [made_up(number, identities) for number in (1, 2)]
     steps = 2 * (options.windows + 2) * interval
     config = Train(sampler=SamplerConfig(kind="uniform"), loader=LoaderConfig(size=(32, 32)), optim=OptimConfig(steps=steps))
     marks = []
-    for done, _ in train_here(config):
-        number, within = divmod(done, 2 * interval)
-        if done % interval == 0:
+    for step, _ in training_steps(config, RankSlice(0, 1), None):
+        number, within = divmod(step.done, 2 * interval)
+        if step.done % interval == 0:
             marks.append(time.perf_counter())
         if within == 0:
-            publisher.publish(versions[number % 2]._replace(number=number))
+            publisher.publish(versions[number % 2]._replace(version=number))
         elif within == lag and number:
             reader.wait(number)
     publisher.close()
@@ -163,12 +164,12 @@ def main(options: Service) -> None:
     if options.json:
         print(json.dumps({"options": asdict(options), "results": results}))
         return
-    columns = ["identities", "MB", "publish, ms", "until drawn by, ms", "at worst", "a reader's CPU, ms", "pace"]
+    columns = ["identities", "MB", "publish, ms", "delay, ms", "at worst", "a reader's CPU, ms", "pace"]
     rows = []
     for r in results:
-        told = f"{r['pace']:.3f} ({r['pace_low']:.3f} to {r['pace_high']:.3f})" if "pace" in r else ""
+        pace_interval = f"{r['pace']:.3f} ({r['pace_low']:.3f} to {r['pace_high']:.3f})" if "pace" in r else ""
         times = [r[name] for name in ("mb", "publish_ms", "delay_ms", "worst_delay_ms", "reader_cpu_ms")]
-        rows.append([f"{r['identities']:,.0f}", *(f"{value:.1f}" for value in times), told])
+        rows.append([f"{r['identities']:,.0f}", *(f"{value:.1f}" for value in times), pace_interval])
     summary_table(f"{options.readers} readers, {options.versions - 1} versions, {options.windows} windows", columns, rows)
 
 

@@ -1,11 +1,11 @@
-"""Faults between the storage and a loader: every sample arrives as it was packed, or is named.
+"""Injects faults between storage and loader: every sample must arrive as it was packed, or be named as unreadable.
 
     python -m benchmarks.soak [--faults 100] [--json]
 
-A real S3 server, and before it a proxy that answers 503 SlowDown, resets connections, stalls longer than the time-out, stops in
-the middle of a body, truncates bodies and flips bits in them. One block is damaged where it is stored. In the middle the
-credentials expire, and others are there for whoever asks. Two loader processes draw without a cache: uniform epochs, then pairs.
-Every image that comes is compared, pixel by pixel, with the file that was packed.
+A proxy before a real S3 server answers 503 SlowDown, resets connections, stalls longer than the time-out, stops in the middle of
+a body, truncates bodies and flips bits in them. One stored block is damaged. During the run the credentials expire, and new ones
+can be had. Two loader processes draw without a cache: uniform epochs, then pairs. Every image that arrives is compared, pixel by
+pixel, with the file that was packed.
 """
 
 import json
@@ -44,16 +44,16 @@ from tests.s3server import KEY, NEXT_KEY, SECRET, S3Server
 from trainers.reports.console import summary_table
 
 SIZE = (64, 32)
-SHARES = Faults(slow_down=0.01, reset=0.01, stall=0.005, freeze=0.005, truncate=0.01, corrupt=0.01)
+RATES = Faults(slow_down=0.01, reset=0.01, stall=0.005, freeze=0.005, truncate=0.01, corrupt=0.01)
 KINDS: tuple[Kind, ...] = ("uniform", "pairs")
 
 
 @dataclass(frozen=True)
 class Soak:
-    """Read through faults."""
+    """Read a set while faults are injected."""
 
     faults: int = 100
-    """Injected at the least, half of them into each kind of draw; a run ends with an epoch."""
+    """Faults injected at least, half of them into each kind of draw; the last epoch is read to its end."""
     identities: int = 200
     each: int = 10
     """Images of an identity."""
@@ -70,14 +70,14 @@ class Soak:
 
 
 def credentials(key: str, folder: Path) -> None:
-    """What a service that renews them would give from now on."""
+    """Write the credentials that the (pretended) credential service returns from now on."""
     given = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": SECRET, "Expiration": "2100-01-01T00:00:00Z"}
     (folder / "credentials.json").write_text(json.dumps(given))
     (folder / "config").write_text(f"[default]\ncredential_process = cat {folder}/credentials.json\n")
 
 
 def damage(index: Index, block: int) -> set[str]:
-    """Flip a bit of a block where it is stored; the places of its samples, as they are to be named."""
+    """Flip a bit of a stored block; returns the addresses of its samples, by which errors must name them."""
     objects, name = open_objects(index.url), index.shards[index.blocks["shard"][block]].name
     data = bytearray(objects.get(name))
     data[int(index.blocks["offset"][block] + index.blocks["size"][block] // 2)] ^= 1
@@ -87,14 +87,14 @@ def damage(index: Index, block: int) -> set[str]:
 
 
 def truth(split: Split, folder: Path) -> npt.NDArray[np.uint8]:
-    """The pixels of every position, from the files that were packed: a key is an identity and the number of its file."""
+    """The pixels of every position, from the packed files; a key is an identity and the number of its file."""
     keys = [split.index.keys[sample].split("/") for sample in split.samples(np.arange(len(split)))]
     files = [folder / "images" / "train" / identity / f"{int(number):03d}.jpg" for identity, number in keys]
     return np.stack([decode(file.read_bytes()) for file in files])
 
 
-class Watch:
-    """What came."""
+class Arrivals:
+    """Counts of the samples that arrived, and of those that were right."""
 
     def __init__(self, split: Split, pixels: npt.NDArray[np.uint8]) -> None:
         self.split, self.pixels = split, pixels
@@ -103,7 +103,7 @@ class Watch:
         self.seen = np.zeros(len(split), np.int64)
 
     def note(self, batch: dict[str, Any]) -> None:
-        """Compare a batch with the truth."""
+        """Compare a batch with the packed images."""
         positions = batch["positions"].numpy()
         images = batch["images"].permute(0, 2, 3, 1).numpy()
         same = (images == self.pixels[positions]).all(axis=(1, 2, 3)) & (
@@ -115,31 +115,20 @@ class Watch:
 
 
 def read_through(
-    kind: Kind, split: Split, options: Soak, etags: dict[str, str], watch: Watch, proxy: ProxyProcess, renew: Any
+    kind: Kind, split: Split, options: Soak, etags: dict[str, str], arrivals: Arrivals, proxy: ProxyProcess, renew: Any
 ) -> dict[str, int]:
-    """Whole epochs until half of the faults were injected; the credentials expire after the first ten batches."""
+    """Read whole epochs until half of the faults were injected; the credentials expire after ten batches. Returns the counts."""
     sampler = SamplerConfig(kind=kind, batch=options.batch, instances=2, uniform_share=0.0, interval=1, lag=0, mode="freshest")
     table = DifficultyTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
     table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine)), 1)))
     loader, augment = LoaderConfig(workers=options.workers, size=SIZE), AugmentConfig(flip=False, shift=0)
-    stream = BatchStream(
-        split,
-        sampler,
-        loader,
-        augment,
-        CacheConfig(gib=0),
-        None if kind == "uniform" else table,
-        etags,
-        RankSlice(0, 1),
-        0,
-        0,
-        10**6,
-    )
+    drawn_by = None if kind == "uniform" else table
+    stream = BatchStream(split, sampler, loader, augment, CacheConfig(gib=0), drawn_by, etags, RankSlice(0, 1), 0, 0, 10**6)
     epoch = len(split) // options.batch
-    before = proxy.set(faults=SHARES)
+    before = proxy.set(faults=RATES)
     for batch in load_in_workers(stream, options.workers):
-        watch.note(batch)
+        arrivals.note(batch)
         done = batch["step"] + 1
         if done == 10:
             renew()
@@ -152,12 +141,12 @@ def read_through(
 
 
 def faults_of(counts: dict[str, int]) -> int:
-    """All faults among a proxy's counts, expired credentials not counted: they are one fault, of many GETs."""
+    """The number of faults among a proxy's counts, without expired credentials: they are one fault, of many GETs."""
     return sum(count for name, count in counts.items() if name not in ("gets", "bytes", "expired"))
 
 
 def soak(options: Soak, folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Run, and give what happened."""
+    """Run; returns what happened."""
     server = stack.enter_context(S3Server(folder / "s3"))
     os.environ.update({name: value for name, value in server.environment().items() if "KEY" not in name})
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
@@ -170,7 +159,7 @@ def soak(options: Soak, folder: Path, stack: ExitStack) -> dict[str, Any]:
     index = read_index("s3://soak/set")
     damaged = damage(index, 3)
     split, etags = split_of(index, "train"), shard_etags(index)
-    watch = Watch(split, truth(split, folder))
+    arrivals = Arrivals(split, truth(split, folder))
     proxy = stack.enter_context(ProxyProcess(server.endpoint, match=".tar"))
     os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
     store.TIMEOUTS = {**store.TIMEOUTS, "read_timeout": f"{options.timeout_s:g}s"}
@@ -180,20 +169,20 @@ def soak(options: Soak, folder: Path, stack: ExitStack) -> dict[str, Any]:
         credentials(keys[0], folder)
         proxy.set(expired=keys[1])
 
-    logging.getLogger(store.__name__).setLevel(logging.ERROR)  # rereads are told here
+    logging.getLogger(store.__name__).setLevel(logging.ERROR)  # its warnings of every retry
     began, injected = time.perf_counter(), Counter[str]()
     for kind in KINDS:
-        injected.update(read_through(kind, split, options, etags, watch, proxy, renew))
+        injected.update(read_through(kind, split, options, etags, arrivals, proxy, renew))
         if kind == "uniform":
-            unseen = int((watch.seen == 0).sum())
-    named = set(watch.named)
+            unseen = int((arrivals.seen == 0).sum())
+    named = set(arrivals.named)
     return {
         "seconds": time.perf_counter() - began,
         "injected": dict(injected),
         "faults": faults_of(injected),
-        "delivered": watch.counts["delivered"],
-        "identical": watch.counts["identical"],
-        "named": dict(watch.named),
+        "delivered": arrivals.counts["delivered"],
+        "identical": arrivals.counts["identical"],
+        "named": dict(arrivals.named),
         "named_wrongly": sorted(named - damaged),
         "unnamed": sorted(damaged - named),
         "never_delivered": unseen,
@@ -202,7 +191,7 @@ def soak(options: Soak, folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def main(options: Soak) -> None:
-    """Run, and print; ends with 1 if a sample was lost or wrong."""
+    """Run, and print; exit code 1 if a sample was lost or wrong."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         found = soak(options, Path(folder), stack)
     whole = found["identical"] == found["delivered"] and not found["named_wrongly"] and not found["unnamed"]
@@ -221,7 +210,7 @@ def main(options: Soak) -> None:
             ["samples never delivered in a uniform epoch", f"{found['never_delivered']}"],
             ["seconds", f"{found['seconds']:.0f}"],
         ]
-        summary_table("What came", ["", ""], rows)
+        summary_table("What arrived", ["", ""], rows)
     if not whole:
         raise SystemExit("a sample was lost, wrong, or wrongly named")
 

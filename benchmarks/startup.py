@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup [--times 3] [--json]
 
-Starts `python trainers/reid.py` on the shipped data, with a Ray of its own, and reads the clock as it tells how far it is.
+Starts `python trainers/reid.py` on the shipped data, with a Ray of its own, and notes when it prints each phase's line.
 """
 
 import json
@@ -20,7 +20,7 @@ import tyro
 from datasets.errors import InputError, run_main
 from trainers.reports.console import summary_table
 
-PHASES = (  # what the run prints when a phase is over
+PHASES = (  # how the line begins that the run prints at a phase's end, and the phase
     ("run ", "imports, data checks, Ray's start"),
     ("step 0:", "controller and workers, imports there, first evaluation"),
     ("step 1/", "first step: loaders' start, a batch"),
@@ -29,7 +29,7 @@ PHASES = (  # what the run prints when a phase is over
 
 @dataclass(frozen=True)
 class Startup:
-    """Measure the way to the first step."""
+    """Measure the time to the first step."""
 
     times: int = 3
     json: bool = False
@@ -42,18 +42,8 @@ class Startup:
 def measure() -> list[float]:
     """Seconds of each phase of one start."""
     with tempfile.TemporaryDirectory() as runs:
-        command = [
-            sys.executable,
-            "trainers/reid.py",
-            "--runs",
-            runs,
-            "--optim.steps",
-            "2",
-            "--record_every",
-            "1",
-            "--checkpoint_every",
-            "1",
-        ]
+        options = ["--runs", runs, "--optim.steps", "2", "--record_every", "1", "--checkpoint_every", "1"]
+        command = [sys.executable, "trainers/reid.py", *options]
         environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1"}
         began, ends = time.perf_counter(), list[float]()
         root = Path(__file__).parent.parent

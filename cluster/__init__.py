@@ -1,1 +1,1 @@
-"""Ray and the machines: launching runs, the difficulty actor, progress. Knows neither models nor samples."""
+"""Runs on Ray: launching, checkpoints, the difficulty actor, progress, sweeps, recurring jobs. Knows no models and no samples."""

@@ -1,4 +1,4 @@
-"""What a run takes of the cluster. Imports no Ray, so that settings can be read and checked without it."""
+"""The resources that a run asks the cluster for. Imports no Ray, so that settings can be read and checked without it."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,25 @@ from cluster.errors import ClusterError
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What a run takes of the cluster."""
+    """The resources that a run asks the cluster for."""
 
     local: bool = False
-    """Train with one worker in this process, without Ray: to try a job out and to debug it."""
+    """Train with one worker in this process, without Ray: to try a job out and to debug it. The other options but gpu and
+    keep_checkpoints have no effect then."""
     workers: int = 2
-    """Training processes; each takes a GPU if the cluster has any, or can grow to have."""
+    """Training processes. Each takes a GPU if the cluster has GPUs or its autoscaler can add some."""
     fewest: int = 0
-    """Workers to go on with while nodes are lost; new ones are taken in again, so that any number from these to all must divide a
-    step's samples. Batch norm is over all workers then, if it is not set. 0: all of them, waited for."""
+    """Smallest number of workers that the run goes on with when nodes are lost; it grows again when nodes join. Every number from
+    this one to ``workers`` must divide a step's samples. Batch norm is then over all workers by default. 0: always all workers;
+    the run waits for lost ones."""
     cpus: int = 1
-    """CPU cores reserved for each, its loader processes included."""
+    """CPU cores reserved for each worker, its loader processes included."""
     gpu: bool | None = None
-    """Train on GPUs; None: if the cluster has any, or can grow to have."""
+    """Train on GPUs. None: if the cluster has GPUs or its autoscaler can add some."""
     max_failures: int = 20
-    """Deaths of workers after which the run goes on from its last checkpoint; the next one ends it."""
+    """Failures of workers after which the run resumes from its latest checkpoint; the next failure ends it."""
     keep_checkpoints: int = 2
-    """Checkpoints kept in the run's folder."""
+    """Number of checkpoints kept in the run's folder."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus < 1 or self.max_failures < 0 or self.keep_checkpoints < 1:
@@ -35,17 +37,17 @@ class ClusterConfig:
 
     @property
     def sizes(self) -> range:
-        """The numbers of workers that the run may have."""
+        """All numbers of workers that the run may have."""
         return range(1, 2) if self.local else range(self.fewest or self.workers, self.workers + 1)
 
-    def check_shares(self, samples: int, where: str) -> None:
-        """Check that any of these numbers of workers can share the samples of a step, which are set by ``where``.
+    def check_divisible(self, samples: int, where: str) -> None:
+        """Check that every number of workers that the run may have divides the samples of a step, set by the option ``where``.
 
         Raises:
-            ClusterError: one of them cannot.
+            ClusterError: one of them does not.
         """
         for workers in self.sizes:
             if samples < 1 or samples % workers:
-                what = f"{samples} samples cannot be shared evenly by {workers} workers"
-                more = f": of each of {self.fewest} to {self.workers}, or raise --cluster.fewest" if self.fewest else ""
+                what = f"{samples} samples cannot be divided evenly among {workers} workers"
+                more = f": of every number from {self.fewest} to {self.workers}, or raise --cluster.fewest" if self.fewest else ""
                 raise ClusterError(what, where, f"choose a multiple of the number of workers{more}")

@@ -14,23 +14,23 @@ from cluster.errors import ClusterError
 from cluster.ray_compat import address_of_node, address_of_this_machine, loopback_only, max_resources, use_auth_token
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-
-
 REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
-    """Join the cluster of ``RAY_ADDRESS`` or of this machine, else start one here that fits the run (``local``: in any case).
+    """Join the cluster at ``RAY_ADDRESS``, else the one on this machine, else start one here with enough CPUs for the run.
 
-    ``dashboard``: start it with Ray's dashboard, which a sweep needs: Ray Train asks it whether a trial that was stopped is dead,
-    and keeps the trial's workers reserved for ever where there is none (Ray 2.60). `ray start --head` has it by itself.
+    ``RAY_ADDRESS=local`` always starts one. ``dashboard``: start it with Ray's dashboard. A sweep needs it: Ray Train asks the
+    dashboard whether a stopped trial is dead, and without an answer never frees the trial's workers (Ray 2.60). Every cluster of
+    `ray start --head` has a dashboard.
 
     Raises:
-        ClusterError: nobody answers at the address, or the cluster can never hold the workers, autoscaling included.
+        ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
     """
-    # Set here so that Ray's processes inherit them: the run's folder is not the place to change into, the group's end is noticed
-    # in 0.2 s instead of 2, and a process that would tell workers of nodes about to go, which ask nobody, is not started. Workers
-    # of a Ray started here are as nice as this process and not by 15 more: that costs 5% where they fill the cores.
+    # Set here so that Ray's processes inherit them. In this order: workers stay in the working directory; the end of the worker
+    # group is noticed after 0.2 s instead of 2; a process that warns workers of nodes about to be withdrawn is not started, as no
+    # job uses it; workers keep this process's niceness: Ray adds 15, which costs 5% of the speed where they fill all cores; Ray
+    # leaves the visible GPUs of processes that reserve none as they are, its future default, and does not warn.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -45,12 +45,12 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
         what = f"{least} workers of {config.cpus} CPUs were asked for and the cluster has {cpus} CPUs"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
     if least > gpus and (config.gpu or (config.gpu is None and gpus)):
-        what = f"{least} workers take a GPU each and the cluster has {gpus}"
+        what = f"{least} workers need a GPU each and the cluster has {gpus}"
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or set --cluster.gpu False")
 
 
 def most_resources() -> dict[str, float]:
-    """What the cluster has, or could grow to where it scales by itself."""
+    """What the cluster has, or can grow to by its autoscaler: the larger of both, for each resource."""
     have: dict[str, float] = dict(ray.cluster_resources())
     for name, most in max_resources().items():
         have[name] = max(have.get(name, 0), most)
@@ -77,13 +77,13 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
 
 
 def join(address: str) -> None:
-    """Join the cluster at an address: host:port of its head, or ray://host:10001 from outside; ``auto``: this machine's.
+    """Join the cluster at an address: host:port of its head, ray://host:10001 from outside, or ``auto`` for this machine's.
 
     Raises:
-        ClusterError: nobody answers there, or another version of Ray or Python does.
+        ClusterError: no cluster answers there, it refuses the token, or it runs another version of Ray or Python.
     """
     if "://" in address and not address.startswith("ray://"):
-        raise ClusterError("not a cluster's address for drivers", address, "give host:6379 of its head, or ray://host:10001")
+        raise ClusterError("not an address that drivers can join", address, "give host:6379 of its head, or ray://host:10001")
     use_auth_token()
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
@@ -100,15 +100,15 @@ def join(address: str) -> None:
 
 
 def _join_this_machine() -> None:
-    """Join the Ray on this machine, be it one of `ray start` or a run's own. Raises ConnectionError: there is none."""
+    """Join the Ray on this machine, started by `ray start` or by a run. Raises ConnectionError where there is none."""
     _init_at(address_of_this_machine())
 
 
 def _init_at(address: str) -> None:
-    """Join by host:port. Ray puts this machine's other address in the place of 127.0.0.1, where a run's own does not listen."""
+    """Join by host:port. Ray would replace 127.0.0.1 by the network address, where a Ray that a run started does not listen."""
     host, _, port = address.rpartition(":")
-    own = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))
-    with loopback_only() if own else nullcontext():
+    on_loopback = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))
+    with loopback_only() if on_loopback else nullcontext():
         ray.init(address, **QUIET)
 
 
@@ -120,12 +120,14 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _refusal(error: Exception, where: str) -> ClusterError:
-    told = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     if isinstance(error, AuthenticationError):
         return ClusterError("the cluster refuses the token", where, "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH")
-    if "ersion mismatch" in told:
-        return ClusterError(f"the cluster runs another Ray or Python ({told})", where, "install the same versions on both sides")
+    if "ersion mismatch" in reason:
+        return ClusterError(
+            f"the cluster runs another Ray or Python ({reason})", where, "install the same versions on both sides"
+        )
     remedy = "start one with `ray start --head`, or correct RAY_ADDRESS"
-    if "Failed to connect to Ray cluster" in told:  # though something listens there
-        remedy += "; if it wants a token, set RAY_AUTH_TOKEN_PATH"
-    return ClusterError(f"no Ray cluster answers ({told})", where, remedy)
+    if "Failed to connect to Ray cluster" in reason:  # though something listens there
+        remedy += "; if it requires a token, set RAY_AUTH_TOKEN_PATH"
+    return ClusterError(f"no Ray cluster answers ({reason})", where, remedy)

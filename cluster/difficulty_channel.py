@@ -1,6 +1,6 @@
-"""A worker's connection to the difficulty vector: what rank 0 publishes reaches the tables of all ranks.
+"""A worker's connection to the difficulty vector: each version that rank 0 publishes reaches the tables of all ranks.
 
-On a cluster by the named actor of `cluster.difficulty_service`; in a local run, which has one rank, directly.
+On a cluster through the actor of `cluster.difficulty_service`; in a local run, which has one rank, directly.
 """
 
 from collections import deque
@@ -19,9 +19,9 @@ from datasets.difficulty import Difficulty
 
 @contextmanager
 def difficulty_service(config: ClusterConfig, run: str, folder: str, keep: int) -> Iterator[str]:
-    """Within, the actor of a run's difficulty vector lives on the cluster; gives its name, or "" where none is needed.
+    """Start the actor of a run's difficulty vector and yield its name; "" for a local run, which needs none, and for ``keep`` 0.
 
-    ``folder``: the run's, to store versions in; ``keep``: versions held, 0 for a run that does not draw by difficulty.
+    ``folder``: the run's, where versions are stored; ``keep``: number of versions held, 0 if the run does not draw by difficulty.
     """
     if config.local or not keep:
         yield ""
@@ -39,45 +39,41 @@ def difficulty_service(config: ClusterConfig, run: str, folder: str, keep: int) 
 
 
 class DifficultyChannel:
-    """One rank's end: rank 0 publishes, every rank's table gets each version."""
+    """One rank's end of the connection. Every rank makes one, after the process group is there."""
 
     def __init__(
         self, worker: Any, service: str, put: Callable[[Difficulty], None], restored: Sequence[Difficulty], *,
         keep: int, after: int, patience: float,
     ) -> None:  # fmt: skip
-        """``put`` takes each version newer than ``after``, in order; ``restored``: versions of the checkpoint that the run goes on
-        from. The last ``keep`` versions belong into the next one.
+        """Connect to the actor named ``service``; "": pass versions to ``put`` directly.
+
+        ``put``: called with each version newer than ``after``, in order. ``restored``: the versions of the checkpoint that the
+        run resumes from. ``keep``: number of versions that `state` returns.
 
         Raises:
             ClusterError: the actor was unreachable for longer than ``patience`` seconds.
         """
-        self._recent = deque(restored, maxlen=keep)
-        self._put: Callable[[Difficulty], None] | None = None
-        self._publisher: Any = None
-        self._follower: Any = None
+        self._recent, self._publish, self._ends = deque(restored, maxlen=keep), put, list[Any]()
         if not service:
-            self._put = put
             for difficulty in restored:
                 put(difficulty)
             return
         from cluster.difficulty_service import Follower, Publisher
 
+        self._publish = lambda difficulty: None  # rank 0 does it for all
         if worker.rank == 0:
-            self._publisher = Publisher(service, restored, worker.say, patience)
+            publisher = Publisher(service, restored, worker.say, patience)
+            self._publish, self._ends = publisher.publish, [publisher]
         if worker.group:
-            dist.barrier()  # until the actor has begun this incarnation, it may still serve versions of the one before
-        self._follower = Follower(service, after, put, worker.say)
+            dist.barrier()  # until rank 0 has replaced the actor's versions by those of the checkpoint
+        self._ends.append(Follower(service, after, put, worker.say))
 
     def publish(self, difficulty: Difficulty) -> None:
-        """Hand a version over; raises what ended the service's threads, if anything did. Every rank calls it."""
+        """Publish a version; every rank calls this with the same one. Raises the error of a thread of the channel that failed."""
+        for end in self._ends:
+            end.check()
         self._recent.append(difficulty)
-        if self._put:
-            self._put(difficulty)
-        if self._follower:
-            self._follower.check()
-        if self._publisher:
-            self._publisher.check()
-            self._publisher.publish(difficulty)
+        self._publish(difficulty)
 
     def state(self) -> list[list[Any]]:
         """The recent versions as plain data and tensors, for a checkpoint: version, cosine [N], nearest [N]."""
@@ -85,12 +81,10 @@ class DifficultyChannel:
 
     @staticmethod
     def restored(state: Sequence[Sequence[Any]]) -> list[Difficulty]:
-        """What `state` stored."""
+        """The versions that `state` returned."""
         return [Difficulty(version, cosine.numpy(), nearest.numpy()) for version, cosine, nearest in state]
 
     def close(self) -> None:
-        """Publish what is queued, for at most a few seconds, and end."""
-        if self._follower:
-            self._follower.close()
-        if self._publisher:
-            self._publisher.close()
+        """Publish what is queued, within a few seconds, and end."""
+        for end in self._ends:
+            end.close()

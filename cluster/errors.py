@@ -1,4 +1,4 @@
-"""What is said, and how a command ends, when the cluster or what was asked of it is wrong."""
+"""The error of everything in `cluster` that the user can correct, and the exit codes of commands."""
 
 import sys
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from typing import NoReturn
 
 
 class ClusterError(Exception):
-    """What was asked cannot be had from this cluster: what, where and what to do, on one line. Ends a command with 2."""
+    """A wrong setting, or a cluster that cannot do what was asked: what, where and a remedy in one line. Exit code 2."""
 
     exit_code = 2
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
-        super().__init__(what, where, remedy)  # all three as args, so that it pickles whole across Ray
+        super().__init__(what, where, remedy)  # all three as args: Ray pickles errors by these
 
     def __str__(self) -> str:
         what, where, remedy = (" ".join(str(part).split()) for part in self.args)
@@ -19,7 +19,7 @@ class ClusterError(Exception):
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Run a command to its exit code: 0 done, 2 what was asked is wrong (one line on stderr), 130 interrupted."""
+    """Run a command and exit: with 0 when it is done, 2 at a ClusterError (one line on stderr), 130 at Ctrl-C."""
     try:
         main()
     except KeyboardInterrupt:

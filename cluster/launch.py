@@ -1,7 +1,7 @@
-"""Starts a run's workers: under Ray Train on a cluster, or one in this process without Ray (``--cluster.local``).
+"""Starts a run's workers: under Ray Train on a cluster, or one worker in this process without Ray (``--cluster.local``).
 
-A run is a name and a storage folder. Checkpoints lie there, and whoever starts the run again goes on from the last of them, here
-or on a cluster. Ray is imported only when it is used: it takes seconds.
+A run is a name and a storage folder, which holds its checkpoints. A run that is started again resumes from the latest one, under
+Ray or locally, whichever it was before. Ray is imported only when it is used: that takes seconds.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ Show = Callable[[list[dict[str, Any]], list[str]], None]
 
 
 def connect(config: ClusterConfig) -> None:
-    """Join the cluster, or start one on this machine (`cluster.connection.connect`); nothing to do for a local run.
+    """Join the cluster, or start one on this machine (`cluster.connection.connect`); does nothing for a local run.
 
     Raises:
-        ClusterError: the cluster is unreachable, or can never hold the workers.
+        ClusterError: the cluster is unreachable, or can never have enough CPUs or GPUs for the workers.
     """
     if not config.local:
         from cluster.connection import connect
@@ -26,15 +26,16 @@ def connect(config: ClusterConfig) -> None:
 
 
 def launch(
-    work: Callable[[Any, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *, name: str, runs: str, show: Show
+    work: Callable[[Any, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
+    name: str, runs: str, show: Show,
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
     ``worker``: a `cluster.worker.RayWorker` or `cluster.local.LocalWorker`. ``show`` is called with new records and notices.
 
     Raises:
-        ClusterError: another driver has the run under way.
-        Exception: the first error of a worker that says that the input is wrong, as it was raised there.
+        ClusterError: the run is running already, started by another driver.
+        Exception: an error of a worker whose ``exit_code`` is 2 (wrong input), as it was raised there; locally, any error.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
     if config.local:

@@ -1,6 +1,7 @@
-"""Small JSON records under a URL, a folder or s3://bucket/prefix, that several processes write: of two that create one, one does.
+"""Small JSON records in a folder or under s3://bucket/prefix, written by several processes.
 
-What is written is whole or not there. Every method raises ClusterError when the storage refuses or does not answer.
+If two processes create the same record, exactly one succeeds. A record is written completely or not at all. Every method raises
+ClusterError when the storage refuses or does not answer.
 """
 
 import json
@@ -21,14 +22,14 @@ Record = dict[str, Any]
 
 
 class FolderLedger:
-    """Records as files of a folder that all writers see; its file system must have hard links."""
+    """Records as files of a folder that all writers share; its file system must support hard links."""
 
     def __init__(self, folder: str) -> None:
         self.url = folder
         self._folder = Path(folder)
 
     def create(self, name: str, record: Record) -> bool:
-        """Write a record that is not there yet; False when it is."""
+        """Write a record if there is none of that name yet; returns whether it was written."""
         with self._errors(), self._written(name, record) as unfinished:
             try:
                 os.link(unfinished, self._folder / name)
@@ -37,12 +38,12 @@ class FolderLedger:
         return True
 
     def put(self, name: str, record: Record) -> None:
-        """Write a record in the place of what was there."""
+        """Write a record, or replace it."""
         with self._errors(), self._written(name, record) as unfinished:
             unfinished.replace(self._folder / name)
 
     def get(self, name: str) -> Record | None:
-        """A record; None where there is none."""
+        """The record of that name, or None."""
         with self._errors():
             try:
                 return _decoded((self._folder / name).read_bytes(), f"{self.url}/{name}")
@@ -50,12 +51,12 @@ class FolderLedger:
                 return None
 
     def names(self, prefix: str) -> list[str]:
-        """The records of a folder of the ledger, by name."""
+        """The names of all records in a folder of the ledger, sorted."""
         with self._errors():
             return sorted(f"{prefix}/{file.name}" for file in (self._folder / prefix).glob("*.json"))
 
     def delete(self, name: str) -> None:
-        """Remove a record if it is there."""
+        """Delete a record, if there is one of that name."""
         with self._errors():
             (self._folder / name).unlink(missing_ok=True)
 
@@ -80,7 +81,7 @@ class FolderLedger:
 
 
 class BucketLedger:
-    """Records as objects of a bucket, whose server knows conditional writes (If-None-Match)."""
+    """Records as objects of a bucket, whose server must support conditional writes (If-None-Match)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -92,7 +93,10 @@ class BucketLedger:
             self._client = session.client("s3", region_name=session.region_name or "us-east-1", config=once)
 
     def create(self, name: str, record: Record) -> bool:
-        """Write a record that is not there yet; False when it is (or when our own first try got through unheard)."""
+        """Write a record if there is none of that name yet; returns whether it was written.
+
+        False also when a retry finds that the first try had succeeded though its answer was lost.
+        """
         with self._errors():
             try:
                 self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=_encoded(record), IfNoneMatch="*")
@@ -103,12 +107,12 @@ class BucketLedger:
         return True
 
     def put(self, name: str, record: Record) -> None:
-        """Write a record in the place of what was there."""
+        """Write a record, or replace it."""
         with self._errors():
             self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=_encoded(record))
 
     def get(self, name: str) -> Record | None:
-        """A record; None where there is none."""
+        """The record of that name, or None."""
         with self._errors():
             try:
                 data = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
@@ -117,14 +121,14 @@ class BucketLedger:
         return _decoded(data, f"{self.url}/{name}")
 
     def names(self, prefix: str) -> list[str]:
-        """The records of a folder of the ledger, by name."""
+        """The names of all records in a folder of the ledger, sorted."""
         with self._errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}/")
             keys = [entry["Key"].removeprefix(self._prefix) for page in pages for entry in page.get("Contents", [])]
         return sorted(key for key in keys if key.endswith(".json"))
 
     def delete(self, name: str) -> None:
-        """Remove a record if it is there."""
+        """Delete a record, if there is one of that name."""
         with self._errors():
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
@@ -132,7 +136,7 @@ class BucketLedger:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except ClientError as error:  # its code alone: some servers quote signatures in their messages
+        except ClientError as error:  # only its code: some servers quote signatures in their messages
             what = f"the schedules cannot be read or written (S3 answered {error.response['Error']['Code']})"
             raise ClusterError(what, self.url, "check the bucket and the rights of the credentials") from error
         except (BotoCoreError, ValueError) as error:
@@ -144,9 +148,9 @@ Ledger = FolderLedger | BucketLedger
 
 
 def open_ledger(url: str) -> Ledger:
-    """The ledger under a folder or s3://bucket/prefix; nothing is read or written yet. Raises ClusterError for any other URL."""
+    """The ledger in a folder or under s3://bucket/prefix; reads and writes nothing. Raises ClusterError for another S3 URL."""
     if url.lower().startswith("s3:") and not url.startswith("s3://"):
-        raise ClusterError("not a place of schedules", url, "write s3://bucket/prefix, in lower case and with two slashes")
+        raise ClusterError("not a folder or an S3 address", url, "write s3://bucket/prefix, in lower case and with two slashes")
     return BucketLedger(url) if url.startswith("s3://") else FolderLedger(url)
 
 
@@ -160,5 +164,5 @@ def _decoded(data: bytes, where: str) -> Record:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise ClusterError("a record that is no JSON object", where, "mend it, or remove it")
+        raise ClusterError("the record is not a JSON object", where, "repair or remove it")
     return record

@@ -1,4 +1,4 @@
-"""A run's one worker in this process, without Ray: to try a job out, to debug it, for tests and benchmarks."""
+"""A run's only worker in this process, without Ray: to try a job out and to debug it, and for tests and benchmarks."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from cluster.config import ClusterConfig
 
 @dataclass(frozen=True)
 class LocalWorker:
-    """The only worker; offers what `cluster.worker.RayWorker` does."""
+    """The only worker; has the methods of `cluster.worker.RayWorker`."""
 
     device: torch.device
     folder: RunFolder
@@ -35,20 +35,22 @@ class LocalWorker:
         self.show([], [notice])
 
     def save(
-        self,
-        name: str,
-        write: Callable[[Path], None],
-        figures: Mapping[str, float] | None = None,
+        self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder."""
         with tempfile.TemporaryDirectory() as folder:
-            for writer in (write, write_own) if write_own else (write,):
-                writer(Path(folder))
-            self.folder.put(Path(folder), f"{name}-of-1" if write_own else name, self.keep)
+            write(Path(folder))
+            if write_own:
+                write_own(Path(folder))
+                name = f"{name}-of-1"
+            self.folder.put(Path(folder), name, self.keep)
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
-        """``read`` of the folder of the run's latest checkpoint, with the files that ``wanted`` picks; None: there is none."""
+        """What ``read`` returns for a folder with the files of the run's latest checkpoint; None when there is no checkpoint yet.
+
+        ``wanted``: picks the files that are fetched from their names; None: all.
+        """
         if not (name := self.folder.latest()):
             return None
         with tempfile.TemporaryDirectory() as folder:

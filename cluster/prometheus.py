@@ -1,7 +1,8 @@
-"""A run's figures for Prometheus, as `ray_hardshard_...`.
+"""A run's figures for Prometheus, named `ray_hardshard_...`.
 
-They go out through Ray's own agent on every node. Ray lists the agents in a discovery file, so that Prometheus finds the figures
-of workers that come, and loses those of workers that go, by itself. Labels are bounded: a run's name, a rank, a tenth, a state.
+Ray's agent on every node serves them. Ray lists the agents in a file for Prometheus' service discovery, so that Prometheus finds
+the figures of new workers without configuration, and drops those of dead ones. Labels have few values: a run's name, a rank, a
+decile, a state.
 """
 
 import threading
@@ -14,11 +15,11 @@ from ray.util.metrics import Counter, Gauge
 
 PREFIX = "hardshard_"
 WORKER = ("run", "rank")
-AGAIN = 0.5  # seconds after which a gauge is told once more
-GAUGES = {  # what a worker records of a step: the metric's name and what it is
+REPEAT_S = 0.5  # seconds after which a gauge is set again
+GAUGES = {  # key of a step's record: the metric's name and description
     "step": ("step", "Steps done"),
     "steps": ("steps", "Steps of the whole run"),
-    "eta_s": ("eta_seconds", "Seconds until the run ends, at its present speed"),
+    "eta_s": ("eta_seconds", "Seconds until the run ends, at its current speed"),
     "loss": ("loss", "Mean loss of the last steps"),
     "accuracy": ("accuracy", "Mean accuracy of the last steps"),
     "mAP": ("map", "Retrieval mAP of the last evaluation, 0 to 1"),
@@ -28,69 +29,71 @@ GAUGES = {  # what a worker records of a step: the metric's name and what it is
     "step_s": ("step_seconds", "Mean seconds of a step"),
     "wait_s": ("data_wait_seconds", "Mean seconds of a step spent waiting for data"),
     "compute_s": ("compute_seconds", "Mean seconds of a step spent in forward, backward (its all-reduce included) and optimiser"),
-    "allreduce_s": ("allreduce_seconds", "Mean seconds of a step during which gradients were under way between workers"),
+    "allreduce_s": ("allreduce_seconds", "Mean seconds of a step during which workers exchanged gradients"),
     "difficulty_s": ("difficulty_seconds", "Seconds that the last difficulty vector took to compute"),
-    "version": ("difficulty_version", "Number of the difficulty vector that the last step was drawn by"),
+    "version": ("difficulty_version", "Version of the difficulty vector by which the last step's samples were drawn"),
     "age": ("difficulty_age_steps", "Steps since that vector was computed"),
-    "due": ("difficulty_due_steps", "Steps that a vector is old at most when all is well"),
+    "due": ("difficulty_due_steps", "Largest age of a vector, in steps, that interval and lag allow"),
 }
-COUNTERS = {  # totals that a worker has counted since it began
+COUNTERS = {  # key of a worker's total since it started: the metric's name and description
     "samples": ("samples", "Samples trained on"),
     "skipped": ("skipped_samples", "Samples that could not be read and were replaced"),
-    "gets": ("gets", "GETs from S3 that brought bytes"),
+    "gets": ("gets", "GETs from S3 that returned bytes"),
     "bytes": ("read_bytes", "Bytes read from the storage"),
     "hits": ("cache_hits", "Blocks found in the node's cache"),
-    "retries": ("get_retries", "GETs that were tried again"),
+    "retries": ("get_retries", "Retries of GETs"),
 }
 
 
-class Steady(Gauge):
-    """A gauge that stays until its process ends. One of Ray's own is forgotten when it was not set again for two of the agent's
-    report intervals (20 s, Ray 2.60): it would be gone during an evaluation, and of a run that is stuck."""
+class PersistentGauge(Gauge):
+    """A gauge that keeps its value until its process ends. Ray's agent drops a gauge that was not set for two report intervals
+    (20 s, Ray 2.60): it would be missing during evaluations, and when a run hangs."""
 
     def __init__(self, name: str, about: str, labels: tuple[str, ...]) -> None:
         super().__init__(PREFIX + name, about, labels)
         self._last: dict[frozenset[tuple[str, str]], float] = {}
-        _repeated().append(self)
+        _persistent_gauges().append(self)
 
     def set(self, value: float, tags: Mapping[str, str]) -> None:
         """Set the value under these labels."""
         self._last[frozenset(tags.items())] = value
         super().set(value, dict(tags))
 
-    def again(self) -> None:
-        """Tell Ray all values once more."""
+    def repeat(self) -> None:
+        """Set all values again."""
         for tags, value in list(self._last.items()):
             super().set(value, dict(tags))
 
 
 @cache
-def _repeated() -> list[Steady]:
-    """This process's steady gauges, and the thread that repeats them."""
-    gauges = list[Steady]()
+def _persistent_gauges() -> list[PersistentGauge]:
+    """This process's persistent gauges; starts the thread that repeats them."""
+    gauges = list[PersistentGauge]()
 
     def repeat() -> None:
         while True:
-            time.sleep(AGAIN)
+            time.sleep(REPEAT_S)
             for gauge in list(gauges):
-                gauge.again()
+                gauge.repeat()
 
     threading.Thread(target=repeat, name="gauges", daemon=True).start()
     return gauges
 
 
 class Figures:
-    """The figures of one worker of a run."""
+    """The metrics of one worker of a run."""
 
     def __init__(self, run: str, rank: int) -> None:
         self._tags = {"run": run, "rank": str(rank)}
-        self._gauges = {key: Steady(name, about, WORKER) for key, (name, about) in GAUGES.items()}
+        self._gauges = {key: PersistentGauge(name, about, WORKER) for key, (name, about) in GAUGES.items()}
         self._counters = {key: Counter(PREFIX + name, about, WORKER) for key, (name, about) in COUNTERS.items()}
-        self._draws = Counter(PREFIX + "draws", "Samples drawn, by the tenth of their identity's difficulty", (*WORKER, "decile"))
+        self._draws = Counter(
+            PREFIX + "draws", "Samples drawn, by the decile of their identity's difficulty", (*WORKER, "decile")
+        )
         self._reported: dict[str, float] = {}
 
     def report(self, record: Mapping[str, Any], counts: Mapping[str, float]) -> None:
-        """Put a step's record and the totals until then out; keys that are no figures are passed over."""
+        """Export a step's record and the totals so far; keys without a metric are ignored."""
         for key, gauge in self._gauges.items():
             if record.get(key) is not None:
                 gauge.set(float(record[key]), self._tags)
@@ -106,16 +109,16 @@ class Figures:
 
 
 def failures() -> Counter:
-    """Deaths and errors of a run's workers; counted by its progress actor."""
+    """Deaths and errors of a run's workers, counted by its progress actor."""
     return Counter(PREFIX + "worker_failures", "Deaths and errors of workers", ("run",))
 
 
-def run_step() -> Steady:
-    """The last step that a run told of, 0 before; set by its progress actor, and so also there while no worker is."""
-    return Steady("run_step", "Steps that the run has told of", ("run",))
+def run_step() -> PersistentGauge:
+    """The last step that a run reported, 0 before the first. Set by its progress actor, so that it outlives workers."""
+    return PersistentGauge("run_step", "Last step that the run reported", ("run",))
 
 
 @cache
-def trials() -> Steady:
+def trials() -> PersistentGauge:
     """A sweep's trials by their state: pending, running, ended (early or not), failed."""
-    return Steady("trials", "Trials of a sweep", ("run", "state"))
+    return PersistentGauge("trials", "Trials of a sweep", ("run", "state"))

@@ -1,6 +1,6 @@
-"""Every private name of Ray's that we use, each with its reason and the public interface that would replace it (Ray 2.60).
+"""All private names of Ray that are used here (Ray 2.60), each with its reason and the public interface that would replace it.
 
-A new version of Ray is tried here first: when one of these names is gone, this import fails and says which.
+When a new version of Ray has lost one of them, importing this module fails and names it.
 """
 
 import logging
@@ -12,23 +12,24 @@ from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 
 def use_auth_token() -> None:
-    """Use this user's authentication token of Ray's, if there is one.
+    """Use this user's authentication token for Ray, if there is one.
 
-    `ray start` and a Ray that a driver starts do so by themselves. Drivers and job clients that join a cluster do not, and are
-    refused without a word about a token. Wanted in public: ``ray.init`` and ``JobSubmissionClient`` reading the token's file.
-    Ray's warning that authentication is off is silenced: docs/security.md says it, not every start.
+    `ray start`, and a driver that starts Ray, do so by themselves. Drivers and job clients that join a cluster do not, and are
+    refused with an error that does not mention a token. Wanted in public: ``ray.init`` and ``JobSubmissionClient`` reading the
+    token's file. Ray's warning that authentication is off is silenced: docs/security.md says so already.
     """
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def address_of_this_machine() -> str:
-    """host:port of the Ray that runs on this machine, be it one of `ray start` or a run's own; raises ConnectionError for none.
+    """host:port of the Ray on this machine, started by `ray start` or by a run; raises ConnectionError where there is none.
 
     Wanted in public: a function that finds the address without joining; ``ray.init("auto")`` ends the process in some cases.
     """
@@ -37,17 +38,17 @@ def address_of_this_machine() -> str:
 
 
 def address_of_node() -> str:
-    """The address by which Ray takes this machine to be reached. Wanted in public: the same before ``ray.init``."""
+    """This machine's network address, as Ray finds it. Wanted in public: the same, before ``ray.init``."""
     address: str = services.get_node_ip_address()
     return address
 
 
 @contextmanager
 def loopback_only() -> Iterator[None]:
-    """Within, Ray takes 127.0.0.1 for this machine's address, as on Windows and macOS.
+    """In this context Ray takes 127.0.0.1 for this machine's address, as it does on Windows and macOS.
 
-    A Ray that is started listens there alone, and not to the network, where anyone could run code on it; and one that listens so
-    can be joined. Wanted in public: an option of ``ray.init`` for the address to listen on.
+    A Ray that is started in it listens only on 127.0.0.1, not on the network, from where anyone could run code; and a Ray that
+    listens there can be joined. Wanted in public: an option of ``ray.init`` for the address to listen on.
     """
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -57,24 +58,37 @@ def loopback_only() -> Iterator[None]:
 
 
 def max_resources() -> dict[str, float]:
-    """What the cluster could grow to have, as its autoscaler is configured; empty where none is.
+    """The resources that the cluster's autoscaler can grow it to; empty without an autoscaler.
 
-    Wanted in public: the autoscaler's limits beside ``ray.cluster_resources()``.
+    Wanted in public: the autoscaler's limits, beside ``ray.cluster_resources()``.
     """
     return dict(state.get_max_resources_from_cluster_config() or {})
 
 
 def start_autoscaling_coordinator() -> None:
-    """Start the actor that Ray Train asks for resources, now: its controller would start it later and wait a second for it.
+    """Start the actor from which Ray Train requests resources. Its controller would start it later, and then wait for a second.
 
-    Wanted in public: nothing, if the controller did not wait.
+    Wanted in public: a controller that does not wait.
     """
     get_or_create_autoscaling_coordinator()
 
 
+def version_of(client: JobSubmissionClient) -> dict[str, str]:
+    """The job API's "ray_version" and "session_name". Wanted in public: a method for the session's name, and timeouts."""
+    answer: dict[str, str] = client._do_request("GET", "/api/version", timeout=20).json()
+    return answer
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """The error that this one wraps, if any. Wanted in public: Ray Train setting ``__cause__`` when it wraps a worker's error."""
+    return getattr(error, "_base_exc", None) or error.__cause__
+
+
 class TrainerWithoutData(TorchTrainer):
-    """Ray Train's trainer without Ray Data, which no run uses: one process less, which wakes a hundred times a second, and fewer
-    imports. Wanted in public: a trainer that starts Ray Data only when data sets are passed."""
+    """Ray Train's trainer without Ray Data, which no run uses: saves imports, and a process that wakes a hundred times a second.
+
+    Wanted in public: a trainer that starts Ray Data only when data sets are passed.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, DatasetsCallback)]

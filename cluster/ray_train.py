@@ -1,4 +1,4 @@
-"""Runs a function on every worker under Ray Train, and shows what the workers report."""
+"""Runs a function on every worker under Ray Train, and shows the records and notices that the workers report."""
 
 import logging
 import secrets
@@ -10,23 +10,20 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray import train
 from ray.train.torch import TorchConfig
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.connection import most_resources
 from cluster.errors import ClusterError
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
-from cluster.ray_compat import TrainerWithoutData, start_autoscaling_coordinator
+from cluster.ray_compat import TrainerWithoutData, cause_of, start_autoscaling_coordinator
 from cluster.storage import storage_uri
 from cluster.worker import RayWorker, this_worker
 
 log = logging.getLogger(__name__)
-
-
-CALLBACKS: ContextVar[tuple[UserCallback, ...]] = ContextVar("callbacks", default=())  # what a sweep adds to its trials' runs
+CALLBACKS: ContextVar[tuple[train.UserCallback, ...]] = ContextVar("callbacks", default=())  # a sweep adds its own
 
 
 def launch(
@@ -35,21 +32,21 @@ def launch(
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
-    ``show`` is called about once a second, in a thread, with the records and notices that have come. Ray Train starts a worker
-    that dies again, and it goes on from the run's latest checkpoint. An error that says that the user's input is wrong
-    (``exit_code`` 2) ends the run at once: trying again would not help.
+    ``show`` is called twice a second, in a thread, with the records and notices that are new. When a worker dies, Ray Train
+    restarts all workers, and they resume from the run's latest checkpoint. An error with ``exit_code`` 2 says that the user's
+    input is wrong: it ends the run at once, since another try would not help.
 
     Raises:
-        ClusterError: another driver has the run under way.
-        Exception: the first error of a worker that says that the input is wrong, as it was raised there.
+        ClusterError: the run is running already, started by another driver.
+        Exception: an error of a worker whose ``exit_code`` is 2, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
     if any((state["run"], state["runs"]) == (name, runs) for state in running()):
-        raise ClusterError(f"the run '{name}' is under way on this cluster", runs, "stop it first, or choose another --name")
+        raise ClusterError(f"the run '{name}' is running already", runs, "stop it first, or choose another --name")
     start_autoscaling_coordinator()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    found_by = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # by those who watch the cluster
-    progress = Progress.options(scheduling_strategy=here, **found_by).remote(name, runs)  # type: ignore[attr-defined]
+    address = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # where `running` finds it
+    progress = Progress.options(scheduling_strategy=here, **address).remote(name, runs)  # type: ignore[attr-defined]
     gpu = _on_gpus(config)
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
@@ -60,7 +57,7 @@ def launch(
         train_loop_config={**settings, "progress": progress, "runs": runs},
         scaling_config=_scaling(config, gpu),
         torch_config=torch_config,
-        run_config=_kept(config, name, runs, progress),
+        run_config=_run_config(config, name, runs, progress),
     )
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
@@ -68,9 +65,9 @@ def launch(
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
-    except TrainingFailedError as error:
+    except train.TrainingFailedError as error:
         raise _cause(error) from error
-    except SystemExit as error:  # Ray's way of ending at Ctrl-C, with exit code 0
+    except SystemExit as error:  # at Ctrl-C Ray exits with code 0
         raise KeyboardInterrupt from error
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -85,32 +82,32 @@ def _work(work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, 
 
 
 def _on_gpus(config: ClusterConfig) -> bool:
-    """Whether workers take a GPU each: as is said, or if the cluster has any, or would have when it scales up from none."""
+    """Whether workers take a GPU each: as configured, else if the cluster has GPUs or its autoscaler can add some."""
     return config.gpu if config.gpu is not None else most_resources().get("GPU", 0) > 0
 
 
-def _scaling(config: ClusterConfig, gpu: bool) -> ScalingConfig:
-    """What Ray Train takes of the cluster for each worker, and how many workers."""
-    return ScalingConfig(
+def _scaling(config: ClusterConfig, gpu: bool) -> train.ScalingConfig:
+    """How many workers Ray Train starts, and the resources of each."""
+    return train.ScalingConfig(
         num_workers=(config.fewest, config.workers) if config.fewest else config.workers,
         use_gpu=gpu,
         resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if gpu else {})},
     )
 
 
-def _kept(config: ClusterConfig, name: str, runs: str, progress: Any) -> RunConfig:
-    """What Ray Train keeps of a run, and how often it may fail."""
-    return RunConfig(
+def _run_config(config: ClusterConfig, name: str, runs: str, progress: Any) -> train.RunConfig:
+    """Where Ray Train stores a run, how many checkpoints it keeps, and how often the run may fail."""
+    return train.RunConfig(
         name=name,
         storage_path=storage_uri(runs),
-        failure_config=FailureConfig(max_failures=config.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        failure_config=train.FailureConfig(max_failures=config.max_failures),
+        checkpoint_config=train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
         callbacks=[_Failures(progress), *CALLBACKS.get()],
     )
 
 
-class _Failures(UserCallback):
-    """Tells of workers' failures, and ends a run whose workers say that the input is wrong, instead of starting them again."""
+class _Failures(train.UserCallback):
+    """Reports workers' failures to the progress actor, and ends the run at an input error instead of restarting the workers."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
@@ -136,26 +133,26 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended:
             records, notices = ray.get(progress.drain.remote())
             if records or notices:
                 show(records, notices)
-        except Exception as error:  # showing is not what the run is for: it goes on
+        except Exception as error:  # training goes on without its progress shown
             log.warning("the progress cannot be shown: %s", error)
         if last:
             return
 
 
 def _cause(error: Exception) -> Exception:
-    """What the user should read: the input error behind a failed run if there is one, else the failure itself."""
+    """The error to show to the user: the input error behind a failed run if there is one, else the failure itself."""
     failures: list[Any] = []
-    if isinstance(error, ControllerError):
+    if isinstance(error, train.ControllerError):
         failures = [error.controller_failure]
-    elif isinstance(error, WorkerGroupError):
+    elif isinstance(error, train.WorkerGroupError):
         failures = list(error.worker_failures.values())
     return next((found for failure in failures if (found := _input_error(failure))), error)
 
 
-def _input_error(error: Any) -> Exception | None:
-    """The error with exit code 2 in a chain of causes, if any; Ray wraps what a worker raises."""
+def _input_error(error: BaseException | None) -> Exception | None:
+    """The error with ``exit_code`` 2 in a chain of causes, if any."""
     while error is not None:
         if isinstance(error, Exception) and getattr(error, "exit_code", 1) == 2:
             return error
-        error = getattr(error, "_base_exc", None) or error.__cause__
+        error = cause_of(error)
     return None

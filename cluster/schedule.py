@@ -1,13 +1,14 @@
-"""Recurring jobs on the cluster.
+"""Starts recurring jobs on the cluster.
 
     python -m cluster.schedule add nightly "0 3 * * *" --zone Europe/Berlin -- python trainers/reid.py --data s3://bucket/market1501
     python -m cluster.schedule run         start them when due, until Ctrl-C; several of these may run at a time
     python -m cluster.schedule list | history NAME | remove NAME
 
-Schedules and what became of each time are records in --store (a folder or s3://bucket/prefix), which outlives schedulers and
-clusters. Before a job is submitted its time is claimed by creating a record, which only one scheduler can; the job's id is made
-from the time, so that the cluster refuses it a second time. A claim whose scheduler died is taken over, under the same id, unless
-the cluster has begun another life since: then nobody knows whether the job ran, and it is lost rather than started twice.
+Schedules, and the state of each start, are records in --store (a folder or s3://bucket/prefix), which outlives schedulers and
+clusters. A scheduler claims a time by creating its record, which only one scheduler can do, and then submits the job. The job's
+id is made from the time, so that the cluster refuses a second job of the same time. If a scheduler dies after its claim, another
+takes the claim over and submits the job, under the same id. If the cluster was restarted in between, nobody knows whether the job
+ran: it is marked as lost, not started twice.
 """
 
 import os
@@ -24,18 +25,18 @@ from rich.table import Table
 
 from cluster.cron import Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
-from cluster.jobs import AWAY, RUNNING, Jobs
+from cluster.jobs import RUNNING, UNREACHABLE, Jobs
 from cluster.ledger import Ledger, Record, open_ledger
 
 STAMP = "%Y%m%dT%H%M%SZ"
-LEASE = timedelta(minutes=1)  # after which a claim is another scheduler's to take over
-KEPT = 200  # records of a schedule that has ended
-OPEN = ("claimed", "submitted")
+LEASE = timedelta(minutes=1)  # age of a claim after which another scheduler takes it over
+KEPT = 200  # records of ended jobs that are kept of each schedule
+OPEN = ("claimed", "submitted")  # states of a job that has not ended
 ENDED = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
 
 
 class Cluster(Protocol):
-    """What a scheduler needs of `cluster.jobs.Jobs`."""
+    """The methods of `cluster.jobs.Jobs` that a scheduler calls."""
 
     def session(self) -> str: ...
     def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None: ...
@@ -44,15 +45,20 @@ class Cluster(Protocol):
 
 
 class Scheduler:
-    """Starts what is due; `turn` is called every few seconds, in any number of processes."""
+    """Starts the jobs that are due; `turn` is called every few seconds, in any number of processes."""
 
     def __init__(self, ledger: Ledger, cluster: Cluster) -> None:
         self.ledger, self.cluster = ledger, cluster
-        self._ended: dict[str, Record] = {}  # records that change no more
+        self._ended: dict[str, Record] = {}  # records that will not change any more
 
     def turn(self, now: datetime) -> None:
-        """Follow the jobs under way, and start what is due at ``now``. Raises the errors of `AWAY` when the cluster is away."""
-        session = self.cluster.session()  # first: while the cluster is away no time is claimed
+        """Update the records of jobs that run, and start the jobs due at ``now``.
+
+        Raises:
+            ClusterError: the storage of the records refuses or does not answer.
+            ConnectionError, requests.RequestException: the cluster is unreachable (`UNREACHABLE`).
+        """
+        session = self.cluster.session()  # first: no time is claimed while the cluster is unreachable
         for schedule in schedules(self.ledger):
             records = self._records(schedule.name)
             for key, record in records.items():
@@ -68,28 +74,28 @@ class Scheduler:
         found: dict[str, Record] = {}
         for key in self.ledger.names(f"starts/{name}"):
             record = self._ended.get(key) or start_record(self.ledger, key)
-            if record is not None:  # else it was forgotten meanwhile
+            if record is not None:  # else another scheduler has deleted it
                 found[key] = record
                 if record["state"] not in OPEN:
                     self._ended[key] = record
         return found
 
     def _follow(self, schedule: Schedule, key: str, record: Record, session: str, now: datetime) -> None:
-        """Bring the record of a job under way up to date, and take over a claim that its scheduler left."""
+        """Update the record of a job that has not ended, and take over a claim whose scheduler died."""
         status = self.cluster.status(record["job"])
         if status in ENDED:
             self._set(key, record, ENDED[status])
         elif status is not None and record["state"] == "claimed":
             self._set(key, record, "submitted")
         elif status is None and record["session"] != session:
-            self._set(key, record, "lost", "the cluster began another life")
+            self._set(key, record, "lost", "the cluster was restarted")
         elif status is None and record["state"] == "submitted":
             self._set(key, record, "lost", "the cluster does not know it any more")
         elif status is None and now - _parsed(record["claimed"]) > LEASE:
             self._submit(schedule, key, record)
 
     def _retry(self, schedule: Schedule, records: dict[str, Record], session: str, now: datetime) -> None:
-        """Start the newest time again when it failed and may be retried."""
+        """Start the newest time's job again if it failed and retries are left."""
         newest = max(records.values(), key=lambda record: (record["at"], record["attempt"]), default=None)
         if newest and newest["state"] in ("failed", "lost") and newest["attempt"] <= schedule.retries:
             self._start(schedule, _parsed(newest["at"]), newest["attempt"] + 1, 0, records, session, now)
@@ -99,7 +105,7 @@ class Scheduler:
         if not entry.start:
             self._note(schedule, entry, records, "missed", "")
         elif running and schedule.overlap == "forbid":
-            self._note(schedule, entry, records, "left out", "the start before it was still running")
+            self._note(schedule, entry, records, "left out", "the job before it was still running")
         else:
             if schedule.overlap == "replace":
                 for record in running.values():
@@ -116,22 +122,22 @@ class Scheduler:
     def _start(
         self, schedule: Schedule, at: datetime, attempt: int, passed: int, records: dict[str, Record], session: str, now: datetime
     ) -> None:
-        """Claim a time; submit its job if the claim is ours."""
+        """Claim a time, and submit its job if no other scheduler has claimed it."""
         key, job = _key(schedule.name, at, attempt), f"{schedule.name}-{at.strftime(STAMP)}-{attempt}"
         record = {
             "at": at.isoformat(), "attempt": attempt, "state": "claimed", "job": job, "note": "", "passed": passed,
             "claimed": now.isoformat(), "session": session,
         }  # fmt: skip
-        ours = self.ledger.create(key, record)
-        records[key] = record  # another's is under way just so
-        if ours:
+        claimed = self.ledger.create(key, record)
+        records[key] = record  # counts as running, also when another scheduler has claimed it
+        if claimed:
             self._submit(schedule, key, record)
 
     def _submit(self, schedule: Schedule, key: str, record: Record) -> None:
         try:
             self.cluster.submit(record["job"], schedule.command, schedule.working_dir)
         except (RuntimeError, ValueError) as error:
-            if self.cluster.status(record["job"]) is None:  # else another took the claim over a moment earlier
+            if self.cluster.status(record["job"]) is None:  # else another scheduler has taken the claim over just before
                 self._set(key, record, "failed", f"the cluster refuses it ({str(error).splitlines()[0][:200]})")
                 return
         self._set(key, record, "submitted")
@@ -142,7 +148,7 @@ class Scheduler:
         say(f"{record['job']}: {state}{f', {note}' if note else ''}")
 
     def _forget(self, records: dict[str, Record]) -> None:
-        """Remove the oldest records; the newest tell up to when all is done."""
+        """Delete the oldest records; the newest must stay: they say up to which time all is done."""
         ended = [key for key, record in sorted(records.items()) if record["state"] not in OPEN]
         for key in ended[: max(0, len(ended) - KEPT)]:
             self.ledger.delete(key)
@@ -160,11 +166,11 @@ def _schedule(record: Record, where: str) -> Schedule:
         created = _parsed(record["created"]).astimezone(UTC)
         return Schedule(**{**record, "command": tuple(map(str, record["command"])), "created": created})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ClusterError("a damaged record of a schedule", where, "remove the schedule, and add it again") from error
+        raise ClusterError("the record of a schedule is damaged", where, "remove the schedule, and add it again") from error
 
 
 def start_record(ledger: Ledger, key: str) -> Record | None:
-    """What became of one start; None where there is no record of it. Raises ClusterError for a damaged one."""
+    """The record of one start, or None. Raises ClusterError for a damaged one."""
     record = ledger.get(key)
     if record is None:
         return None
@@ -176,7 +182,7 @@ def start_record(ledger: Ledger, key: str) -> Record | None:
     except ValueError:
         right = False
     if not right or not isinstance(record.get("attempt"), int) or not isinstance(record.get("passed"), int):
-        raise ClusterError("a damaged record of a start", f"{ledger.url}/{key}", "remove it")
+        raise ClusterError("the record of a start is damaged", f"{ledger.url}/{key}", "remove it")
     return record
 
 
@@ -189,20 +195,20 @@ def _parsed(text: str) -> datetime:
 
 
 def say(text: str) -> None:
-    """A line of the scheduler's log."""
+    """Print a line of the scheduler's log."""
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {text}", flush=True)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the schedules are."""
+    """Where the schedules are stored."""
 
     store: str = ""
-    """A folder that all schedulers see, or s3://bucket/prefix; empty: $HARDSHARD_SCHEDULES, else ./schedules."""
+    """A folder that all schedulers share, or s3://bucket/prefix; empty: $HARDSHARD_SCHEDULES, else ./schedules."""
 
     @property
     def ledger(self) -> Ledger:
-        """Opened."""
+        """The ledger at ``store``."""
         return open_ledger(self.store or os.environ.get("HARDSHARD_SCHEDULES", "") or str(Path("schedules").absolute()))
 
 
@@ -214,18 +220,18 @@ class Add(Stored):
     cron: tyro.conf.Positional[str] = ""
     """Five fields: minute, hour, day of the month, month, day of the week."""
     zone: str = "UTC"
-    """The time zone that it is meant in, such as Europe/Berlin."""
+    """The time zone of the expression, such as Europe/Berlin."""
     overlap: Literal["forbid", "allow", "replace"] = "forbid"
-    """While the last start still runs: leave a time out, start beside it, or stop it first."""
+    """If the last job still runs: skip this time, start another job beside it, or stop it first."""
     missed: Literal["last", "all", "skip"] = "last"
-    """Of the times that passed while no scheduler ran: make up for the last one, for all (with overlap allow), for none."""
+    """Which of the times that passed while no scheduler ran are made up for: the last one, all (with overlap allow), or none."""
     retries: int = 0
-    """Starts after a failed one, of the same time."""
+    """How often a failed job is started again."""
     working_dir: str = ""
-    """A folder or URI of the code to ship with each start; empty: the nodes have it."""
+    """A folder or URI of the code to ship with each job; empty: the nodes have it."""
 
     def run(self, command: tuple[str, ...]) -> None:
-        """Store it; refuses a name in use."""
+        """Store the schedule; raises ClusterError for a name in use."""
         settings = {name: value for name, value in asdict(self).items() if name != "store"}
         schedule = Schedule(**settings, command=command, created=datetime.now(UTC))
         ledger = self.ledger
@@ -236,7 +242,7 @@ class Add(Stored):
 
 @dataclass(frozen=True)
 class List(Stored):
-    """List the schedules, when they are next due, and what became of the last start."""
+    """List the schedules, each with its next time and the state of its last job."""
 
     def run(self) -> None:
         """Print the table."""
@@ -245,27 +251,27 @@ class List(Stored):
             table.add_column(name, overflow="fold")
         for schedule in schedules(ledger):
             last = [record for key in ledger.names(f"starts/{schedule.name}")[-1:] if (record := start_record(ledger, key))]
-            told = f"{last[0]['at'][:16]} {last[0]['state']}" if last else "never"
+            latest = f"{last[0]['at'][:16]} {last[0]['state']}" if last else "never"
             row = (schedule.name, schedule.cron, _shown(schedule, next(times(schedule, datetime.now(UTC)))), schedule.overlap)
-            table.add_row(*row, schedule.missed, str(schedule.retries), told, " ".join(schedule.command))
+            table.add_row(*row, schedule.missed, str(schedule.retries), latest, " ".join(schedule.command))
         print_table(table)
 
 
 @dataclass(frozen=True)
 class Remove(Stored):
-    """Remove a schedule; what runs goes on, its history stays."""
+    """Remove a schedule. Its running jobs go on, and its history is kept."""
 
     name: tyro.conf.Positional[str] = ""
 
     def run(self) -> None:
-        """Remove it."""
-        known(self.ledger, self.name)
+        """Delete the schedule's record."""
+        check_known(self.ledger, self.name)
         self.ledger.delete(f"schedules/{self.name}.json")
 
 
 @dataclass(frozen=True)
 class History(Stored):
-    """Tell what became of each time of a schedule."""
+    """List the times of a schedule, with the state of each job."""
 
     name: tyro.conf.Positional[str] = ""
 
@@ -274,7 +280,7 @@ class History(Stored):
         ledger, table = self.ledger, Table(box=None, header_style="dim")
         keys = ledger.names(f"starts/{self.name}") if self.name else []
         if not keys:
-            known(ledger, self.name)
+            check_known(ledger, self.name)
         for name in ("time (UTC)", "attempt", "state", "job", "missed before", "note"):
             table.add_column(name, overflow="fold")
         for record in (record for key in keys if (record := start_record(ledger, key))):
@@ -285,36 +291,36 @@ class History(Stored):
 
 @dataclass(frozen=True)
 class Start(Stored):
-    """Start what is due, until Ctrl-C."""
+    """Start jobs when they are due, until Ctrl-C."""
 
     address: str = ""
     """The cluster's dashboard, http://host:8265; empty: RAY_ADDRESS, or this machine's."""
     every: float = 5.0
-    """Seconds between two looks."""
+    """Seconds between two checks."""
 
     def run(self) -> None:
-        """Look again and again; what fails for a while is said once and tried again."""
+        """Check every few seconds; prints an error when it begins and when it is over, and tries again."""
         if not self.every > 0:
             raise ClusterError(f"every is {self.every}", "--every", "give seconds above 0")
         ledger, cluster = self.ledger, Jobs(self.address)
-        ledger.put("scheduler.json", {"begun": datetime.now(UTC).isoformat()})  # shows at once whether the storage can be written
+        ledger.put("scheduler.json", {"begun": datetime.now(UTC).isoformat()})  # fails at once if the storage cannot be written
         say(f"{len(schedules(ledger))} schedules in {ledger.url}, cluster {cluster.address}")
-        scheduler, trouble = Scheduler(ledger, cluster), ""
+        scheduler, printed = Scheduler(ledger, cluster), ""
         while True:
             try:
                 scheduler.turn(datetime.now(UTC))
-                said = ""
+                problem = ""
             except ClusterError as error:
-                said = str(error)
-            except (*AWAY, RuntimeError) as error:
-                said = f"the cluster is away ({type(error).__name__})"
-            if said != trouble:
-                say(said or "all is well again")
-                trouble = said
+                problem = str(error)
+            except (*UNREACHABLE, RuntimeError) as error:
+                problem = f"the cluster is unreachable ({type(error).__name__}); retrying"
+            if problem != printed:
+                say(problem or "no more errors")
+                printed = problem
             time.sleep(self.every)
 
 
-def known(ledger: Ledger, name: str) -> None:
+def check_known(ledger: Ledger, name: str) -> None:
     """Raises ClusterError when there is no schedule of that name."""
     names = [schedule.name for schedule in schedules(ledger)]
     if name not in names:
@@ -322,7 +328,7 @@ def known(ledger: Ledger, name: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A table, folded at a terminal's width only."""
+    """Print a table; in a terminal, folded to its width."""
     Console(width=None if sys.stdout.isatty() else 250, markup=False, highlight=False).print(table)
 
 
@@ -331,17 +337,17 @@ def _shown(schedule: Schedule, at: datetime) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line; the command to schedule comes after ``--``."""
     arguments, command = sys.argv[1:], tuple[str, ...]()
     if "--" in arguments:
-        place = arguments.index("--")
-        arguments, command = arguments[:place], tuple(arguments[place + 1 :])
+        end = arguments.index("--")
+        arguments, command = arguments[:end], tuple(arguments[end + 1 :])
     verbs: dict[str, Any] = {"add": Add, "list": List, "remove": Remove, "history": History, "run": Start}
     verb: Any = tyro.extras.subcommand_cli_from_dict(verbs, prog="python -m cluster.schedule", args=arguments)
     if isinstance(verb, Add):
         verb.run(command)
     elif command:
-        raise ClusterError("a command stands behind -- only with add", " ".join(command))
+        raise ClusterError("a command after -- is only for add", " ".join(command))
     else:
         verb.run()
 

@@ -1,4 +1,4 @@
-"""What runs on the cluster: python -m cluster.status [--address ray://head:10001], from any machine that reaches it."""
+"""Shows the runs on a cluster: python -m cluster.status [--address ray://head:10001], from any machine that reaches it."""
 
 import math
 import os
@@ -16,22 +16,24 @@ from cluster.connection import join
 from cluster.errors import ClusterError, run_main
 from cluster.progress import running
 
-COLUMNS = ("run", "step", "stage", "ETA", "loss", "samples/s", "data wait", "mAP", "vector", "told", "failures", "last error")
+COLUMNS = (
+    "run", "step", "stage", "ETA", "loss", "samples/s", "data wait", "mAP", "vector", "last report", "failures", "last error"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Show the runs on a cluster: where they stand, how fast they are, what failed."""
+    """Show the runs on a cluster: their progress, speed and failures."""
 
     address: str = ""
     """The cluster: host:port of its head, or ray://host:10001 from outside; empty: RAY_ADDRESS, or this machine's."""
     every: float = 2.0
-    """Seconds between two looks."""
+    """Seconds between two updates."""
     once: bool = False
-    """Print the table once; so does a run whose output is no terminal."""
+    """Print the table once and exit; the default where the output is not a terminal."""
 
     def run(self) -> None:
-        """Show the table until Ctrl-C; raises ClusterError when no cluster is there."""
+        """Show the table until Ctrl-C; raises ClusterError when no cluster answers."""
         if not self.every > 0:
             raise ClusterError(f"every is {self.every}", "--every", "give seconds above 0")
         join(self.address or os.environ.get("RAY_ADDRESS", "") or "auto")
@@ -46,7 +48,7 @@ class Watch:
 
 
 def table_of(states: list[dict[str, Any]], now: float) -> Table:
-    """The states of runs, as of `cluster.progress.running`, at a time in seconds since 1970."""
+    """A table of runs' states, as `cluster.progress.running` returns them; ``now``: seconds since 1970."""
     table = Table(box=None, header_style="dim", title=f"{len(states)} runs", title_justify="left", title_style="bold")
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
@@ -56,15 +58,15 @@ def table_of(states: list[dict[str, Any]], now: float) -> Table:
 
 
 def row_of(state: dict[str, Any], now: float) -> list[str]:
-    """One run's cells; empty where it has not told yet."""
-    record, told = state.get("record", {}), state["told"]
+    """One run's cells; those of figures that it has not reported yet are empty."""
+    record, reported = state.get("record", {}), state["reported"]
 
     def cell(key: str, form: str) -> str:
         value = record.get(key)
         return format(value, form) if value is not None else ""
 
     step = f"{record['step']:,}/{record['steps']:,}" if record else "starting"
-    left = span(record["eta_s"] - (now - told)) if told and "eta_s" in record else ""
+    left = span(record["eta_s"] - (now - reported)) if reported and "eta_s" in record else ""
     vector = (
         f"v{record['version']}" + (f", {record['age']:,} steps old" if "age" in record else "") if record.get("version") else ""
     )
@@ -72,12 +74,12 @@ def row_of(state: dict[str, Any], now: float) -> list[str]:
     failed = f"{span(now - when)} ago: {error}" if when else ""
     return [
         state["run"], step, cell("stage", ""), left, cell("loss", ".4f"), cell("samples_per_s", ",.0f"), cell("wait", ".0%"),
-        cell("mAP", ".1%"), vector, f"{span(now - (told or state['begun']))} ago", str(state["failures"] or ""), failed,
+        cell("mAP", ".1%"), vector, f"{span(now - (reported or state['begun']))} ago", str(state["failures"] or ""), failed,
     ]  # fmt: skip
 
 
 def span(seconds: float) -> str:
-    """Seconds in the two greatest units: 12 s, 3:05 min, 2:10 h, 3 d 4 h."""
+    """Seconds in the two largest units: 12 s, 3:05 min, 2:10 h, 3 d 4 h."""
     whole = max(0, math.ceil(seconds))
     if whole < 60:
         return f"{whole} s"

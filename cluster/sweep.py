@@ -1,7 +1,7 @@
-"""Ray Tune around whole runs: each trial starts a run of its own under Ray Train, and Tune hears what its workers report.
+"""Ray Tune around whole runs: each trial starts a run of its own under Ray Train, whose reports are passed on to Tune.
 
-The sweep's state lies in the runs' folder, and each trial's run beside it: after the driver dies, by whatever cause, a restored
-sweep goes on, its unfinished trials from their last checkpoints.
+The sweep's state is stored in the runs' folder, beside each trial's run. Whatever ended its driver, a sweep can be resumed:
+unfinished trials then resume from their latest checkpoints.
 """
 
 import math
@@ -20,31 +20,30 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from cluster import prometheus as metrics
+from cluster import prometheus
 from cluster.errors import ClusterError
 from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
 
-# What runs report with their checkpoints. Tune's own count of reports starts anew in a restored trial.
-METRIC, TIME = "score", "step"
+METRIC, TIME = "score", "step"  # keys of what runs report with their checkpoints; Tune's own count restarts in a resumed trial
 _STATES = {"PENDING": "pending", "PAUSED": "pending", "RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed"}
-DRIVER_CPUS = 0.01  # a trial's driver only waits
+DRIVER_CPUS = 0.01  # reserved for a trial's driver, which only waits
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How many trials, and which are ended early."""
+    """The number of trials, and when trials are stopped early."""
 
     trials: int = 16
-    """How often settings are drawn and tried."""
+    """Number of trials, each with settings of its own."""
     concurrent: int = 2
-    """Trials at a time; each takes the workers of its run."""
+    """Trials that run at a time; each has the workers of one run."""
     grace: int = 100
     """Steps before which no trial is stopped."""
     reduction: int = 3
-    """Of so many trials, one goes on at each of ASHA's steps (grace, grace * reduction, ...)."""
+    """ASHA's reduction factor: after grace, grace * reduction, ... steps, the best 1 of this many trials goes on."""
     seed: int = 0
-    """Draws the trials' settings."""
+    """Seed by which the trials' settings are drawn."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.concurrent < 1 or self.grace < 1 or self.reduction < 2:
@@ -53,7 +52,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a trial: ``score`` NaN and ``failure`` in words where it failed; ``step``: how far it reported."""
+    """A trial's result. A failed one has the ``score`` NaN and a message in ``failure``. ``step``: the last that it reported."""
 
     name: str
     settings: dict[str, Any]
@@ -66,13 +65,14 @@ def sweep(
     run: Callable[[str, dict[str, Any]], Mapping[str, float]], space: Mapping[str, Any], config: SweepConfig, *,
     name: str, runs: str, steps: int, resume: bool,
 ) -> list[Trial]:  # fmt: skip
-    """Run ``run(trial's name, its settings)`` for settings drawn from ``space``, the worse stopped early (ASHA, Li et al., 2020).
+    """Call ``run(trial's name, its settings)`` with settings drawn from ``space``; bad trials are stopped early.
 
-    ``run`` reports "score" (more is better) and "step" with each checkpoint, and returns the last ones; of ``steps`` at most.
+    The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better) and "step"
+    with each checkpoint, and returns the last of these.
 
     Raises:
         ClusterError: there is no sweep to resume.
-        KeyboardInterrupt: it can be resumed.
+        KeyboardInterrupt: at Ctrl-C, when the state is stored; the sweep can be resumed.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
 
@@ -90,15 +90,10 @@ def sweep(
             time_attr=TIME, max_t=max(steps, config.grace) + 1, grace_period=config.grace, reduction_factor=config.reduction
         )
         searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
-        how = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
-        kept = tune.RunConfig(
-            callbacks=[_TrialReporter(name)],
-            name=name,
-            storage_path=storage_uri(runs),
-            failure_config=tune.FailureConfig(max_failures=1),
-            verbose=0,
-        )
-        tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=how, run_config=kept)
+        tune_config = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
+        kept = {"name": name, "storage_path": storage_uri(runs), "failure_config": tune.FailureConfig(max_failures=1)}
+        run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name)], verbose=0)
+        tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
     with _stopped_by_ctrl_c():
         results = tuner.fit()
     return [_trial_of(name, result) for result in results]
@@ -106,7 +101,7 @@ def sweep(
 
 @contextmanager
 def _stopped_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C has Tune save its state and stop, as at SIGUSR1, and is raised then: Tune by itself would end as if it were done."""
+    """At Ctrl-C, Tune saves its state and stops, as it does at SIGUSR1; then raises KeyboardInterrupt, which Tune swallows."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -114,9 +109,9 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
     before, stopped = signal.getsignal(signal.SIGINT), threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
+        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends at once
         stopped.set()
-        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # Tune does not listen yet
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # Tune has not installed its handler yet
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)
 
@@ -130,13 +125,13 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
 
 
 class _TrialReporter(tune.Callback):
-    """Tells of each trial that has ended, and how many trials are in which state."""
+    """Prints each trial's result, and exports the numbers of trials by state."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        gauge = metrics.trials()  # not held: a sweep's state, this callback in it, is pickled
+        gauge = prometheus.trials()  # no attribute: Tune pickles this callback with the sweep's state
         counts = Counter(_STATES.get(trial.status, "pending") for trial in trials)
         for state in sorted(set(_STATES.values())):
             gauge.set(counts[state], {"run": self._name, "state": state})
@@ -154,11 +149,11 @@ def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_
     token = CALLBACKS.set((TuneReportCallback(),))
     try:
         figures = run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
-        tune.report(dict(figures))  # again: a driver may have died between the run's end and hearing of it
+        tune.report(dict(figures))  # again: the driver may have died after the run's last report, before Tune got it
     except Exception as error:
         if getattr(error, "exit_code", 1) != 2:
             raise
-        tune.report({METRIC: math.nan, TIME: 0, "failure": str(error)})  # trying again would not help
+        tune.report({METRIC: math.nan, TIME: 0, "failure": str(error)})  # wrong input: another try would not help
     finally:
         CALLBACKS.reset(token)
 
@@ -172,5 +167,5 @@ def _trial_of(name: str, result: Any) -> Trial:
 
 
 def cpus_for(config: SweepConfig, workers: int, cpus: int) -> int:
-    """CPU cores that a sweep takes at once."""
+    """Number of CPU cores that a sweep's concurrent trials take."""
     return config.concurrent * workers * cpus + math.ceil(config.concurrent * DRIVER_CPUS)

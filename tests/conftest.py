@@ -1,4 +1,4 @@
-"""What tests of several folders stand on: a real S3 server and the fault proxy before it, and Ray clusters."""
+"""Fixtures of several folders' tests: a real S3 server, the fault proxy before it, and Ray clusters."""
 
 import os
 import secrets
@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# All clusters of the tests want a token, and all their clients have it, whatever this machine's user keeps in his home.
-# Set before Ray is imported, which reads the mode then; and before torch is, whose threads would fight those of the other
-# processes that share the tests out.
+# All clusters of the tests require a token, and all their clients have it, whatever token the user's home folder holds.
+# Set before Ray is imported, which reads the mode then, and before torch is, whose threads would slow other test processes.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), OMP_NUM_THREADS="1")
 
 import cephserver
@@ -39,8 +38,7 @@ settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray come last, in each of the processes that share the tests out: Ray's threads live on there, and the loaders'
-    tests fork."""
+    """Run tests on Ray last in each test process: Ray's threads stay there, and the loaders' tests fork."""
     items.sort(key=lambda item: bool({"cluster", "head", "nodes"} & set(getattr(item, "fixturenames", ()))))
 
 
@@ -51,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    """A server for the whole session, which the environment variables lead every client and child process to."""
+    """A server for the whole session; every client and child process finds it by the environment variables."""
     ceph = request.config.getoption("--s3") == "ceph"
     if ceph and cephserver.missing():
         pytest.skip(f"not installed: {', '.join(cephserver.missing())} (Debian: ceph-mon ceph-osd radosgw ceph-common)")
@@ -66,19 +64,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
 
 @pytest.fixture
 def s3_url(s3_server: S3Server) -> str:
-    """A fresh URL in a bucket of all tests; faster than ``s3_bucket``, which waits for a new volume."""
+    """A new URL in the bucket that tests share; faster than ``s3_bucket``, which waits for a new volume."""
     return f"{s3_server.make_bucket('test')}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server) -> str:
-    """URL of a fresh bucket."""
+    """URL of a new bucket."""
     return s3_server.make_bucket(f"test-{secrets.token_hex(4)}")
 
 
 @pytest.fixture
 def s3_proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before the server, without faults as yet, which the environment variables lead every client to."""
+    """A proxy before the server, at first without faults; every client finds it by the environment variables."""
     with FaultProxy(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -109,7 +107,7 @@ def cluster(s3_server: S3Server) -> Iterator[None]:
 
 
 class Head(NamedTuple):
-    """A cluster's head: its dashboard's URL, the address that nodes and drivers join, and its temporary folder with the logs."""
+    """A cluster's head: the dashboard's URL, the address that nodes and drivers join, and the temporary folder with its logs."""
 
     jobs: str
     address: str
@@ -117,19 +115,19 @@ class Head(NamedTuple):
 
     @property
     def discovery(self) -> Path:
-        """The file that leads Prometheus to all nodes' metrics."""
+        """The file by which Prometheus finds all nodes' metrics."""
         return self.folder / "prom_metrics_service_discovery.json"
 
 
 @pytest.fixture(scope="session")
 def head(s3_server: S3Server) -> Iterator[Head]:
-    """A cluster as `ray start --head` makes it, dashboard and metrics included, beside that of ``cluster``.
+    """A cluster of `ray start --head`, with dashboard and metrics, besides that of ``cluster``.
 
-    It imports from the repository's root, as ray_cluster.yaml has it.
+    It imports from the repository's root, as the cluster of ray_cluster.yaml does.
     """
     gcs, dashboard, agent = free_ports(3)
     url = f"http://127.0.0.1:{dashboard}"
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: sockets stand in it
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: paths of sockets have a limit
         options = [
             f"--port={gcs}",
             f"--dashboard-port={dashboard}",
@@ -153,7 +151,7 @@ def head(s3_server: S3Server) -> Iterator[Head]:
 
 
 def answers(url: str) -> bool:
-    """Whether Ray's dashboard answers there, and takes the token."""
+    """Whether Ray's dashboard answers there, and accepts the token."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})  # noqa: S310
     try:
         return bool(urllib.request.urlopen(request, timeout=5).status == 200)  # noqa: S310
@@ -162,7 +160,7 @@ def answers(url: str) -> bool:
 
 
 def end_tree(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started."""
+    """End a process and all its descendants."""
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
     psutil.wait_procs(tree, timeout=15)

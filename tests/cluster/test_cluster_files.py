@@ -1,4 +1,4 @@
-"""ray_cluster.yaml and the Kubernetes manifests: right by Ray's and Kubernetes' own schemas, taken through `ray up` on moto."""
+"""ray_cluster.yaml and the Kubernetes manifests: checked by Ray's and Kubernetes' schemas, and by `ray up` on moto."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ PROFILES = ("hardshard-head", "hardshard-node")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a token, in which Ray may write its keys; and commands run from the root, as ray_cluster.yaml's paths want."""
+    """A home folder with a token, where Ray may write keys; the working directory is the root, as the config needs."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(ROOT)
     (tmp_path / ".ray").mkdir()
@@ -41,7 +41,7 @@ def config() -> dict[str, Any]:
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The config of a user whose (moto's) account holds what the file asks to be filled in."""
+    """ray_cluster.yaml filled in with the network of an account of moto."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -60,7 +60,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         yield filled
 
 
-def test_it_is_whole_by_rays_schema(home: Path) -> None:
+def test_the_config_is_valid_by_rays_schema(home: Path) -> None:
     prepared = prepare_config(config())
     validate_config(prepared)
     broken = copy.deepcopy(prepared)
@@ -96,7 +96,7 @@ def test_ray_up_starts_every_kind_of_node_in_the_private_network(home: Path, acc
     assert "planted-token" not in yaml.safe_dump(ready)
 
 
-def test_its_versions_and_commands_hold() -> None:
+def test_versions_and_commands_of_the_config() -> None:
     loaded = config()
     for image in (loaded["docker"]["head_image"], loaded["docker"]["worker_image"]):
         assert re.fullmatch(rf"rayproject/ray:{re.escape(ray.__version__)}-py311-(cpu|gpu)", image)
@@ -149,7 +149,7 @@ def is_pod(template: dict[str, Any]) -> None:
     )
 
 
-def test_the_kubernetes_cluster_has_the_operators_fields_and_kubernetes_pods() -> None:
+def test_the_kubernetes_cluster_has_valid_fields_and_pods() -> None:
     cluster = manifest("cluster.yaml")
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     spec = cluster["spec"]
@@ -167,14 +167,14 @@ def test_the_kubernetes_cluster_has_the_operators_fields_and_kubernetes_pods() -
     assert spec["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
 
 
-def test_the_job_goes_to_that_cluster() -> None:
+def test_the_job_names_that_cluster() -> None:
     job = manifest("job.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     has_fields(job["spec"], JOB)
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": manifest("cluster.yaml")["metadata"]["name"]}
 
 
-def test_the_scheduled_job_is_kubernetes_own() -> None:
+def test_the_scheduled_job_is_a_valid_cron_job() -> None:
     schedule = manifest("schedule.yaml")
     kubernetes_validate.validate(schedule, "1.34", strict=True)
     (container,) = schedule["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]

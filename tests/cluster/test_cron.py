@@ -1,4 +1,4 @@
-"""When schedules are due: against a look at every minute, over changes of the clock, and by each policy for missed times."""
+"""When schedules are due: compared with a check of every minute, at clock changes, and by each policy for missed times."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -45,7 +45,7 @@ MOMENTS = st.integers(0, 366 * 1440).map(lambda minute: datetime(2026, 1, 1, tzi
 
 @settings(max_examples=100)
 @given(CRONS, ZONES, MOMENTS, st.lists(st.integers(1, 3 * 1440), min_size=1, max_size=6))
-def test_however_often_one_looks_every_time_is_dealt_with_once(cron: str, zone: str, begin: datetime, steps: list[int]) -> None:
+def test_every_time_is_handled_once_however_often_one_checks(cron: str, zone: str, begin: datetime, steps: list[int]) -> None:
     found = schedule(cron, zone=zone, missed="all")
     done, now, started = begin, begin, list[datetime]()
     for step in steps:
@@ -65,7 +65,7 @@ def test_however_often_one_looks_every_time_is_dealt_with_once(cron: str, zone: 
 
 @settings(max_examples=100)
 @given(CRONS, ZONES, MOMENTS, st.integers(0, 10 * 1440), st.sampled_from(["last", "all", "skip"]))
-def test_no_time_goes_untold(cron: str, zone: str, done: datetime, minutes: int, missed: Any) -> None:
+def test_every_time_is_started_or_recorded(cron: str, zone: str, done: datetime, minutes: int, missed: Any) -> None:
     now = done + minutes * MINUTE
     entries = due(schedule(cron, zone=zone, missed=missed), done, now)
     every = due(schedule(cron, zone=zone, missed="all"), done, now)
@@ -77,7 +77,7 @@ def test_no_time_goes_untold(cron: str, zone: str, done: datetime, minutes: int,
     assert on_time == [entry.at for entry in entries if entry.start and now - entry.at <= ON_TIME]
 
 
-def test_what_each_policy_makes_of_a_night_without_a_scheduler() -> None:
+def test_each_policy_after_a_night_without_a_scheduler() -> None:
     hourly, done, now = "0 * * * *", at("2026-03-10T20:00"), at("2026-03-11T06:20")
     assert due(schedule(hourly), done, now) == [Due(at("2026-03-11T06:00"), True, 9)]
     assert due(schedule(hourly, missed="skip"), done, now) == [Due(at("2026-03-11T06:00"), False, 9)]
@@ -86,7 +86,7 @@ def test_what_each_policy_makes_of_a_night_without_a_scheduler() -> None:
     assert due(schedule(hourly), at("2026-03-11T07:00"), at("2026-03-11T07:59")) == []
 
 
-def test_years_without_a_scheduler_are_cut_short() -> None:
+def test_years_without_a_scheduler_are_limited() -> None:
     entries = due(schedule("* * * * *", missed="all"), EPOCH, NOON)
     assert len(entries) == MAX_MISSED
     assert entries[-1] == Due(NOON, True, 0)
@@ -108,12 +108,12 @@ def test_summer_time_neither_drops_nor_doubles_a_daily_time() -> None:
         ("0 0 32 * *", "not a cron expression .bad day-of-month"),
         ("61 * * * *", "not a cron expression .bad minute"),
         ("0 0 1 13 *", "not a cron expression .bad month"),
-        ("* * * *", "it has not five fields"),
-        ("0 0 0 1 1 *", "it has not five fields"),
-        ("@daily", "it has not five fields"),
+        ("* * * *", "it does not have five fields"),
+        ("0 0 0 1 1 *", "it does not have five fields"),
+        ("@daily", "it does not have five fields"),
     ],
 )
-def test_what_never_fires_is_refused(cron: str, message: str) -> None:
+def test_expressions_that_never_fire_are_refused(cron: str, message: str) -> None:
     with pytest.raises(ClusterError, match=message):
         schedule(cron)
 
@@ -121,6 +121,6 @@ def test_what_never_fires_is_refused(cron: str, message: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{"name": "a/b"}, {"name": ""}, {"command": ()}, {"zone": "Mars/Base"}, {"zone": "../etc/passwd"}, {"retries": -1}]
 )
-def test_what_is_no_schedule_is_refused(changes: dict[str, Any]) -> None:
+def test_wrong_schedules_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ClusterError):
         Schedule(**{"name": "a", "cron": "* * * * *", "command": ("true",), **changes})

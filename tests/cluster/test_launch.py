@@ -1,4 +1,4 @@
-"""Launching: what workers raise reaches the driver as it is, faults are tried again, impossible wishes are refused at once."""
+"""Launching under Ray: workers' errors reach the driver, failed workers restart, impossible settings are refused at once."""
 
 import fcntl
 import json
@@ -16,14 +16,15 @@ import ray
 import torch
 import torch.distributed as dist
 from ray._raylet import GcsClient
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError
 
-from cluster import launch as launch_module
+from cluster import connection, ray_train
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.launch import connect, launch, storage_uri
+from cluster.launch import connect, launch
 from cluster.progress import NAMESPACE, PREFIX, Progress
-from cluster.worker import SCRATCH, _scratch, restore_checkpoint, save_checkpoint, this_worker
+from cluster.storage import storage_uri
+from cluster.worker import SCRATCH, RayWorker, scratch
 from datasets.errors import InputError
 
 TWO = ClusterConfig(workers=2, max_failures=1)
@@ -32,18 +33,17 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def start(work: Any, runs: Path, config: ClusterConfig = TWO, **settings: Any) -> tuple[Any, list[Any], list[str]]:
-    told, said = list[Any](), list[str]()
+    shown, said = list[Any](), list[str]()
 
     def show(records: list[Any], notices: list[str]) -> None:
-        told.extend(records)
+        shown.extend(records)
         said.extend(notices)
 
     result = launch(work, settings, config, name=f"run-{uuid.uuid4().hex[:8]}", runs=str(runs), show=show)
-    return result, told, said
+    return result, shown, said
 
 
-def sums(settings: dict[str, Any]) -> float:
-    worker = this_worker(settings)
+def sums(worker: RayWorker, settings: dict[str, Any]) -> float:
     total = torch.tensor(float(worker.rank + 1))
     dist.all_reduce(total, group=worker.group)
     worker.say(f"rank {worker.rank} of {worker.world}")
@@ -52,8 +52,7 @@ def sums(settings: dict[str, Any]) -> float:
     return float(total)
 
 
-def refuses(settings: dict[str, Any]) -> None:
-    worker = this_worker(settings)
+def refuses(worker: RayWorker, settings: dict[str, Any]) -> None:
     with Path(settings["log"]).open("a") as log:
         log.write(f"{worker.rank}\n")
     if worker.rank == 1:
@@ -61,51 +60,50 @@ def refuses(settings: dict[str, Any]) -> None:
     dist.barrier()
 
 
-def dies_once(settings: dict[str, Any]) -> int:
-    worker = this_worker(settings)
-    begun = restore_checkpoint(lambda folder: int((folder / "done").read_text()))
+def dies_once(worker: RayWorker, settings: dict[str, Any]) -> int:
+    begun = worker.restore(lambda folder: int((folder / "done").read_text()))
     for step in range(begun or 0, 6):
-        save_checkpoint(worker, f"step-{step}", lambda folder, step=step: (folder / "done").write_text(str(step + 1)))
+        worker.save(f"step-{step}", lambda folder, step=step: (folder / "done").write_text(str(step + 1)))
         if step == 5 and begun is None and worker.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         dist.barrier()
     return int(begun or 0)
 
 
-def fails(settings: dict[str, Any]) -> None:
+def fails(worker: RayWorker, settings: dict[str, Any]) -> None:
     raise RuntimeError("a fault of ours")
 
 
-def test_workers_work_together_and_tell(tmp_path: Path) -> None:
-    result, told, said = start(sums, tmp_path)
+def test_workers_exchange_tensors_and_report(tmp_path: Path) -> None:
+    result, shown, said = start(sums, tmp_path)
     assert result == 3.0
-    assert told == [{"step": 1}]
+    assert shown == [{"step": 1}]
     assert sorted(said) == ["rank 0 of 2", "rank 1 of 2"]
 
 
-def test_an_input_error_of_one_worker_ends_the_run_at_once_and_as_it_is(tmp_path: Path) -> None:
+def test_an_input_error_of_one_worker_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         start(refuses, tmp_path, log=str(tmp_path / "log"))
     assert str(caught.value) == "the set is torn: s3://b/x; mend it"
     assert sorted((tmp_path / "log").read_text().split()) == ["0", "1"]  # nobody was started again
 
 
-def test_a_killed_worker_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_worker_resumes_from_the_checkpoint(tmp_path: Path) -> None:
     result, _, _ = start(dies_once, tmp_path)
     assert 1 <= result <= 6
 
 
-def test_a_run_that_is_under_way_is_not_begun_beside_itself(tmp_path: Path) -> None:
+def test_a_running_run_is_not_started_twice(tmp_path: Path) -> None:
     actor = Progress.options(name=f"{PREFIX}busy:1", namespace=NAMESPACE).remote("busy", str(tmp_path))  # type: ignore[attr-defined]
     ray.get(actor.state.remote())
     try:
-        with pytest.raises(ClusterError, match="the run 'busy' is under way"):
+        with pytest.raises(ClusterError, match="the run 'busy' is running"):
             launch(sums, {}, TWO, name="busy", runs=str(tmp_path), show=lambda records, notices: None)
     finally:
         ray.kill(actor)
 
 
-def test_a_fault_ends_the_run_when_it_comes_too_often(tmp_path: Path) -> None:
+def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match="a fault of ours"):
         start(fails, tmp_path, ClusterConfig(workers=1, max_failures=0))
 
@@ -114,18 +112,19 @@ def test_a_fault_ends_the_run_when_it_comes_too_often(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (ClusterConfig(workers=400), "400 workers of 1 CPUs were asked for and the cluster has 4 CPUs"),
-        (ClusterConfig(workers=2, gpu=True), "2 workers take a GPU each and the cluster has 0"),
+        (ClusterConfig(workers=2, gpu=True), "2 workers need a GPU each and the cluster has 0"),
     ],
 )
-def test_more_than_there_is_is_refused_not_waited_for(config: ClusterConfig, message: str) -> None:
+def test_more_workers_than_the_cluster_can_hold_are_refused(config: ClusterConfig, message: str) -> None:
     with pytest.raises(ClusterError, match=message):
         connect(config)
 
 
 def client(address: str) -> subprocess.CompletedProcess[str]:
-    """A command that connects to the cluster at an address; it has the token, but nobody told it to use it."""
+    """A command that connects to the cluster at an address; it has the token, but RAY_AUTH_MODE does not say so."""
     code = (
-        "from cluster.launch import ClusterConfig, connect\n"
+        "from cluster.config import ClusterConfig\n"
+        "from cluster.launch import connect\n"
         "from datasets.errors import run_main\n"
         "run_main(lambda: connect(ClusterConfig()))"
     )
@@ -142,7 +141,7 @@ def refusal(address: str) -> str:
     return error
 
 
-def test_a_client_uses_its_token_without_being_told() -> None:
+def test_a_client_uses_its_token() -> None:
     ended = client(ray.get_runtime_context().gcs_address)
     assert ended.returncode == 0, ended.stderr
 
@@ -153,7 +152,8 @@ def test_no_cluster_at_the_address_is_one_line() -> None:
 
 OWN = """
 import functools, json, sys, psutil, ray
-from cluster.launch import ClusterConfig, connect, join
+from cluster.config import ClusterConfig
+from cluster.connection import connect, join
 if sys.argv[1] == "join":
     join("auto")
     print(ray.get_runtime_context().gcs_address)
@@ -167,8 +167,8 @@ else:
 """
 
 
-def test_a_ray_of_our_own_listens_on_this_machine_alone_and_is_found() -> None:
-    """`services` looks for the servers of Ray on this machine: of this test's cluster, too, so that the other is named."""
+def test_a_ray_that_a_run_starts_listens_only_on_loopback_and_can_be_joined() -> None:
+    """Ray's search for servers on this machine would also find those of the tests' cluster: the other one is passed to it."""
     command = [sys.executable, "-c", OWN]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     with subprocess.Popen([*command, "start"], env=environment, stdin=-1, stdout=-1, text=True) as owner:  # pipes
@@ -177,12 +177,12 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone_and_is_found() -> None:
         address, listening = json.loads(owner.stdout.readline())
         assert address.startswith("127.0.0.1:")
         assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"} != set()
-        named = OWN.replace(
+        patched = OWN.replace(
             "    join(", f"    ray._private.services.find_gcs_addresses = functools.cache(lambda: [{address!r}])\n    join("
         )
         environment.pop("RAY_ADDRESS")
         joined = subprocess.run(
-            [sys.executable, "-c", named, "join"], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", patched, "join"], env=environment, capture_output=True, text=True, timeout=60
         )
         assert joined.stdout.strip() == address, joined.stderr
         owner.stdin.write("\n")
@@ -191,19 +191,19 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone_and_is_found() -> None:
 def test_an_old_ray_on_the_cluster_is_one_line() -> None:
     address = ray.get_runtime_context().gcs_address
     control = GcsClient(address=address)
-    place = {"namespace": b"cluster"}
-    told = control.internal_kv_get(b"CLUSTER_METADATA", **place)
-    old = json.dumps({**json.loads(told), "ray_version": "2.9.0"}).encode()
-    control.internal_kv_put(b"CLUSTER_METADATA", old, True, **place)
+    where = {"namespace": b"cluster"}
+    stored = control.internal_kv_get(b"CLUSTER_METADATA", **where)
+    old = json.dumps({**json.loads(stored), "ray_version": "2.9.0"}).encode()
+    control.internal_kv_put(b"CLUSTER_METADATA", old, True, **where)
     try:
         error = refusal(address)
     finally:
-        control.internal_kv_put(b"CLUSTER_METADATA", told, True, **place)
+        control.internal_kv_put(b"CLUSTER_METADATA", stored, True, **where)
     assert "the cluster runs another Ray or Python" in error
     assert "2.9.0" in error
 
 
-def test_what_a_killed_worker_left_in_the_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folders_of_killed_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("left", "held", "new"):
         (folder := tmp_path / f"{SCRATCH}{name}").mkdir()
@@ -212,10 +212,10 @@ def test_what_a_killed_worker_left_in_the_temporary_folder_is_removed(tmp_path: 
             os.utime(folder, (0, 0))
     holder = os.open(tmp_path / f"{SCRATCH}held", os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    with _scratch() as folder:
+    with scratch() as folder:
         assert {path.name for path in tmp_path.iterdir()} == {f"{SCRATCH}held", f"{SCRATCH}new", folder.name}
     os.close(holder)
-    with _scratch():
+    with scratch():
         assert {path.name for path in tmp_path.iterdir()} & {f"{SCRATCH}held", f"{SCRATCH}new"} == {f"{SCRATCH}new"}
 
 
@@ -225,29 +225,29 @@ def test_errors_pickle() -> None:
 
 
 @pytest.mark.parametrize("fewest", [-1, 3])
-def test_fewest_is_one_of_the_workers(fewest: int) -> None:
+def test_fewest_is_at_most_all_workers(fewest: int) -> None:
     with pytest.raises(ClusterError, match=f"cluster.fewest is {fewest}"):
         ClusterConfig(workers=2, fewest=fewest)
     assert list(ClusterConfig(workers=4, fewest=2).sizes) == [2, 3, 4]
     assert list(ClusterConfig(workers=4).sizes) == [4]
 
 
-def test_a_step_is_shared_evenly_by_any_number_of_workers() -> None:
-    ClusterConfig(workers=4).check_shares(64, "--batch")
-    ClusterConfig(workers=4, fewest=2).check_shares(12, "--batch")
-    with pytest.raises(ClusterError, match=r"64 samples cannot be shared evenly by 3 workers: --batch; .* of each of 2 to 4"):
-        ClusterConfig(workers=4, fewest=2).check_shares(64, "--batch")
+def test_every_number_of_workers_divides_a_step() -> None:
+    ClusterConfig(workers=4).check_divisible(64, "--batch")
+    ClusterConfig(workers=4, fewest=2).check_divisible(12, "--batch")
+    with pytest.raises(ClusterError, match=r"64 samples cannot be divided evenly among 3 workers: --batch; .* from 2 to 4"):
+        ClusterConfig(workers=4, fewest=2).check_divisible(64, "--batch")
     with pytest.raises(ClusterError, match="0 samples"):
-        ClusterConfig(workers=1).check_shares(0, "--batch")
+        ClusterConfig(workers=1).check_divisible(0, "--batch")
 
 
-def test_workers_take_gpus_that_the_cluster_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster that scales up from none has no GPU when a run begins."""
-    assert not launch_module._on_gpus(ClusterConfig())
+def test_workers_take_gpus_that_the_autoscaler_can_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that scales up from zero nodes has no GPU when a run starts."""
+    assert not ray_train._on_gpus(ClusterConfig())
     grows = {"CPU": 64, "GPU": 8}
-    monkeypatch.setattr(launch_module.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
-    assert launch_module._on_gpus(ClusterConfig())
-    assert not launch_module._on_gpus(ClusterConfig(gpu=False))
+    monkeypatch.setattr(connection, "max_resources", lambda: grows)
+    assert ray_train._on_gpus(ClusterConfig())
+    assert not ray_train._on_gpus(ClusterConfig(gpu=False))
 
 
 def test_storage_uri(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Records: whole or not there, and one creator of each, in a folder and in a bucket."""
+"""Records: written completely or not at all, with one creator each, in a folder and in a bucket."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     return open_ledger(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_url"))
 
 
-def test_what_was_put_is_there(ledger: Ledger) -> None:
+def test_records_are_read_as_written(ledger: Ledger) -> None:
     assert ledger.names("a") == []
     assert ledger.get("a/x.json") is None
     ledger.put("a/x.json", {"n": 1})
@@ -31,14 +31,14 @@ def test_what_was_put_is_there(ledger: Ledger) -> None:
     assert ledger.names("a") == ["a/y.json"]
 
 
-def test_one_of_many_creates_a_record(ledger: Ledger) -> None:
+def test_one_of_many_writers_creates_a_record(ledger: Ledger) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda k: (k % 10, ledger.create(f"r/{k % 10}.json", {"by": k})), range(80)))
     assert sorted(place for place, ours in won if ours) == list(range(10))
     assert len(ledger.names("r")) == 10
 
 
-def test_nothing_unfinished_is_left_in_a_folder(tmp_path: Path) -> None:
+def test_no_unfinished_file_is_left_in_a_folder(tmp_path: Path) -> None:
     ledger = open_ledger(str(tmp_path))
     ledger.create("a/x.json", {})
     ledger.create("a/x.json", {})
@@ -58,14 +58,14 @@ def test_an_unwritable_storage_is_one_line(tmp_path: Path, s3_url: str, monkeypa
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"null", b"\xff", b"[" * 100_000])
-def test_a_record_that_is_none_is_one_line(ledger: Ledger, data: bytes) -> None:
+def test_a_damaged_record_is_one_line(ledger: Ledger, data: bytes) -> None:
     open_objects(ledger.url).put("a/x.json", data)
-    with pytest.raises(ClusterError, match=r"a record that is no JSON object: .*a/x\.json; mend it, or remove it"):
+    with pytest.raises(ClusterError, match=r"the record is not a JSON object: .*a/x\.json; repair or remove it"):
         ledger.get("a/x.json")
 
 
 @pytest.mark.parametrize("url", ["S3://bucket/x", "s3:/bucket/x", "s3:bucket"])
-def test_a_url_that_is_none_makes_no_folder(url: str) -> None:
+def test_a_wrong_url_makes_no_folder(url: str) -> None:
     with pytest.raises(ClusterError, match="write s3://bucket/prefix"):
         open_ledger(url)
 
@@ -77,7 +77,7 @@ def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> 
     assert schedules(ledger)[0].command == ("x",)
     for wrong in ({"created": 3}, {"created": "x"}, {"command": None}, {"cron": 5}, {"name": []}, {"retries": "x"}, {"more": 1}):
         ledger.put("schedules/a.json", {**right, **wrong})
-        with pytest.raises(ClusterError, match=r"damaged record of a schedule: .*a\.json"):
+        with pytest.raises(ClusterError, match=r"the record of a schedule is damaged: .*a\.json"):
             schedules(ledger)
     start = {"at": "2026-01-01T00:00:00+00:00", "attempt": 1, "state": "failed", "job": "a-1", "note": "", "passed": 0}
     ledger.put("starts/a/x.json", start)
@@ -85,5 +85,5 @@ def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> 
     wrong_starts = ({"at": "x"}, {"at": 3}, {"at": "2026-01-01"}, {"attempt": "1"}, {"state": None}, {"state": "claimed"})
     for other in wrong_starts:
         ledger.put("starts/a/x.json", {**start, **other})
-        with pytest.raises(ClusterError, match=r"damaged record of a start: .*x\.json; remove it"):
+        with pytest.raises(ClusterError, match=r"the record of a start is damaged: .*x\.json; remove it"):
             start_record(ledger, "starts/a/x.json")

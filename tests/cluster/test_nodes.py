@@ -1,4 +1,4 @@
-"""Ray nodes of their own addresses, in network namespaces of this machine: runs go over them and outlive what befalls them."""
+"""Ray nodes with addresses of their own, in network namespaces of this machine: runs over several nodes, and their faults."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def ip(*arguments: str) -> None:
 def until(reached: Callable[[], Any], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.2)
 
 
@@ -99,7 +99,7 @@ class Nodes:
         return [psutil.Process(int(pid)) for pid in found if psutil.pid_exists(int(pid))]
 
     def trains(self, k: int) -> bool:
-        """Whether a training process stands on node k."""
+        """Whether a training process runs on node k."""
         found = [process.info for process in psutil.process_iter(["pid", "cmdline"])]
         titles = {entry["pid"]: " ".join(entry["cmdline"] or ()) for entry in found}
         return any("RayTrainWorker" in titles.get(process.pid, "") for process in self.processes(k))
@@ -126,7 +126,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    with tempfile.TemporaryDirectory(prefix="n", ignore_cleanup_errors=True) as folder:  # short: Ray's sockets stand below it
+    with tempfile.TemporaryDirectory(prefix="n", ignore_cleanup_errors=True) as folder:  # short: paths of sockets have a limit
         made = Nodes(Path(folder))
         try:
             made.start(1, 0)
@@ -146,7 +146,7 @@ def train(nodes: Nodes, data: str, runs: Path, name: str, steps: int, *more: str
 
 
 def checkpoint(runs: Path, name: str, step: int) -> Callable[[], bool]:
-    """Tells whether the run has stored a checkpoint of that step or a later one."""
+    """A condition: the run has stored a checkpoint of that step or a later one."""
     return lambda: any(int(path.name[5:]) >= step for path in (runs / name).glob("step-*"))
 
 

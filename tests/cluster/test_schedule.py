@@ -1,4 +1,4 @@
-"""Scheduling: each time starts once, whatever schedulers, the cluster and the jobs do. The last tests run on a real one."""
+"""Scheduling: each time's job starts once, whatever fails. The last tests run on a real cluster."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Memory:
-    """A cluster whose jobs end when the test says so; like Ray's it takes an id once, until its head is restarted."""
+    """A pretended cluster: jobs end when the test ends them; as in Ray, an id is accepted once, until the head restarts."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
@@ -71,7 +71,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return open_ledger(str(tmp_path))
 
 
-def test_a_time_starts_one_job_and_its_end_is_told(ledger: Ledger) -> None:
+def test_a_time_starts_one_job_and_its_end_is_recorded(ledger: Ledger) -> None:
     add(ledger)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -87,14 +87,14 @@ def test_a_time_starts_one_job_and_its_end_is_told(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlap", "running", "told"),
+    ("overlap", "running", "recorded"),
     [
         ("forbid", ["13-1"], ["13.1 submitted", "14.1 left out"]),
         ("allow", ["13-1", "14-1"], ["13.1 submitted", "14.1 submitted"]),
         ("replace", ["14-1"], ["13.1 stopped", "14.1 submitted"]),
     ],
 )
-def test_overlap(ledger: Ledger, overlap: Any, running: list[str], told: list[str]) -> None:
+def test_overlap(ledger: Ledger, overlap: Any, running: list[str], recorded: list[str]) -> None:
     add(ledger, overlap=overlap)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -102,10 +102,10 @@ def test_overlap(ledger: Ledger, overlap: Any, running: list[str], told: list[st
         scheduler.turn(BEGIN + hours * HOUR)
     alive = [job for job, status in cluster.jobs.items() if status == "RUNNING"]
     assert alive == [f"nightly-20260310T{job.replace('-', '0000Z-')}" for job in running]
-    assert states(ledger) == told
+    assert states(ledger) == recorded
 
 
-def test_a_failed_job_is_tried_again_as_often_as_set(ledger: Ledger) -> None:
+def test_a_failed_job_is_retried(ledger: Ledger) -> None:
     add(ledger, retries=1)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -115,7 +115,7 @@ def test_a_failed_job_is_tried_again_as_often_as_set(ledger: Ledger) -> None:
     assert states(ledger) == ["13.1 failed", "13.2 failed"]
 
 
-def test_missed_times_are_told(ledger: Ledger) -> None:
+def test_missed_times_are_recorded(ledger: Ledger) -> None:
     add(ledger, missed="skip")
     Scheduler(ledger, Memory()).turn(BEGIN + 3 * HOUR + timedelta(minutes=30))
     assert states(ledger) == ["15.1 missed"]
@@ -124,7 +124,7 @@ def test_missed_times_are_told(ledger: Ledger) -> None:
 
 
 def claimed(ledger: Ledger, cluster: Memory, cause: type[BaseException] = KeyboardInterrupt) -> None:
-    """What a scheduler leaves that dies between its claim and the job, or whose cluster takes no jobs just then."""
+    """Leave a claim without a job, as of a scheduler that died after its claim, or whose cluster did not take the job."""
 
     class Dies(Memory):
         def submit(self, job: str, command: tuple[str, ...], working_dir: str) -> None:
@@ -149,7 +149,7 @@ def test_a_claim_without_a_job_is_taken_over(ledger: Ledger, cause: type[BaseExc
     assert states(ledger) == ["13.1 submitted"]
 
 
-def test_a_claim_of_the_clusters_life_before_is_lost_not_started_twice(ledger: Ledger) -> None:
+def test_a_claim_from_before_the_clusters_restart_is_lost_not_started_twice(ledger: Ledger) -> None:
     add(ledger)
     cluster = Memory()
     claimed(ledger, cluster)
@@ -159,7 +159,7 @@ def test_a_claim_of_the_clusters_life_before_is_lost_not_started_twice(ledger: L
     assert states(ledger) == ["13.1 lost"]
 
 
-def test_schedules_survive_the_head(ledger: Ledger) -> None:
+def test_schedules_survive_a_restart_of_the_head(ledger: Ledger) -> None:
     add(ledger)
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -181,7 +181,7 @@ def test_a_job_that_the_cluster_refuses_has_failed(ledger: Ledger) -> None:
     assert states(ledger) == ["13.1 failed"]
 
 
-def test_old_records_are_forgotten(ledger: Ledger) -> None:
+def test_old_records_are_deleted(ledger: Ledger) -> None:
     add(ledger, cron="* * * * *", missed="all", overlap="allow")
     cluster = Memory()
     scheduler = Scheduler(ledger, cluster)
@@ -196,7 +196,7 @@ def test_old_records_are_forgotten(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_many_schedulers_start_each_time_once(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Six schedulers on one ledger, in disorder: every time of three schedules starts exactly once."""
+    """Six concurrent schedulers on one ledger: every time of three schedules starts exactly once."""
     url = str(tmp_path) if kind == "folder" else request.getfixturevalue("s3_url")
     cluster = Memory()
     for name in ("a", "b", "c"):
@@ -232,11 +232,11 @@ def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["remove", "nobody"], "no schedule 'nobody'"),
         (["history", "nobody"], "no schedule 'nobody'"),
         (["run", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
-        (["run", "--address", "localhost"], "not the address of a cluster's jobs"),
+        (["run", "--address", "localhost"], "not the address of a job API"),
         (["list", "--", "true"], "only with add"),
     ],
 )
-def test_wrong_wishes_end_with_2_and_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_options_end_with_2_and_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     add(open_ledger(str(tmp_path)), "taken")
     if "--store" not in arguments:
         arguments = [arguments[0], "--store", str(tmp_path), *arguments[1:]]
@@ -256,7 +256,7 @@ def wait(reached: Callable[[], bool], seconds: float = 90) -> None:
 
 @pytest.mark.slow
 def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head: Head) -> None:
-    """The command holds what a shell would act on: it reaches the program as it was typed."""
+    """The command contains shell syntax, which must reach the program unchanged."""
     store, log = str(tmp_path / "store"), tmp_path / "log; touch owned"
     code = f"import sys; open({str(log)!r}, 'a').write(sys.argv[1] + chr(10))"
     added = schedule("add", "--store", store, "yearly", "0 0 1 1 *", "--", sys.executable, "-c", code, "$(id); `id` 'x'")
@@ -274,8 +274,8 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
             scheduler.kill()
             scheduler.communicate()
     assert log.read_text() == "$(id); `id` 'x'\n"
-    told = schedule("history", "--store", store, "yearly").stdout
-    assert "succeeded" in told
+    history = schedule("history", "--store", store, "yearly").stdout
+    assert "succeeded" in history
     assert schedule("remove", "--store", store, "yearly").returncode == 0
     assert "yearly" not in schedule("list", "--store", store).stdout
 
@@ -292,7 +292,7 @@ def test_the_job_api(head: Head) -> None:
     wait(lambda: jobs.status("once") == "STOPPED")
 
 
-def test_a_client_of_the_job_api_uses_its_token_without_being_told(head: Head) -> None:
+def test_a_client_of_the_job_api_uses_its_token(head: Head) -> None:
     code = f"from cluster.jobs import Jobs; print(Jobs({head.jobs!r}).session())"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -41,12 +41,12 @@ def name(tmp_path: Path) -> Iterator[str]:
 def until(reached: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.02)
 
 
 def kill(name: str, *, for_good: bool) -> None:
-    """Kill the actor, and see it dead: whoever answers next is its successor."""
+    """Kill the actor, and wait until it is dead: the next answer is the restarted one's."""
     actor = ray.get_actor(name, namespace=NAMESPACE)
     ray.get(actor.after.remote(0, 0.0))
     waiting = actor.after.remote(2**31, 60.0)
@@ -56,13 +56,13 @@ def kill(name: str, *, for_good: bool) -> None:
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """The versions that an actor left there."""
+    """The files of the versions that an actor stored."""
     return {file.name: file.read_bytes() for file in (folder / STORED).glob("*.npy")}
 
 
 def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     table, seen = DifficultyTable(N, PINNED), list[Difficulty]()
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
 
     def put(new: Difficulty) -> None:
         table.put(new)
@@ -81,13 +81,13 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     np.testing.assert_array_equal(newest.nearest, version(3).nearest)
 
 
-def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Path) -> None:
+def test_a_killed_actor_restarts_with_its_versions(name: str, tmp_path: Path) -> None:
     said, seen = list[str](), dict[int, Difficulty]()
-    publisher = Publisher(name, 3, [], said.append, 30)
+    publisher = Publisher(name, [], said.append, 30)
     for number in (1, 2, 3, 4):
         publisher.publish(version(number))
     publisher.close()
-    (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as of an actor killed while it wrote
+    (tmp_path / STORED / "5.npy.new").write_bytes(b"half")  # as an actor killed while writing leaves it
     kill(name, for_good=False)
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), said.append)
     until(lambda: len(seen) == 3)
@@ -97,7 +97,7 @@ def test_an_actor_that_dies_comes_back_with_its_versions(name: str, tmp_path: Pa
         np.testing.assert_array_equal(seen[number].nearest, version(number).nearest)
 
 
-def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_hangs_delays_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(difficulty_module, "POLL", 0.1)
     service, answers = DifficultyService(str(tmp_path), 3), threading.Event()
     monkeypatch.setattr(service._store, "keep", lambda versions: answers.wait(60))
@@ -115,14 +115,14 @@ def test_a_storage_that_hangs_holds_no_version_back(tmp_path: Path, monkeypatch:
     asyncio.run(publish_twice())
 
 
-def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_path: Path) -> None:
-    publisher, seen = Publisher(name, 3, [], print, 30), dict[int, Difficulty]()
+def test_an_actor_whose_stored_versions_are_damaged_starts_without_them(name: str, tmp_path: Path) -> None:
+    publisher, seen = Publisher(name, [], print, 30), dict[int, Difficulty]()
     publisher.publish(version(1))
     publisher.close()
     until((file := tmp_path / STORED / "1.npy").exists)
     file.write_bytes(file.read_bytes()[:-1])
     kill(name, for_good=False)
-    publisher = Publisher(name, 3, [version(1)], print, 60)  # the workers' checkpoint has it
+    publisher = Publisher(name, [version(1)], print, 60)  # the workers' checkpoint has it
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
     for end in (follower, publisher):
@@ -130,9 +130,9 @@ def test_an_actor_whose_stored_versions_are_damaged_begins_anew(name: str, tmp_p
     np.testing.assert_array_equal(seen[1].nearest, version(1).nearest)
 
 
-def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
+def test_publishing_survives_the_actors_death(name: str) -> None:
     seen = dict[int, Difficulty]()
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     publisher.publish(version(1))
     until(lambda: 1 in seen)
@@ -143,17 +143,17 @@ def test_publishing_goes_on_through_the_actors_death(name: str) -> None:
     publisher.close()
 
 
-def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path: Path) -> None:
-    dead = Publisher(name, 3, [], print, 30)
+def test_begin_drops_versions_of_steps_that_are_repeated(name: str, tmp_path: Path) -> None:
+    dead = Publisher(name, [], print, 30)
     for number in (1, 2, 3):
         dead.publish(version(number))
     until(lambda: not dead._queue)
-    alive = Publisher(name, 3, [version(1)], print, 30)
+    alive = Publisher(name, [version(1)], print, 30)
     seen = dict[int, Difficulty]()
     follower = Follower(name, 0, lambda new: seen.update({new.version: new}), print)
     until(lambda: 1 in seen)
-    dead.publish(version(2))  # of the incarnation that is over: goes unheard
-    until(lambda: dead._line.failure is not None)
+    dead.publish(version(2))  # of an older incarnation: ignored
+    until(lambda: dead._actor.failure is not None)
     with pytest.raises(ClusterError, match="another incarnation"):
         dead.check()
     first = stored(tmp_path)
@@ -166,7 +166,7 @@ def test_begin_forgets_versions_of_steps_that_are_made_again(name: str, tmp_path
         end.close()
 
 
-def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -> None:
+def test_without_the_actor_pinned_ends_with_an_error_and_freshest_goes_on(name: str) -> None:
     said = list[str]()
     pinned = DifficultyTable(N, PINNED)
     freshest = DifficultyTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
@@ -175,7 +175,7 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
         pinned.put(new)
         freshest.put(new)
 
-    publisher = Publisher(name, 3, [], print, 30)
+    publisher = Publisher(name, [], print, 30)
     follower = Follower(name, 0, put, said.append)
     publisher.publish(version(1))
     until(lambda: pinned.get(1) is not None)
@@ -187,11 +187,11 @@ def test_without_the_actor_pinned_ends_by_name_and_freshest_goes_on(name: str) -
     current = freshest.at(25)
     assert current is not None
     assert current.version == 1
-    until(lambda: any("is away" in text for text in said))
+    until(lambda: any("is unreachable" in text for text in said))
     follower.close()
     publisher.close()
 
 
-def test_a_run_does_not_begin_without_the_actor() -> None:
-    with pytest.raises(ClusterError, match=r"difficulty actor was away for 0\.5 s: nobody"):
-        Publisher("nobody", 3, [], print, patience=0.5)
+def test_a_run_does_not_start_without_the_actor() -> None:
+    with pytest.raises(ClusterError, match=r"difficulty actor was unreachable for 0\.5 s: nobody"):
+        Publisher("nobody", [], print, patience=0.5)

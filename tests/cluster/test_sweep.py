@@ -1,4 +1,4 @@
-"""The sweep's shell on real Ray Tune: failures stay in their trial, a sweep that is done can be asked again."""
+"""Sweeps on real Ray Tune: a failed trial does not end the sweep, and a finished sweep returns its results again."""
 
 import math
 import os
@@ -19,17 +19,17 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def run(name: str, settings: dict[str, Any]) -> dict[str, float]:
-    """A trial without training: its score is its setting, unless that is one of the wrong ones."""
+    """A trial without training: its score is its setting; some settings fail."""
     if settings["x"] == 2:
         raise ClusterError("x is 2", "here", "choose another")
     if settings["x"] == 3:
         raise RuntimeError("broken")
-    if settings["x"] != 4:  # which ends like a run that had ended before: it has nothing to report on its way
+    if settings["x"] != 4:  # as a run that had finished before: it returns without reports
         tune.report({"score": settings["x"] + 0.1, "step": 10})
     return {"score": settings["x"] + 0.2, "step": 20}
 
 
-def test_failed_trials_are_told_and_do_not_end_the_sweep(tmp_path: Path) -> None:
+def test_failed_trials_are_reported_and_do_not_end_the_sweep(tmp_path: Path) -> None:
     space = {"x": tune.grid_search([1, 2, 3, 4])}
     config = SweepConfig(trials=1, concurrent=2, grace=10)
     trials = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=False)
@@ -45,7 +45,7 @@ def test_failed_trials_are_told_and_do_not_end_the_sweep(tmp_path: Path) -> None
 
 
 def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
-    """A trial that says when it begins."""
+    """A trial that leaves a file when it begins."""
     (folder / "began").touch()
     time.sleep(2)
     return {"score": settings["x"], "step": 20}
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_a_sweep_and_it_can_be_resumed(tmp_path: Path) -> None:
     assert sorted(trial.score for trial in trials) == [1, 2]
 
 
-def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
+def test_wrong_settings_of_a_sweep_are_refused(tmp_path: Path) -> None:
     for wrong in ({"trials": 0}, {"concurrent": 0}, {"reduction": 1}, {"grace": 0}):
         with pytest.raises(ClusterError, match="at least"):
             SweepConfig(**wrong)

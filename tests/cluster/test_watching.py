@@ -1,4 +1,4 @@
-"""What is watched: figures that a real Prometheus finds by itself, alerts, dashboard, cluster.status; no secret is told."""
+"""Watching: figures that a real Prometheus finds by itself, alerts, dashboard, cluster.status; and no secret in any log."""
 
 import json
 import os
@@ -23,15 +23,15 @@ import yaml
 from conftest import Head
 from s3server import SECRET, free_ports
 
-from cluster import prometheus as metrics
+from cluster import prometheus as exported
 from cluster.jobs import RUNNING, Jobs
 from cluster.status import row_of, span, table_of
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
-NAMES = {f"ray_hardshard_{name}" for name, _ in metrics.GAUGES.values()}
+NAMES = {f"ray_hardshard_{name}" for name, _ in exported.GAUGES.values()}
 NAMES |= {
-    f"ray_hardshard_{name}_total" for name in [*(name for name, _ in metrics.COUNTERS.values()), "draws", "worker_failures"]
+    f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.COUNTERS.values()), "draws", "worker_failures"]
 }
 NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
@@ -42,7 +42,7 @@ def dashboard_queries() -> list[str]:
     return [target["expr"].replace("$run", ".*") for panel in dashboard["panels"] for target in panel["targets"]]
 
 
-def test_dashboard_and_alerts_ask_for_figures_that_there_are() -> None:
+def test_dashboard_and_alerts_query_existing_metrics() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     asked = {name for text in [*dashboard_queries(), *(rule["expr"] for rule in rules)] for name in re.findall(r"ray_\w+", text)}
     assert asked <= NAMES
@@ -62,27 +62,27 @@ def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str])
 
 
 @pytest.mark.usefixtures("cluster")
-def test_totals_reach_the_nodes_agent_as_counters_and_a_records_numbers_as_gauges() -> None:
-    figures = metrics.Figures("told", 1)
-    figures.tell({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
-    figures.tell({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
+def test_the_nodes_agent_exports_totals_as_counters_and_records_as_gauges() -> None:
+    figures = exported.Figures("reported", 1)
+    figures.report({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
+    figures.report({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
-    def told() -> dict[str, float]:
+    def reported() -> dict[str, float]:
         with urllib.request.urlopen(url, timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if 'run="told"' in line]
+            lines = [line for line in answer.read().decode().splitlines() if 'run="reported"' in line]
         assert all('rank="1"' in line for line in lines)
         return {line.partition("{")[0].removeprefix("ray_hardshard_"): float(line.split()[-1]) for line in lines}
 
     wanted = {"step": 20, "loss": 0.25, "gets_total": 8, "draws_total": 2}
-    until(lambda: told() == wanted)
+    until(lambda: reported() == wanted)
     time.sleep(4)  # Ray's agent forgets a gauge after two of its intervals, here 2 s
-    until(lambda: told() == wanted)
+    until(lambda: reported() == wanted)
 
 
 class Prometheus:
-    """A server with the rules of alerts.yml, all of their times divided by sixty."""
+    """A server with the rules of alerts.yml, with seconds in place of minutes."""
 
     def __init__(self, folder: Path, discovery: Path) -> None:
         rules = re.sub(r"\b(\d+)m\b", r"\1s", (MONITORING / "alerts.yml").read_text())
@@ -129,7 +129,7 @@ def prometheus(folder: Path, head: Head) -> Iterator[Prometheus]:
 def until(reached: Callable[[], Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := reached()):
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.3)
     return found
 
@@ -163,9 +163,9 @@ def train_workers(head: Head) -> list[psutil.Process]:
 @needs_prometheus
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
-    """The figures of both workers come; a worker is killed, and its successor's come; one hangs, and RunStuck fires until
-    it goes on. Meanwhile cluster.status tells of the run; and no secret is written anywhere."""
+def test_a_real_prometheus_finds_the_workers_and_fires_at_a_fault(head: Head, shards: str, tmp_path: Path) -> None:
+    """The figures of both workers arrive; a worker is killed, and those of its successor; one hangs, and RunStuck fires until
+    it goes on. Meanwhile cluster.status shows the run; and no secret is written anywhere."""
     runs, name = tmp_path / "runs", "watched"
     options = ["--data", shards, "--runs", str(runs), "--name", name, "--optim.steps", "100000", "--record_every", "5"]
     options += ["--checkpoint_every", "20", "--sampler.batch", "16", "--sampler.instances", "2", "--sampler.interval", "5"]
@@ -174,10 +174,10 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
         until(lambda: {series["rank"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} == {"0", "1"}, 120)
         before = {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')}
         status = [sys.executable, "-m", "cluster.status", "--once", "--address", head.address]
-        told = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert told.returncode == 0, told.stderr
-        assert f" {name} " in told.stdout
-        assert "/100,000" in told.stdout
+        shown = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert shown.returncode == 0, shown.stderr
+        assert f" {name} " in shown.stdout
+        assert "/100,000" in shown.stdout
         train_workers(head)[0].send_signal(signal.SIGKILL)
         until(lambda: {series["WorkerId"] for series in server.ask(f'ray_hardshard_step{{run="{name}"}}')} - before)
         assert until(lambda: server.ask("ray_hardshard_worker_failures_total"))[0]["run"] == name
@@ -195,7 +195,7 @@ def test_a_real_prometheus_finds_the_workers_and_fires_for_a_fault(head: Head, s
         rays = {"__name__", "value", "job", "instance", "WorkerId", "NodeAddress", "SessionName", "Version", "Component", "JobId"}
         rays |= {"otel_scope_name"}  # one value: what Ray's agent puts its figures out by
         assert labels <= ours | rays
-        until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))  # as it was while the workers were away
+        until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))  # it may fire while the workers restart
         hung = train_workers(head)[0]
         hung.send_signal(signal.SIGSTOP)
         try:
@@ -222,10 +222,17 @@ def test_a_row_of_the_status() -> None:
         "version": 3,
         "age": 120,
     }
-    state = {"run": "market", "begun": 0.0, "told": 100.0, "failures": 1, "errors": [(90.0, "rank 1: died")], "record": record}
+    state = {
+        "run": "market",
+        "begun": 0.0,
+        "reported": 100.0,
+        "failures": 1,
+        "errors": [(90.0, "rank 1: died")],
+        "record": record,
+    }
     wanted = ["market", "1,500/3,000", "", "2:00 min", "0.5000", "950", "10%", "50.0%", "v3, 120 steps old", "10 s ago", "1"]
     assert row_of(state, 110.0) == [*wanted, "20 s ago: rank 1: died"]
-    fresh = {"run": "new", "begun": 100.0, "told": None, "failures": 0, "errors": []}
+    fresh = {"run": "new", "begun": 100.0, "reported": None, "failures": 0, "errors": []}
     assert row_of(fresh, 107.0) == ["new", "starting", "", "", "", "", "", "", "", "7 s ago", "", ""]
     assert table_of([state, fresh], 110.0).row_count == 2
 

@@ -79,7 +79,7 @@ class AttributesConfig(JobConfig):
         super().__post_init__()
         if self.loader.size is None:
             raise InputError("loader.size is not set", "loader", "sets of several sizes are mixed: give a height and a width")
-        self.cluster.check_shares(self.mix.unit, "mix.unit")
+        self.cluster.check_divisible(self.mix.unit, "mix.unit")
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}", "--batch", "give at least 1")
 

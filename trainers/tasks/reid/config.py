@@ -37,7 +37,7 @@ class ReidConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.cluster.check_shares(self.sampler.batch, "sampler.batch")
+        self.cluster.check_divisible(self.sampler.batch, "sampler.batch")
         for workers in self.cluster.sizes:  # an elastic run may have any of them
             self.sampler.check_world(workers)
         if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:

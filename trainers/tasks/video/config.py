@@ -41,7 +41,7 @@ class ActionsConfig(JobConfig):
         super().__post_init__()
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
-        self.cluster.check_shares(self.batch, "--batch")
+        self.cluster.check_divisible(self.batch, "--batch")
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
@@ -80,7 +80,7 @@ class SequencesConfig(JobConfig):
         super().__post_init__()
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
-        self.cluster.check_shares(self.batch, "--batch")
+        self.cluster.check_divisible(self.batch, "--batch")
         if self.beam < 1:
             raise InputError(f"beam is {self.beam}", "--beam", "give at least 1")
         if not 0 <= self.flat_start < 1:
