@@ -13,12 +13,11 @@ the cluster has begun another life since: then nobody knows whether the job ran,
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +25,9 @@ from cluster.cron import Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
 from cluster.jobs import AWAY, RUNNING, Jobs
 from cluster.ledger import Ledger, Record, open_ledger
+from datasets.command_line import POSITIONAL, parse, take_verb
 
+PROGRAM = "python -m cluster.schedule"
 STAMP = "%Y%m%dT%H%M%SZ"
 LEASE = timedelta(minutes=1)  # after which a claim is another scheduler's to take over
 KEPT = 200  # records of a schedule that has ended
@@ -210,8 +211,8 @@ class Stored:
 class Add(Stored):
     """Add a schedule: NAME "CRON" -- COMMAND ..."""
 
-    name: tyro.conf.Positional[str] = ""
-    cron: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
+    cron: str = field(default="", metadata=POSITIONAL)
     """Five fields: minute, hour, day of the month, month, day of the week."""
     zone: str = "UTC"
     """The time zone that it is meant in, such as Europe/Berlin."""
@@ -255,7 +256,7 @@ class List(Stored):
 class Remove(Stored):
     """Remove a schedule; what runs goes on, its history stays."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
 
     def run(self) -> None:
         """Remove it."""
@@ -267,7 +268,7 @@ class Remove(Stored):
 class History(Stored):
     """Tell what became of each time of a schedule."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
 
     def run(self) -> None:
         """Print the table."""
@@ -336,8 +337,9 @@ def main() -> None:
     if "--" in arguments:
         place = arguments.index("--")
         arguments, command = arguments[:place], tuple(arguments[place + 1 :])
-    verbs: dict[str, Any] = {"add": Add, "list": List, "remove": Remove, "history": History, "run": Start}
-    verb: Any = tyro.extras.subcommand_cli_from_dict(verbs, prog="python -m cluster.schedule", args=arguments)
+    verbs = {"add": Add, "list": List, "remove": Remove, "history": History, "run": Start}
+    name = take_verb(PROGRAM, __doc__ or "", verbs, arguments)
+    verb: Any = parse(verbs[name], f"{PROGRAM} {name}", arguments)
     if isinstance(verb, Add):
         verb.run(command)
     elif command:
