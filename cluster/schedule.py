@@ -212,6 +212,7 @@ class Add(Stored):
     """Add a schedule: NAME "CRON" -- COMMAND ..."""
 
     name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
     cron: str = field(default="", metadata=POSITIONAL)
     """Five fields: minute, hour, day of the month, month, day of the week."""
     zone: str = "UTC"
@@ -257,6 +258,7 @@ class Remove(Stored):
     """Remove a schedule; what runs goes on, its history stays."""
 
     name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
 
     def run(self) -> None:
         """Remove it."""
@@ -269,6 +271,7 @@ class History(Stored):
     """Tell what became of each time of a schedule."""
 
     name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
 
     def run(self) -> None:
         """Print the table."""

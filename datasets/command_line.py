@@ -40,7 +40,7 @@ class Option:
     kind: Any  # the type of the value, None left out
     optional: bool  # the value may be None
     default: Any  # MISSING: the option is required
-    owner: type[Any]  # the dataclass that has the field
+    owners: tuple[type[Any], ...]  # the dataclasses that have these fields
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -121,7 +121,7 @@ def _in_words(kind: Any) -> str:
 def _placeholder(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"{{{','.join(map(str, get_args(kind)))}}}"
-    return "NUMBER" if get_origin(kind) is Annotated else str(kind.__name__).upper()
+    return (kind.__metadata__[0].split(",")[0] if get_origin(kind) is Annotated else str(kind.__name__)).upper()
 
 
 def fail(what: str) -> NoReturn:
@@ -134,7 +134,7 @@ def parse(kind: type[T], program: str, arguments: Sequence[str] | None = None, *
     """The command's options as an object of a dataclass; ends the process after --help (0) and after a usage error (2).
 
     ``kind``: the dataclass. Types of fields: int, float, str, Path, Literal, bool, tuples of them, each also with None; and
-    ``Annotated[int, "a number of ...", converter]``. Its attribute ``first``, if any, names the options that --help shows
+    ``Annotated[int, "bytes, such as 64MiB", converter]``. Its attribute ``first``, if any, names the options that --help shows
     (--help-all shows all), and its attribute ``sets`` those that the command does not take.
     ``arguments``: the words of the command line, by default those of `sys.argv`.
     ``default``: an object whose values the options default to.
@@ -173,7 +173,9 @@ def take_verb(program: str, about: str, verbs: Mapping[str, type[Any]], argument
     return verb
 
 
-def options_of(kind: type[Any], default: Any = None, path: tuple[str, ...] = (), prefix: str = "") -> Iterator[Option]:
+def options_of(
+    kind: type[Any], default: Any = None, path: tuple[str, ...] = (), prefix: str = "", owners: tuple[type[Any], ...] = ()
+) -> Iterator[Option]:
     """The options of a dataclass and of those within it, in the order of their fields."""
     hints = get_type_hints(kind, include_extras=True)
     for each in fields(kind):
@@ -181,11 +183,11 @@ def options_of(kind: type[Any], default: Any = None, path: tuple[str, ...] = (),
         value = getattr(default, each.name) if default is not None else _default(each)
         if is_dataclass(hint):
             inner = prefix if each.metadata.get("flat") else f"{prefix}{each.name}."
-            yield from options_of(hint, value, here, inner)  # type: ignore[arg-type]  # no instance
+            yield from options_of(hint, value, here, inner, (*owners, kind))  # type: ignore[arg-type]  # no instance
         else:
             optional = get_origin(hint) in (Union, types.UnionType)
             hint = next(k for k in get_args(hint) if k is not type(None)) if optional else hint
-            yield Option(here, f"{prefix}{each.name}".replace("_", "-"), hint, optional, value, kind, each.metadata)
+            yield Option(here, f"{prefix}{each.name}".replace("_", "-"), hint, optional, value, (*owners, kind), each.metadata)
 
 
 def _default(each: Any) -> Any:
@@ -247,20 +249,22 @@ def _build(kind: type[T], default: T | None, given: Mapping[tuple[str, ...], Any
 def help_text(kind: type[Any], program: str, options: Sequence[Option], about: str = "", *, everything: bool = False) -> str:
     """The help of a command: the options that matter first, or all of them in groups; lines fold at the terminal's width."""
     first = _first(kind)
-    shown = (
-        options if everything or len(options) <= FEW or not first else [o for name in first for o in options if o.name == name]
-    )
-    positional = [option for option in options if option.positional]
-    lines = [" ".join(["usage:", program, "[OPTIONS]", *(o.spelled for o in positional)]), ""]
+    short = not everything and len(options) > FEW and first
+    shown = [option for name in first for option in options if option.name == name] if short else options
+    shown = sorted(shown, key=lambda option: (not option.positional, not short and "." in option.name))
+    lines = [" ".join(["usage:", program, "[OPTIONS]", *(option.spelled for option in shown if option.positional)]), ""]
     lines += [about.strip() or inspect.cleandoc(kind.__doc__ or "")]
-    for group, members in groupby(shown, lambda option: option.owner if everything and "." in option.name else None):
+    for group, members in groupby(shown, lambda option: "" if short else option.name.rpartition(".")[0]):
         listed = list(members)
-        lines += ["", *([f"{listed[0].name.rpartition('.')[0]}: {(group.__doc__ or '').splitlines()[0]}"] if group else [])]
-        for option in listed:
-            lines += _entry(option)
-    if len(shown) < len(options):
-        lines += ["", f"all {len(options)} options: {program} --help-all"]
-    return "\n".join(lines)
+        lines += ["", *([f"{group}: {_about_group(listed[0])}"] if group else [])]
+        lines += [line for option in listed for line in _entry(option)]
+    return "\n".join([*lines, *(["", f"all {len(options)} options: {program} --help-all"] if short else [])])
+
+
+def _about_group(option: Option) -> str:
+    """What the options beside this one are: the docstring of the field that holds them, else of their class."""
+    text = docs_of(option.owners[-2]).get(option.path[-2]) or option.owners[-1].__doc__ or ""
+    return text.strip().splitlines()[0]
 
 
 def _first(kind: type[Any]) -> list[str]:
@@ -274,11 +278,12 @@ def _entry(option: Option, indent: int = 26) -> list[str]:
     """The lines of one option in a help text."""
     default = option.default
     values = default if isinstance(default, tuple) else (default,)
-    note = "required" if default is MISSING else "" if default in ("", ()) else f"default: {' '.join(map(str, values))}"
-    text = " ".join(f"{docs_of(option.owner).get(option.path[-1], option.metadata.get('help', ''))}".split())
-    text = f"{text}{' ' * bool(text)}({note})" if note and not option.positional else text
+    note = "(required)" if default is MISSING else f"(default:\N{NO-BREAK SPACE}{' '.join(map(str, values))})"
+    text = docs_of(option.owners[-1]).get(option.path[-1]) or option.metadata.get("help", "")
+    text = " ".join([*text.split(), *([] if default in ("", ()) or option.positional else [note])])
     width = max(40, shutil.get_terminal_size().columns - 1)
-    lines = textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent, break_on_hyphens=False)
+    folded = textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent, break_on_hyphens=False)
+    lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in folded]
     head = f"  {option.usage}"
     if lines and len(head) < indent - 1:
         return [head.ljust(indent) + lines[0][indent:], *lines[1:]]

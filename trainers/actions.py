@@ -169,6 +169,7 @@ class Compare:
     """Train arms over seeds with the same settings (data: the RGB set), and print one table; what has ended is only read."""
 
     sets: ClassVar = ("model.name",)
+    first: ClassVar = ("arms", "seeds")
     train: Train = field(default_factory=Train, metadata=FLAT)
     flow: str = ""
     """The flow set of the same source, for i3d-flow and two-stream."""

@@ -208,6 +208,7 @@ class Compare:
     """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
 
     sets: ClassVar = ("arm",)
+    first: ClassVar = ("arms", "seeds")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -192,6 +192,7 @@ class Compare:
     """
 
     sets: ClassVar = ("sampler.kind", "head.kind")
+    first: ClassVar = ("arms", "seeds")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
     seeds: tuple[int, ...] = (0, 1, 2)

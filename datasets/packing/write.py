@@ -29,7 +29,7 @@ def bytes_of(text: str) -> int:
     return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
 
 
-Bytes = Annotated[int, "a number of bytes such as 64MiB", bytes_of]  # an option (`datasets.command_line`)
+Bytes = Annotated[int, "bytes, such as 64MiB", bytes_of]  # an option (`datasets.command_line`)
 
 
 def write_shards(
