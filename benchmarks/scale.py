@@ -110,8 +110,8 @@ def draw_times(split: Split, kind: Kind, options: Scale) -> dict[str, float]:
     version = Difficulty(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))
     sampler = Sampler(config, split, 0)
     first, _ = timed(lambda: sampler.draw(0, version))
-    renewed, _ = timed(lambda: sampler.draw(1, version._replace(number=2)))
-    again = version._replace(number=2)
+    renewed, _ = timed(lambda: sampler.draw(1, version._replace(version=2)))
+    again = version._replace(version=2)
     times = [timed(lambda step=step: sampler.draw(step, again))[0] for step in range(2, options.draws + 2)]  # type: ignore[misc]
     return {
         "first_ms": 1e3 * first,

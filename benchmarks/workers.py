@@ -65,7 +65,7 @@ def one_rank(rank: int, world: int, folder: str, options: Workers, sync: bool) -
 def train(share: RankSlice, options: Workers, sync: bool) -> dict[str, Any]:
     """Train; the first gradient, each identity's nearest one at the end, the loss, and the seconds of each step."""
     config = Train(sampler=SamplerConfig(kind="uniform", batch=options.batch), optim=OptimConfig(steps=options.steps))
-    data, group = open_data(config), dist.group.WORLD if share.world > 1 else None
+    data, group = open_data(config.data, None), dist.group.WORLD if share.world > 1 else None
     torch.manual_seed(0)
     task = ReidTask(config.model, config.head, len(data.train.counts), group).to(memory_format=torch.channels_last)
     model, optimiser = distribute(task, group, sync_batch_norm=sync), build_optimiser(config.optim, task)

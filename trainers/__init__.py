@@ -1,4 +1,4 @@
-"""One runnable job per file; what they share stands in the folders below."""
+"""The jobs, one runnable script each; `tasks` has a folder a task, `engine` what all jobs share, `reports` pages and tables."""
 
 import sys
 from pathlib import Path

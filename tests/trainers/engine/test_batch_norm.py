@@ -11,10 +11,10 @@ from ranks import on_ranks
 from torch import Tensor, nn
 
 from trainers.engine.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.distributed import distribute
 from trainers.engine.loop import Batch, Meter, steps
 from trainers.engine.optim import OptimConfig, build_optimiser
-from trainers.engine.training import TrainingLog, read_checkpoint, write_checkpoint
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
@@ -162,20 +162,19 @@ def batches(first: int, last: int, rank: int, world: int) -> Iterator[Batch]:
 def train(group: Group, last: int, folder: str = "", *, sync: bool = True) -> dict[str, Tensor]:
     """Train to a step, from a checkpoint's where there is one: the losses, what was learned; rank 0 leaves a checkpoint."""
     torch.set_num_threads(1)
-    task, config, journal = task_of(group), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), TrainingLog()
+    task, config, done = task_of(group), OptimConfig(steps=20, warmup=3, lr=1e-3, kind="sgd"), 0
     optimiser, rank, world = build_optimiser(config, task), dist.get_rank(group) if group else 0, group.size() if group else 1
     if folder and (Path(folder) / "state.pt").exists():
-        state = read_checkpoint(Path(folder))
+        state = read_state(Path(folder) / "state.pt")
         task.load_state_dict(state["task"])
         optimiser.load_state_dict(state["optimiser"])
-        journal = TrainingLog(**state["journal"])
+        done = state["done"]
     model, meter, losses = distribute(task, group, sync_batch_norm=sync, alone=task.alone), Meter(group), []
-    for step in steps(model, optimiser, config, batches(journal.step, last, rank, world), torch.device("cpu"), 0, rank):
+    for step in steps(model, optimiser, config, batches(done, last, rank, world), torch.device("cpu"), 0, rank):
         meter.add(step)
         losses.append(meter.read(12)["loss"])
-    journal.step = last
     if folder and rank == 0:
-        write_checkpoint(task, optimiser, journal, Path(folder))
+        write_state(Path(folder) / "state.pt", {"task": task.state_dict(), "optimiser": optimiser.state_dict(), "done": last})
     return {"losses": torch.tensor(losses)} | task.state_dict()
 
 

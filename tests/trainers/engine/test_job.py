@@ -11,7 +11,7 @@ from datasets.errors import InputError
 from trainers.attributes import Train
 from trainers.engine.compare import ended_run
 from trainers.engine.config import to_json
-from trainers.engine.job import settled, start_run
+from trainers.engine.job import resolved, start_run
 from trainers.engine.run import CONFIG, METRICS, Run
 from trainers.tasks.attributes.config import Stage
 
@@ -25,7 +25,7 @@ def test_an_ended_run_is_read_if_its_settings_are_those_asked_for(tmp_path: Path
     assert ended_run(asked).url == run.url
     assert ended_run(replace(asked, cluster=ClusterConfig(workers=1), record_every=20)).url == run.url
     run.write_text(
-        CONFIG, to_json(settled(replace(asked, data=(str(tmp_path / "set"),), resume=True)))
+        CONFIG, to_json(resolved(replace(asked, data=(str(tmp_path / "set"),), resume=True), ""))
     )  # batch norm's choice, too
     assert ended_run(replace(asked, cluster=ClusterConfig(workers=4))).url == run.url
     for other, told in [
@@ -47,13 +47,13 @@ def test_batch_norm_is_over_all_workers_where_each_has_few_samples_or_their_numb
 ) -> None:
     """It is decided once: a resumed run keeps it, and says so where that makes its number of workers matter."""
     config = Train(name="run", runs=str(tmp_path), batch=batch, cluster=ClusterConfig(workers=workers, fewest=fewest))
-    first = settled(config)
+    first = resolved(config, "")
     assert first.optim.sync_batch_norm is expected
     for chosen in (True, False):
-        assert settled(replace(config, optim=replace(config.optim, sync_batch_norm=chosen))).optim.sync_batch_norm is chosen
+        assert resolved(replace(config, optim=replace(config.optim, sync_batch_norm=chosen)), "").optim.sync_batch_norm is chosen
     Run(str(tmp_path), "run").write_text(CONFIG, to_json(first))
     for others in (1, 2, 4):
-        resumed = settled(replace(config, resume=True, cluster=ClusterConfig(workers=others)))
+        resumed = resolved(replace(config, resume=True, cluster=ClusterConfig(workers=others)), "")
         assert resumed.optim.sync_batch_norm is expected
         start_run(resumed)
         noted = "another number of workers is another training" in capsys.readouterr().out

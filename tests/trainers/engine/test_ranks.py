@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datasets.loading.clips import ClipConfig
-from trainers.engine.distributed import means_over_ranks
+from trainers.engine.distributed import distribute, means_over_ranks
 from trainers.engine.loop import Meter, Step
 from trainers.tasks.attributes.losses import TASKS
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
