@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -290,6 +291,7 @@ def _entry(option: Option, indent: int = 26) -> list[str]:
     return [head, *lines]
 
 
+@cache
 def docs_of(kind: type[Any]) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases, by the fields' names, read from the source."""
     found: dict[str, str] = {}
