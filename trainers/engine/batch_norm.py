@@ -1,8 +1,10 @@
-"""Batch norm whose statistics are those of the batches of all ranks together, so that they don't depend on the number of ranks.
+"""Batch norm whose statistics cover the batches of all ranks, so that they don't depend on the number of ranks.
 
-torch's SyncBatchNorm does it on GPUs alone; `SyncBatchNorm` here does it on CPUs. There one rank takes it too: torch's own sums a
-channel's float32 values one after another where images lie channels last, and 64 images with even backgrounds are then off by a
-thousandth, which another number of ranks would be by another thousandth. C channels, n values of a channel on a rank.
+torch's SyncBatchNorm works on GPUs only; `SyncBatchNorm` here works on CPUs. On CPUs a single rank uses it, too: for images in
+channels-last order torch's own batch norm adds a channel's float32 values one after another. For 64 images with even backgrounds
+the result is off by a thousandth, and with another number of ranks by another thousandth.
+
+C channels, n values of a channel on a rank.
 """
 
 from typing import Any
@@ -17,10 +19,10 @@ Group = dist.ProcessGroup | None
 
 
 def synchronise_batch_norm(task: nn.Module, group: Group) -> None:
-    """Let every batch norm within a task take its statistics from all ranks of a group; before training, on each of them.
+    """Have every batch norm of a task take its statistics from all ranks of a group. Every rank calls this before training.
 
-    Parameters, buffers and their names stay, so a checkpoint or an export does not tell. Only training changes: what is in
-    eval mode, frozen layers among them, goes by its running statistics as before, which are equal on all ranks now.
+    Parameters, buffers and their names stay, so checkpoints and exports are the same. Only training changes: layers in eval
+    mode, frozen ones included, use their running statistics as before, which are now equal on all ranks.
     """
     if any(parameter.is_cuda for parameter in task.parameters()):
         if group is not None:
@@ -28,12 +30,12 @@ def synchronise_batch_norm(task: nn.Module, group: Group) -> None:
         return
     for module in task.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = SyncBatchNorm  # in place: whoever holds the layer holds the same one afterwards
+            module.__class__ = SyncBatchNorm  # in place, so that references to the layer stay valid
             module.group = group  # type: ignore[assignment]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm of [B, C, ...] on CPUs, in training over all ranks of ``group``; a rank's batch may be of one sample."""
+    """Batch norm of [B, C, ...] on CPUs; in training over all ranks of ``group``. A rank's batch may have one sample."""
 
     group: Group
 
@@ -50,14 +52,14 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm needs more than one value of a channel in training: {list(x.shape)}")
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * count / (count - 1), share)
+            weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance * count / (count - 1), weight)
         return y  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):
-    """x [B, C, ...] normalised, and of all ranks together mean [C], variance [C] (by n) and n []."""
+    """x [B, C, ...] normalised, and the mean [C], variance [C] (divided by n) and n [] of all ranks together."""
 
     @staticmethod
     def forward(
@@ -86,7 +88,7 @@ class _Normalised(torch.autograd.Function):
 
 
 def _statistics(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], variance [C] and count [] of all ranks' values: their own ones put together, so that nothing cancels out."""
+    """Mean [C], variance [C] and count [] over all ranks, combined from each rank's own, so that nothing cancels out."""
     mean = x.mean(_axes(x))
     variance = (x - mean.view(_shape(x))).square_().mean(_axes(x))
     count = mean.new_tensor(x.numel() / x.shape[1])

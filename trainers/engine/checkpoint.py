@@ -1,4 +1,4 @@
-"""Training states and models as files; read as plain tensors and numbers, never unpickled."""
+"""Training states and models as files. They are read as tensors and plain values; no object is ever unpickled."""
 
 import pickle
 import zipfile
@@ -24,7 +24,7 @@ def read_state(path: Path, where: str = "") -> dict[str, Any]:
         InputError: the file is damaged, or holds more than data. ``where``: the address to name.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch takes anything else for one of its older forms, and compares no checksums
+        with zipfile.ZipFile(path) as archive:  # torch would read others as an older format, and checks no checksums
             if damaged := archive.testzip():
                 raise ValueError(f"wrong checksum of {damaged}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Arms over seeds, trained with the same settings and read into one table."""
+"""Compares arms over seeds: all are trained with the same settings and shown in one table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -8,7 +8,7 @@ from datasets.errors import InputError
 from trainers.engine.job import C, check_same, named, resolved, resumed_defaults
 from trainers.engine.run import METRICS, Run
 
-Figures = dict[str, list[dict[str, float]]]  # of each arm, a run a seed
+Figures = dict[str, list[dict[str, float]]]  # of each arm: a run for each seed
 
 
 def compare(
@@ -16,11 +16,10 @@ def compare(
     show: Callable[[str, Any], None], *, read: Callable[[Run], Any] | None = None, remedy: str = "",
     more: Callable[[Any, int], Mapping[str, Any]] = lambda base, seed: {}, **settings: Any,
 ) -> None:  # fmt: skip
-    """Train the runs that ``configs`` gives for each seed unless they have ended; the table goes to the console and, as JSON, into
-    the runs' folder.
+    """Train the runs that ``configs`` yields for each seed, unless they have ended; print a table, and store its figures as JSON.
 
-    ``read``: what the table shows of a run, None: its figures at the end; ``more``: that of further arms, made of others' runs;
-    ``remedy``: what to do where nothing was held out; ``settings``: what the JSON keeps besides.
+    ``show`` prints the table. ``read``: what it shows of a run; None: the run's last figures. ``more``: figures of arms that are
+    made of other arms' runs. ``remedy``: what to do if nothing was held out. ``settings``: what the JSON holds besides.
 
     Raises:
         InputError: there is nothing to compare, or nothing was held out to compare by.
@@ -43,7 +42,7 @@ def compare(
 
 
 def at_the_end(run: Run, remedy: str) -> dict[str, float]:
-    """A run's figures at its end; raises InputError, with ``remedy``, when nothing was held out."""
+    """A run's last figures; raises InputError with ``remedy`` if nothing was held out."""
     figures: dict[str, float] | None = run.read_json(METRICS).get("after")
     if figures is None:
         raise InputError("nothing was held out to compare by", run.url, remedy)
@@ -51,7 +50,7 @@ def at_the_end(run: Run, remedy: str) -> dict[str, float]:
 
 
 def ended_run(config: Any) -> Run:
-    """A run of such settings that has ended: it is trained, or gone on with, unless it has before.
+    """A run with these settings that has ended. It is trained, or continued, unless it has ended before.
 
     Raises:
         InputError: a run of that name was trained with other settings, or what its training raises.
@@ -65,9 +64,9 @@ def ended_run(config: Any) -> Run:
 
 
 def compared_defaults(kind: type[C], compare: Any, verb: str, arguments: list[str]) -> Any:
-    """What a command line's options default to (`trainers.engine.job.resumed_defaults`), for a job with a verb ``compare``.
+    """The settings that options default to (`trainers.engine.job.resumed_defaults`), for a job with a verb ``compare``.
 
-    ``compare``: its class; it takes the options of the training but for those that its attribute ``sets`` names.
+    ``compare``: the verb's class. It takes all options of ``train``, except those that its attribute ``sets`` names.
 
     Raises:
         InputError: an option is given that a comparison sets itself.

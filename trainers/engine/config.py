@@ -1,7 +1,7 @@
 """Configs to JSON and back: the resolved config is stored with the run, and a resumed run starts from it.
 
-What a resumed run may change stands at the field itself, in its metadata under "change": "harmless" where no weight, batch or
-figure depends on it, "allowed" where a run may go on with another value all the same. Everything else stays as it was.
+What a resumed run may change is written at the field itself, in its metadata under "change": "harmless" if no weight, batch or
+figure depends on it, "allowed" if the run may go on with another value although they do. Every other setting must stay.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from datasets.errors import InputError
 
 T = TypeVar("T")
 
-HARMLESS, ALLOWED = {"change": "harmless"}, {"change": "allowed"}  # of a field that holds settings: all of them
-ADDRESS = {"address": True}  # of a field that says where data lie: one address or several
+HARMLESS, ALLOWED = {"change": "harmless"}, {"change": "allowed"}  # at a field that holds a config: for all of its settings
+ADDRESS = {"address": True}  # at a field that holds one address of data or several
 
 
 def allowed(*names: str) -> dict[str, Any]:
-    """Metadata of a field that holds settings, of which a resumed run may change these besides those that say so themselves."""
+    """Metadata of a field that holds a config: a resumed run may change these of its settings, besides those that say so."""
     return {"change": dict.fromkeys(names, "allowed")}
 
 
 def addresses(config: Any) -> list[str]:
-    """Where a run's data lie: the values of all fields that are an `ADDRESS`, those that are empty left out."""
+    """Where a run's data lie: the values of all `ADDRESS` fields, without empty ones."""
     values = [getattr(config, field.name) for field in dataclasses.fields(config) if field.metadata.get("address")]
     return [url for value in values for url in ([value] if isinstance(value, str) else value) if url]
 
@@ -46,12 +46,12 @@ def settings_of(config: Any, prefix: str = "", parent: Any = "") -> Iterator[tup
 
 
 def to_json(config: Any) -> str:
-    """A frozen dataclass, and those within it, as JSON."""
+    """A config, and the configs in its fields, as JSON."""
     return json.dumps(dataclasses.asdict(config), indent=1)
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:
-    """The config of that kind that `to_json` wrote; what is missing in it is as ``kind()`` has it.
+    """The config that `to_json` wrote; settings that are missing in the text get the defaults of ``kind()``.
 
     Raises:
         InputError: the text is not such a config; or a value in it is out of range.
@@ -65,7 +65,7 @@ def from_json(kind: type[T], text: str, where: str) -> T:
 
 
 def changed(config: T, settings: Mapping[str, Any]) -> T:
-    """A config with some settings changed; they are named by dotted names, a ``*`` in them standing for several fields.
+    """A copy of a config with some settings changed. They have dotted names; a ``*`` in a name matches several fields.
 
     Raises:
         InputError: there is no such setting, or a value is out of range.
@@ -82,7 +82,7 @@ def changed(config: T, settings: Mapping[str, Any]) -> T:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings within settings as rows of dotted name and value, for a table."""
+    """Nested settings as rows of dotted name and value, for a table."""
     rows: list[tuple[str, Any]] = []
     for name, value in settings.items():
         rows += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]

@@ -1,10 +1,10 @@
-"""What the ranks of a run do together, so that R ranks of B / R samples each learn what one rank of all B does.
+"""What the ranks of a run compute together, so that R ranks with B / R samples each learn what one rank with all B learns.
 
-DistributedDataParallel gives each parameter the mean over the ranks of its gradients. That is the gradient of the whole batch
-where each rank's loss is a mean over as many things as every other's. Where the numbers differ (labels, frames, sampled regions)
-`means_over_ranks` divides by the count of all ranks; a loss that compares samples with each other takes them from all ranks by
-`gather`; batch norm takes its statistics from all ranks (`trainers.engine.batch_norm`). What a rank draws at random for itself
-(dropout, strong views, the regions that a detector samples) is another draw on another number of ranks.
+DistributedDataParallel averages each parameter's gradient over the ranks. That is the gradient of the whole batch if every rank's
+loss is a mean over the same number of things. Where the numbers differ (labels, frames, sampled regions), `means_over_ranks`
+divides by the count of all ranks. A loss that compares samples with each other collects them from all ranks by `gather`. Batch
+norm takes its statistics from all ranks (`trainers.engine.batch_norm`). What each rank draws at random (dropout, strong
+augmentation, the regions that a detector samples) still depends on the number of ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,25 +22,25 @@ from trainers.torch_compat import gradient_exchange_s, leave_to_ranks
 def distribute(
     task: nn.Module, group: dist.ProcessGroup | None, *, sync_batch_norm: bool, alone: Sequence[str] = ()
 ) -> nn.Module:
-    """The task on all ranks, with gradients that are the mean of the ranks'; without a group the task itself.
+    """The task in DistributedDataParallel, which averages gradients over the ranks; without a group the task itself.
 
-    ``sync_batch_norm``: the task's batch norms take their statistics from the batches of all ranks from now on. ``alone``: names
-    of parameters that a rank alone holds, and whose gradients are left to it.
+    ``sync_batch_norm``: from now on batch norms take their statistics from the batches of all ranks. ``alone``: names of
+    parameters that this rank alone holds; their gradients are not averaged.
     """
     if sync_batch_norm:
         synchronise_batch_norm(task, group)
     if group is None:
         return task
     leave_to_ranks(task, alone)
-    # Statistics of all ranks' batches are the same on every rank; others are rank 0's.
+    # Synchronised statistics are equal on every rank already; others are copied from rank 0.
     return DistributedDataParallel(task, process_group=group, forward_sync_buffers=not sync_batch_norm)
 
 
 def means_over_ranks(sums: Mapping[str, tuple[Tensor, Tensor | int]], group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """Losses from sums and the counts of what was summed on this rank: R times the sum by the count of all ranks.
+    """Losses from this rank's sums and the counts of what it summed: R times the sum, divided by the count of all ranks.
 
-    So their mean over the ranks, and that of their gradients, is the mean over all that the ranks count together; 0 where they
-    count nothing. All ranks pass the same names.
+    Their mean over the ranks, and that of their gradients, is then the mean over everything that the ranks counted; 0 if they
+    counted nothing. All ranks pass the same names.
     """
     device = next(total.device for total, _ in sums.values())
     counts = sum_over_ranks(torch.stack([torch.as_tensor(count, device=device) for _, count in sums.values()]), group)
@@ -65,10 +65,11 @@ def gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def gather(values: Tensor, group: dist.ProcessGroup | None, *, partial: bool) -> Tensor:
-    """The same with a gradient, scaled for DistributedDataParallel, for a loss that is that of the whole batch on every rank.
+    """As `gathered`, with a gradient. For a loss that every rank computes over the whole batch; scaled for
+    DistributedDataParallel's averaging.
 
-    ``partial``: a rank knows only its part of the loss's gradient, as with rows that are shared out; else all ranks compute the
-    same.
+    ``partial``: each rank computes only a part of the loss's gradient, such as that of its rows of a sharded classifier; else all
+    ranks compute the same gradient.
     """
     whole: Tensor = _Gather.apply(values, group, partial)
     return whole
@@ -88,7 +89,7 @@ class _Gather(torch.autograd.Function):
         if ctx.partial:
             dist.all_reduce(gradient, group=ctx.group)
         rank, world = dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
-        # This rank goes on with its own samples; DistributedDataParallel will take the mean over ranks.
+        # Only the gradient of this rank's samples is passed on; DistributedDataParallel will average over ranks.
         return gradient[rank * ctx.own : (rank + 1) * ctx.own] * world, None, None
 
 
@@ -98,14 +99,14 @@ def allreduce_s(model: nn.Module) -> float:
 
 
 def broadcast_buffers(task: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Give all ranks the buffers of rank 0: its statistics of batch norm are the model's, where ranks don't share them."""
+    """Copy rank 0's buffers to all ranks. Where ranks keep batch-norm statistics of their own, rank 0's are the model's."""
     if group is not None:
         for buffer in task.buffers():
             dist.broadcast(buffer, 0, group=group)
 
 
 def gather_items(own: list[Any], group: dist.ProcessGroup | None) -> Iterator[Any]:
-    """The items of all ranks, on each, in the order of the ranks; they must be such as can be pickled."""
+    """The items of all ranks, on each, in the order of the ranks; they must be picklable."""
     parts: list[list[Any]] = [own]
     if group is not None:
         parts = [[] for _ in range(dist.get_world_size(group))]

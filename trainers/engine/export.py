@@ -1,4 +1,4 @@
-"""A trained embedder as one file that runs without this project: ONNX, or PyTorch's exported program.
+"""Writes a trained model as one file that runs without this project: ONNX, or PyTorch's exported program.
 
 Either file takes RGB images uint8 [B, 3, H, W], or clips [B, 3, T, H, W], (all fixed but B) and gives features [B, D], to be
 compared by cosine, or whatever else the model gives.
@@ -24,7 +24,7 @@ _Run = Callable[[Tensor], Tensor]
 
 
 def exporter(path: Path, output: str = "features") -> Callable[[nn.Module, tuple[int, ...]], float]:
-    """`export_onnx` or `export_program` to ``path``, as its name ends; raises InputError for another ending."""
+    """`export_onnx` or `export_program` to ``path``, by the ending of its name; raises InputError for another ending."""
     if path.suffix == ".onnx":
         return partial(export_onnx, path=path, output=output)
     if path.suffix == ".pt2":
@@ -64,7 +64,7 @@ def _export(
         raise InputError(f"cannot write there ({error.strerror})", str(path), "export to another place") from error
     with drafts as folder:
         draft = Path(folder) / path.name
-        with warnings.catch_warnings():  # torch's exporter tells of its own insides, above all of recurrent layers'
+        with warnings.catch_warnings():  # torch's exporter warns about its own internals, above all for recurrent layers
             warnings.simplefilter("ignore")
             write(model, _images(2, size), draft)
         difference = _largest_difference(model, load(draft), size)

@@ -1,4 +1,4 @@
-"""Images to tell something about: of files, of folders, of a camera or a video."""
+"""Images and videos to predict on: from files, folders, a camera or a stream."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,7 +21,7 @@ def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:
 
 
 def video_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Each file; a folder stands for the videos and npz files in it and below, by name, but for what desktops leave behind.
+    """Each file; a folder stands for the videos and npz files in it and below, by name, without hidden files and desktop clutter.
 
     Raises:
         InputError: there is none in a folder.
@@ -36,7 +36,7 @@ def video_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]]:
-    """The frames of a camera (by its number), a video file or an address, all of them, as they come; ``frames`` at most unless 0.
+    """Frames of a camera (by its number), a video file or an address, as they come; at most ``frames`` of them unless that is 0.
 
     Raises:
         InputError: it cannot be opened, is damaged, or gives no frame.
@@ -70,7 +70,7 @@ def read_image(path: Path) -> Image:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The images of a folder and those below it, by name, without what desktops leave behind; raises InputError for none."""
+    """The images in a folder and below, by name, without hidden files and desktop clutter. Raises InputError: there is none."""
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES]
     if not (images := sorted(path for path in paths if not is_litter(path.relative_to(folder).as_posix()))):
         raise InputError("no images in the folder", str(folder), f"it takes {', '.join(sorted(IMAGES))}")

@@ -1,4 +1,4 @@
-"""What the runs of all jobs have in common: a name, a folder, a seed, and the rules of starting and resuming."""
+"""What runs of all jobs have in common: a name, a folder, a seed, and the rules for starting and resuming."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from trainers.engine.run import CONFIG, Run
 from trainers.engine.tensorboard import Scalars
 from trainers.reports.console import LiveLine
 
-ENOUGH = 32  # samples of a worker whose own statistics of batch norm are as good as any
+ENOUGH = 32  # samples a worker needs for good batch-norm statistics of its own
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -27,15 +27,15 @@ class JobConfig:
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time."""
     config: str = field(default="", metadata=HARMLESS)
-    """A JSON file of settings, such as a run's config.json or a sweep's best.json, that the options default to."""
+    """A JSON file of settings, such as a run's config.json or a sweep's best.json; options not given are taken from it."""
     runs: str = field(default="", metadata=HARMLESS)
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: bool = field(default=False, metadata=HARMLESS)
-    """Go on with the run of that name: its settings are the defaults then."""
+    """Continue the run of that name. Options not given are as in that run."""
     seed: int = 0
-    """Draws first weights, batches and augmentation: the same seed and settings give the same run."""
+    """Seed of initial weights, batches and augmentation. The same seed and settings give the same run."""
     evaluate_every: int = field(default=0, metadata=HARMLESS)
-    """Steps between evaluations; 0: before and after training only."""
+    """Steps between evaluations; 0: only before and after training."""
     checkpoint_every: int = field(default=200, metadata=HARMLESS)
     """Steps between checkpoints."""
     record_every: int = field(default=10, metadata=HARMLESS)
@@ -46,24 +46,25 @@ class JobConfig:
             raise InputError("checkpoint_every and record_every must be at least 1, evaluate_every and seed at least 0")
         if self.checkpoint_every % self.record_every:
             what = f"checkpoint_every is {self.checkpoint_every} and record_every {self.record_every}"
-            raise InputError(what, remedy="make the former a multiple of the latter, so that a resumed run's records are whole")
+            raise InputError(
+                what, remedy="make checkpoint_every a multiple of record_every: else a resumed run would lose records"
+            )
 
     @property
     def steps(self) -> int:
-        """The steps of the run, at most."""
+        """The most steps that the run takes."""
         return int(self.optim.steps)  # type: ignore[attr-defined]  # every job has it
 
 
 def named(config: C, job: str) -> C:
-    """The config with a name, and with addresses in full: workers have other working directories."""
-    paths: dict[str, Any] = {name: absolute(value) if value else value for name, value in _addresses(config).items()}
-    return replace(config, name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs), **paths)
+    """The config with a name, and with absolute addresses."""
+    return replace(_in_full(config), name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
 
 
 def resolved(config: C, job: str) -> C:
-    """As `named`, and with batch norm's synchronisation settled: as the run is resumed with, else what fits its workers.
+    """As `named`, and with ``optim.sync_batch_norm`` set where it is not given: for a resumed run as stored, else by its workers.
 
-    So it is stored with the run, and does not change with the number of workers.
+    It is stored with the run, so it does not change when the run is resumed on another number of workers.
     """
     config = named(config, job)
     each: Any = config  # every job has these
@@ -78,8 +79,10 @@ def resolved(config: C, job: str) -> C:
     return replace(each, optim=replace(each.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
 
 
-def _addresses(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("address")}
+def _in_full(config: C) -> C:
+    """The config with absolute addresses: workers have other working directories."""
+    paths = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("address")}
+    return replace(config, **{name: absolute(value) for name, value in paths.items() if value})
 
 
 @overload
@@ -87,7 +90,7 @@ def absolute(urls: str) -> str: ...
 @overload
 def absolute(urls: tuple[str, ...]) -> tuple[str, ...]: ...
 def absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """One address or several, in full. Empty: where runs are kept by default."""
+    """One address or several, as absolute paths or URLs. Empty: the default folder of runs."""
     if not isinstance(urls, str):
         return tuple(absolute(url) for url in urls)
     if not urls:  # a Ray job's working directory is a copy that is thrown away
@@ -96,10 +99,11 @@ def absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def start_run(config: JobConfig) -> Run:
-    """The folder of a run that may start: a used name needs --resume, and settings that may not change stay (`settings_of`).
+    """The folder of a run that is about to start. A name that is in use needs --resume, and then only settings that may change
+    (`trainers.engine.config.settings_of`) may differ.
 
     Raises:
-        InputError: it may not start; nothing was written.
+        InputError: the run may not start; nothing was written.
     """
     run = Run(config.runs, config.name)
     if not run.exists():
@@ -107,11 +111,11 @@ def start_run(config: JobConfig) -> Run:
             raise InputError(f"no run '{config.name}' to resume", config.runs, "is --runs right?")
         return run
     if not config.resume:
-        raise InputError(f"the run '{config.name}' exists", run.url, "go on with it by --resume, or choose another --name")
+        raise InputError(f"the run '{config.name}' exists", run.url, "continue it with --resume, or choose another --name")
     check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
     was, now = stored_config(type(config), run).cluster.sizes, config.cluster.sizes  # type: ignore[attr-defined]
     if not config.optim.sync_batch_norm and {*was, *now} != {now[0]}:  # type: ignore[attr-defined]
-        print("note: each worker has batch norm of its own, so that another number of workers is another training")
+        print("note: batch norm is not synchronised in this run, so another number of workers changes the results")
     return run
 
 
@@ -121,8 +125,12 @@ def stored_config(kind: type[C], run: Run) -> C:
 
 
 def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None:
-    """What a command line's options default to: a resumed run's own settings or those of the file that --config names; None: the
-    options' own defaults."""
+    """The settings that options default to: those of the run that is resumed or of the file that --config names; None: the
+    options' own defaults.
+
+    Raises:
+        InputError: there is no such run or file, or it is damaged.
+    """
     words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
     given = dict(pairwise(words))
     if verb == "train" and "--config" in given:
@@ -135,21 +143,24 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
 
 
 def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:
-    """Raise InputError, naming the first one, where settings differ from those that the run was last started with, but for those
-    whose metadata's "change" is in ``may``."""
-    stored = stored_config(type(config), run)
-    in_full = {
-        id(each): {n: absolute(value) if value else value for n, value in _addresses(each).items()} for each in (config, stored)
-    }
-    before = {name: in_full[id(stored)].get(name, value) for name, value, _ in settings_of(stored)}
-    for name, value, change in settings_of(config):
-        if change not in may and in_full[id(config)].get(name, value) != before[name]:
+    """Compare settings with those that the run was last started with.
+
+    Raises:
+        InputError: one differs whose metadata's "change" is not in ``may``; the first is named.
+    """
+    before = {name: value for name, value, _ in settings_of(_in_full(stored_config(type(config), run)))}
+    for name, value, change in settings_of(_in_full(config)):
+        if change not in may and value != before[name]:
             was = before[name] or repr(before[name])  # not an empty text
             raise InputError(f"the run was trained with another {name}: {was}", run.url, remedy)
 
 
 def config_file(kind: type[C], path: str) -> C:
-    """The settings in a file, for a run of another name; raises InputError."""
+    """The settings in a file, for a run of another name.
+
+    Raises:
+        InputError: the file cannot be read, or is not such a config.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -160,8 +171,8 @@ def config_file(kind: type[C], path: str) -> C:
 
 @contextmanager
 def shown(run: Run, config: JobConfig) -> Iterator[Any]:
-    """A run under way: its config is stored, and the function that this gives shows records and notices on the console
-    and in TensorBoard."""
+    """Store the run's config; within, the function that this yields shows records and notices on the console and in
+    TensorBoard."""
     run.write_text(CONFIG, to_json(config))
     with LiveLine() as line, Scalars(run) as scalars:
 

@@ -1,4 +1,4 @@
-"""The training loop, a generator: one optimiser step per batch; whoever drives it does the rest between two steps."""
+"""The training loop as a generator: one optimiser step per batch. Its caller evaluates and stores between two steps."""
 
 import math
 import time
@@ -19,12 +19,12 @@ Batch = dict[str, Any]
 
 
 class Step(NamedTuple):
-    """What one step did. ``done`` counts steps including this one; ``results`` are the task's detached outputs."""
+    """What one step did."""
 
-    done: int
+    done: int  # steps so far, this one included
     batch: Batch
-    results: dict[str, Tensor]
-    waited: float  # seconds for the batch
+    results: dict[str, Tensor]  # the task's outputs, detached
+    waited: float  # seconds of waiting for the batch
     took: float  # seconds in all
 
 
@@ -34,11 +34,11 @@ def steps(
 ) -> Iterator[Step]:  # fmt: skip
     """Train on each batch in turn; a batch holds tensors for the task, and its number under "step".
 
-    ``first``: the step with which this stage of the run began, and from which its learning rate is counted. ``beside``: further
-    optimisers of other parameters, each with its own config; one backward pass serves all.
+    ``first``: the step with which this stage of the run began; its learning rate counts from there. ``beside``: optimisers of
+    other parameters, each with its own config; one backward pass serves all.
 
     Raises:
-        InputError: weights take no part in the loss, for whose gradients DistributedDataParallel would wait in vain.
+        InputError: some weights take no part in the loss; DistributedDataParallel would wait for their gradients forever.
     """
     task.train()
     amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -47,7 +47,7 @@ def steps(
     for batch in batches:
         waited = time.perf_counter() - began
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        # Dropout's: a resumed step drops what it would have dropped.
+        # For dropout: a step that is repeated after a restart drops the same values.
         torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
         for each, how in pairs:
             for group in each.param_groups:
@@ -75,28 +75,28 @@ def _check_used(task: nn.Module) -> None:
 
 
 class Meter:
-    """Means over the steps since the last reading, and over the ranks of ``group``, which read at the same steps."""
+    """Means over the steps since the last `read`, and over the ranks of ``group``, which read at the same steps."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._steps: list[Step] = []
         self._group = group
 
     def add(self, step: Step) -> None:
-        """Take a step in; nothing is read from the device."""
-        self._steps.append(step._replace(batch={}))  # its pixels would stay in (shared) memory until the reading
+        """Add a step; nothing is copied from the device."""
+        self._steps.append(step._replace(batch={}))  # its pixels would stay in (shared) memory until `read`
 
     def read(self, samples: int) -> dict[str, float]:
-        """Means over the steps: every result, ``step_s`` and of it ``wait_s`` for data and ``compute_s``, all in seconds; also
-        ``samples_per_s`` for steps of that many samples, and ``wait``, the share of time spent waiting for data.
+        """Means over the steps: every result; seconds a step (``step_s``), of them ``wait_s`` waiting for data and ``compute_s``;
+        ``samples_per_s`` for steps of that many samples; and ``wait``, the fraction of time spent waiting.
 
         Raises:
-            InputError: the loss is not finite any more.
+            InputError: the loss is no longer finite.
         """
         began = time.perf_counter()
         results = torch.stack([torch.stack([s.results[k].float() for s in self._steps]).mean() for k in self._steps[0].results])
         world = 1 if self._group is None else dist.get_world_size(self._group)
         means = dict(zip(self._steps[0].results, (sum_over_ranks(results, self._group) / world).tolist(), strict=True))
-        took = sum(step.took for step in self._steps) + time.perf_counter() - began  # here a GPU is waited for
+        took = sum(step.took for step in self._steps) + time.perf_counter() - began  # reading the results waits for the GPU
         if not math.isfinite(means["loss"]):
             where = f"steps {self._steps[0].done}-{self._steps[-1].done}"
             raise InputError(

@@ -18,13 +18,13 @@ class OptimiserConfig:
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov's momentum of 0.9."""
     weight_decay: float = 5e-4
-    """How strongly weights are drawn to zero."""
+    """Weight decay: decoupled in AdamW, an L2 penalty in SGD."""
     amp: bool = field(default=True, metadata=ALLOWED)
     """bfloat16 autocast on GPUs that have it."""
     sync_batch_norm: bool | None = None
-    """Take batch norm's statistics from the samples of all workers, so that their number changes results by rounding alone; off:
-    from each worker's own, which saves two messages a layer and step. None: off where several workers, their number fixed, have
-    32 samples or more each."""
+    """Compute batch norm's statistics over the samples of all workers, so that the number of workers changes results only by
+    rounding. Off: over each worker's own samples, which saves two messages a layer and step. If not given: off where there are
+    several workers, their number is fixed, and each has 32 samples or more."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
@@ -38,7 +38,7 @@ class OptimConfig(OptimiserConfig):
     steps: int = 1000
     """Optimiser steps of the run."""
     lr: float = 2e-3
-    """Highest learning rate, reached after the warm-up; half a cosine leads it to zero."""
+    """Highest learning rate, reached after the warm-up; then it falls to zero along half a cosine."""
     warmup: int = 50
     """Steps in which the learning rate rises linearly."""
 
@@ -50,7 +50,7 @@ class OptimConfig(OptimiserConfig):
             raise InputError(f"optim.lr is {self.lr}", "optim", "give a learning rate above 0")
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step: a function of the step alone, so that there is no schedule to restore."""
+        """The learning rate of a step. It depends on the step alone, so that a resumed run has no schedule to restore."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)

@@ -22,19 +22,20 @@ class RunReport(Page):
         super().__init__(run.name, f"{about(self)}, {self.metrics['step']:,} steps")
 
     def before_and_after(self, title: str, names: Mapping[str, str], text: Callable[[str, float], str]) -> None:
-        """The main figures, set large; ``names``: the figures' names and words, ``text``: a figure's name and value as text."""
+        """The main figures at the end, in large type, and before training. ``names``: the figures with their words;
+        ``text``: formats a figure, given its name and value."""
         if evaluations := self.history["evaluations"]:
             first, last = evaluations[0], evaluations[-1]
             self.numbers(title, [(words, text(n, last[n]), f"before: {text(n, first[n])}") for n, words in names.items()])
 
     def evaluations(self, names: Mapping[str, str], text: Callable[[str, float], str]) -> None:
-        """A table of these figures, a row an evaluation."""
+        """A table of these figures, with a row for each evaluation."""
         if evaluations := self.history["evaluations"]:
             rows = [[e["step"], *(text(name, e[name]) for name in names)] for e in evaluations]
             self.table("Evaluations", ["step", *names.values()], rows)
 
     def training(self, first: Sequence[str], last: Sequence[str], hard_from: int | None = None) -> None:
-        """Curves of the records: figures of these names, and between them whatever losses there are besides."""
+        """Curves of the records: the figures ``first``, the parts of the loss if there are any, the figures ``last``."""
         records = self.history["records"]
         losses = sorted({name for record in records for name in record if name.startswith("loss_")})
         names = (*first, *losses, *last)

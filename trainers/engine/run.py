@@ -16,10 +16,10 @@ CONFIG, METRICS, HISTORY, MODEL, REPORT = "config.json", "metrics.json", "histor
 
 
 class Run:
-    """A run by its name, under the folder or s3:// address of all runs.
+    """A run's folder, by its name and the folder or s3:// address of all runs.
 
     Raises:
-        InputError: the name is not one that a folder can have, or the storage refuses.
+        InputError: the name cannot be a folder's, or the storage refuses access.
     """
 
     def __init__(self, runs: str, name: str) -> None:
@@ -30,18 +30,18 @@ class Run:
 
     @property
     def url(self) -> str:
-        """Where the folder stands."""
+        """The folder's address."""
         return self.objects.url
 
     def exists(self) -> bool:
-        """Whether the run was ever started."""
+        """Whether the run was started before."""
         return self.objects.exists(CONFIG)
 
     def read_text(self, name: str) -> str:
-        """A text of the folder.
+        """Read a text file of the folder.
 
         Raises:
-            InputError: there is no such run, or it has not come so far.
+            InputError: there is no such run, or it has not written the file yet.
         """
         if not self.exists():
             raise InputError(f"no run '{self.name}'", self.runs, "name one with --name; is --runs right?")
@@ -50,19 +50,19 @@ class Run:
         return text_of(self.objects.get(name), f"{self.url}/{name}")
 
     def write_text(self, name: str, text: str) -> None:
-        """Put a text into the folder, whole or not at all."""
+        """Put a text file into the folder, whole or not at all."""
         self.objects.put(name, text.encode())
 
     def read_json(self, name: str) -> Any:
-        """A JSON document of the folder; raises as `read_text`."""
+        """Read a JSON file of the folder; raises what `read_text` raises."""
         return json_of(self.read_text(name), f"{self.url}/{name}", "it is damaged: let the run write it again by --resume")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Put a JSON document into the folder."""
+        """Put a JSON file into the folder, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False))
 
     def note_evaluation(self, of: str, figures: Mapping[str, float]) -> None:
-        """Keep figures beside the run's own, by what they are of."""
+        """Add the figures of a later evaluation to the run's metrics. ``of``: what was evaluated on, such as a set's address."""
         metrics = self.read_json(METRICS)
         metrics.setdefault("evaluations", {})[of] = figures
         self.write_json(METRICS, metrics)
@@ -74,7 +74,7 @@ class Run:
             self.objects.put_file(MODEL, Path(folder) / MODEL)
 
     def read_model(self) -> dict[str, Any]:
-        """The trained model.
+        """Read the trained model: what `write_model` put there.
 
         Raises:
             InputError: the run has none yet, or it is damaged.

@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run, wherever its folder stands."""
+"""TensorBoard scalars of a run, in its folder or in S3."""
 
 import tempfile
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ class Scalars:
         return self
 
     def add(self, record: Mapping[str, float]) -> None:
-        """Write a record's numbers at its "step"."""
-        if record["step"] <= self._last:  # made again after a restart
+        """Write a record's figures at its "step"."""
+        if record["step"] <= self._last:  # repeated after a restart
             return
         self._last = record["step"]
         for name, value in record.items():
-            group = "losses" if name.startswith("loss_") else GROUPS.get(name)  # of a task's losses each
+            group = "losses" if name.startswith("loss_") else GROUPS.get(name)  # the parts of a loss
             if group:
                 self._writer.add_scalar(f"{group}/{name}", value, record["step"])
 

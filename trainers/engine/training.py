@@ -1,4 +1,4 @@
-"""A training run on one worker: restored, counted, recorded, checkpointed and finished. The loop itself is the job's:
+"""What surrounds the training loop on one worker: restore, count, record, checkpoint, finish. The loop itself is the job's:
 
 run = TrainingRun(config, worker, checksum_of(data))
 run.start(task, build_optimiser(config.optim, task))
@@ -41,18 +41,18 @@ STATE = "state.pt"
 
 @dataclass
 class TrainingLog:
-    """What a run has done so far; a part of its checkpoints, so that a resumed run's records are whole."""
+    """What a run has done so far. It is part of the checkpoints, so that a resumed run has the records of the whole run."""
 
     step: int = 0
     """Optimiser steps done."""
     seconds: float = 0.0
-    """Time that they took, in all processes that the run had one after the other."""
+    """Time that they took, restarts included."""
     draws: int = 0
-    """crc32c over this rank's slice of all batches drawn: equal for equal runs."""
+    """crc32c over the positions in this rank's slices of all batches: equal for equal runs."""
     records: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
-    """What only one kind of job keeps."""
+    """What a job keeps besides, for its report."""
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter() - self.seconds
@@ -63,7 +63,7 @@ class TrainingLog:
         self.draws = google_crc32c.extend(self.draws, step.batch["positions"].numpy().tobytes())
 
     def record(self, means: Mapping[str, float], steps: int, batch: int) -> dict[str, float]:
-        """Keep a record of the last steps' means; returns it with what a live line shows besides: steps and ETA in seconds."""
+        """Keep a record of the last steps' means; returns it with ``steps`` and ``eta_s`` (seconds left) for the live line."""
         entry = {"step": self.step, **means}
         self.records.append(entry)
         return {**entry, "steps": steps, "eta_s": (steps - self.step) * batch / means["samples_per_s"]}
@@ -74,7 +74,7 @@ class TrainingLog:
 
 
 class OwnFiles(Protocol):
-    """Files of a checkpoint that each rank writes and reads by itself, such as its rows of a sharded classifier."""
+    """Files of a checkpoint that every rank writes and reads for itself, such as its rows of a sharded classifier."""
 
     def write(self, folder: Path) -> None:
         """Write this rank's."""
@@ -83,7 +83,7 @@ class OwnFiles(Protocol):
         """The state that rank 0 wrote, with this rank's part put in."""
 
     def wanted(self, names: list[str]) -> Sequence[str]:
-        """Of a checkpoint's files those that this rank reads."""
+        """The names of those files of a checkpoint that this rank reads."""
 
 
 class TrainingRun:
@@ -91,12 +91,12 @@ class TrainingRun:
 
     log: TrainingLog
     fresh: bool
-    """Whether it starts from nothing: there was no checkpoint."""
+    """Whether there was no checkpoint: the run starts at step 0."""
     stored: dict[str, Any]
-    """What the checkpoint that it goes on from holds; empty for a fresh run."""
+    """The state in the checkpoint that the run continues from; empty for a fresh run."""
 
     def __init__(self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None) -> None:
-        """Read the run's latest checkpoint. ``data``: a checksum of the data set, which must be the same in a resumed run.
+        """Read the run's latest checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
 
         Raises:
             InputError: the data were changed, or the checkpoint is damaged.
@@ -114,10 +114,10 @@ class TrainingRun:
         return self.files.read(folder, state) if self.files else state
 
     def start(self, task: nn.Module, *optimisers: torch.optim.Optimizer, restore: bool = True, alone: Sequence[str] = ()) -> None:
-        """Train this task with these optimisers from now on, distributed over the ranks.
+        """Train this task with these optimisers from now on, distributed over the ranks. Call it before `steps`.
 
-        ``restore``: load the checkpoint's weights and optimiser states into them. ``alone``: names of parameters that this rank
-        alone holds.
+        ``restore``: load weights and optimiser states from the checkpoint, if there is one. ``alone``: names of parameters that
+        this rank alone holds.
         """
         if restore and self.stored:
             task.load_state_dict(self.stored["task"])
@@ -132,14 +132,14 @@ class TrainingRun:
         self, stream: Stream, *optim: OptimConfig, samples: int, first: int = 0, ends: Callable[[Step], bool] | None = None,
         prepare: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches, table: DifficultyTable | None = None,
     ) -> Iterator[Step]:  # fmt: skip
-        """Train on the stream's batches, one optimiser step each (`trainers.engine.loop.steps`).
+        """Train on the stream's batches, one optimiser step each (`trainers.engine.loop.steps`), until the last step.
 
-        ``optim``: a config for each optimiser; ``samples``: how many the data have; ``first``: the step from which the learning
-        rate counts. ``ends``: whether a step is the last, else the one of number ``optim.steps``. ``prepare``: adds labels to
-        batches. ``table``: the difficulty vector that samples are drawn by, for the counters.
+        ``optim``: a config for each optimiser; ``samples``: the size of the training data; ``first``: the step from which the
+        learning rate counts. ``ends``: decides whether a step is the last one; without it ``config.steps`` does. ``prepare``:
+        adds labels to batches. ``table``: the difficulty vector that samples are drawn by, for the counters.
 
         Raises:
-            InputError: too many samples cannot be read, or the loss is not finite any more.
+            InputError: too many samples cannot be read, or the loss is no longer finite.
         """
         config, worker = self.config, self.worker
         bad, self._optim, self._first = BadSamples(config.loader.bad_share, samples), optim[0], first
@@ -160,7 +160,7 @@ class TrainingRun:
                     return
 
     def record_due(self, step: Step) -> bool:
-        """Whether to record this step: every ``record_every`` steps, and the last."""
+        """Whether to record after this step: every ``record_every`` steps, and after the last."""
         return self._over or step.done % self.config.record_every == 0
 
     def evaluate_due(self, step: Step) -> bool:
@@ -172,7 +172,8 @@ class TrainingRun:
         return self._over or step.done % self.config.checkpoint_every == 0
 
     def record(self, step: Step, figures: Mapping[str, float] | None = None) -> None:
-        """Record means over the steps since the last record, and a job's own figures, for console, TensorBoard and Prometheus."""
+        """Record means over the steps since the last record, and the job's own ``figures``. They go to the console, TensorBoard
+        and Prometheus."""
         means = self._meter.read(self.config.batch)
         means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {}), "allreduce_s": allreduce_s(self.model)}
         self.worker.record(self.log.record(means, self.config.steps, self.config.batch), self._stats.counts)
@@ -193,8 +194,8 @@ class TrainingRun:
         return bool(self.log.evaluations) and self.log.evaluations[-1]["step"] < self.log.step
 
     def evaluated(self, figures: Mapping[str, float], bad: Sequence[str], summary: str, **notes: Any) -> None:
-        """Keep an evaluation's figures. ``bad``: what could not be read; ``summary``: the main figure, printed; ``notes``: what
-        the report shows besides."""
+        """Keep an evaluation's figures. ``bad``: the samples that could not be read; ``summary``: the main figure, to print;
+        ``notes``: what the report shows besides."""
         for failure in bad:
             self.worker.say(f"could not be read and was left out of the evaluation: {failure}")
         self.log.evaluations.append({"step": self.log.step, **figures})
@@ -203,8 +204,8 @@ class TrainingRun:
             self.worker.say(f"step {self.log.step}: {summary}")
 
     def save(self, score: str = "", sign: int = 1, **more: Any) -> None:
-        """Store a checkpoint. ``score``: the figure by which a sweep compares runs (with ``sign`` -1, less is better); ``more``:
-        what a job keeps besides, as plain data and tensors."""
+        """Store a checkpoint. ``score``: the figure by which a sweep compares runs (``sign`` -1: smaller is better); ``more``:
+        tensors and plain values that the job needs to continue."""
         evaluations, step = self.log.evaluations, self.log.step
         figures = {"step": step, "score": sign * evaluations[-1][score]} if score and evaluations else {}
         write_own = self.files.write if self.files else None
@@ -218,9 +219,9 @@ class TrainingRun:
     def finish(
         self, model: Mapping[str, Any], history: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
     ) -> None:
-        """Put the model, the figures and what the report is made of into the run's folder; rank 0 does so.
+        """Put the model, the metrics and the history into the run's folder. Every rank calls it, rank 0 writes.
 
-        ``history`` and ``metrics``: what a job adds to these files.
+        ``history`` and ``metrics``: what the job adds to these files.
         """
         if self.worker.rank:
             return

@@ -1,4 +1,4 @@
-"""What a job needs of the worker that it runs on: `cluster.worker.RayWorker` under Ray Train, `cluster.local.LocalWorker` without."""
+"""What a job needs of its worker: `cluster.worker.RayWorker` under Ray Train, `cluster.local.LocalWorker` without Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

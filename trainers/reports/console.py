@@ -1,4 +1,4 @@
-"""What a job says on its console: tables, notices, and one live line (a line now and then where there is no terminal)."""
+"""A job's console: tables, notices, and one live line (in a log file: a line every few seconds)."""
 
 import math
 import sys
@@ -16,9 +16,9 @@ from rich.text import Text
 
 from trainers.reports.formatting import table_cells
 
-_LOG_WIDTH = 200  # of a log that is not a terminal and so has no width
+_LOG_WIDTH = 200  # columns of a log, which is no terminal and has no width
 _REDRAW = 0.1  # seconds
-_SLOW = 0.25  # share of time waiting for data from which the line warns
+_SLOW = 0.25  # fraction of time spent waiting for data from which the line warns
 
 
 def open_console(stream: TextIO | None = None) -> Console:
@@ -39,7 +39,7 @@ def open_console(stream: TextIO | None = None) -> Console:
 
 
 def summary_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], console: Console | None = None) -> None:
-    """Print a table; columns of numbers are set flush right. Raises ValueError for a row that does not fit the columns."""
+    """Print a table; columns of numbers are aligned right. Raises ValueError for a row that does not fit the columns."""
     console = console or open_console()
     texts, numeric = table_cells(columns, rows)
     table = Table(header_style="dim", box=SIMPLE_HEAD)
@@ -52,7 +52,7 @@ def summary_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[ob
 
 
 def _fit(text: str, console: Console) -> Text:
-    """``text`` with what the stream's encoding lacks replaced: an odd name must not end a run."""
+    """``text`` with everything replaced that the stream cannot encode, so that an odd name does not end a run."""
     return Text(text.encode(console.encoding, "replace").decode(console.encoding))
 
 
@@ -86,7 +86,7 @@ class LiveLine:
             self._live = None
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Take the state in: any of step, steps, stage, loss, accuracy, samples_per_s, eta_s, version, wait (a share), lr."""
+        """Show a state: any of step, steps, stage, loss, accuracy, samples_per_s, eta_s, version, wait (a fraction), lr."""
         self._record = dict(record)
         if self.clock() - self._when >= (_REDRAW if self._live is not None else self.every):
             self._show()
@@ -119,7 +119,7 @@ class LiveLine:
 
 
 def state_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the line tells, the most important first: (text, rich style). Keys that the record lacks are left out."""
+    """The parts of the line, the most important first: (text, rich style). Keys that the record lacks are left out."""
     record = {key: value for key, value in record.items() if value is not None or key == "version"}
     parts: list[tuple[str, str]] = []
     if "step" in record:
@@ -146,7 +146,7 @@ def state_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0:07, 12:34, 1:02:03 or 3d 04h; a question mark where they are not known."""
+    """Seconds as 0:07, 12:34, 1:02:03 or 3d 04h; a question mark if they are unknown."""
     if not math.isfinite(seconds) or seconds < 0:
         return "?"
     whole = math.ceil(seconds)

@@ -1,4 +1,4 @@
-"""The pictures of a report and of ``predict``, as PNG bytes: pure functions of the numbers and images that they show.
+"""Curves of a run's records, as PNG bytes.
 
 ``dark`` asks for the same picture on a dark ground. Names may be of any length and any alphabet; lists may be empty.
 """
@@ -23,13 +23,13 @@ _TITLES = {
     "wait": "waiting for data, share",
     "version": "version of the vector",
 }
-ROUND = [1, 2, 2.5, 5, 10]  # what ticks are multiples of, but for a power of ten
+ROUND = [1, 2, 2.5, 5, 10]  # ticks are multiples of these, times a power of ten
 
 
 def curves(
     history: Sequence[Mapping[str, float]], names: Sequence[str], hard_from: float | None = None, dark: bool = False
 ) -> bytes:
-    """Each of ``names`` over the key "step", a panel each; a record may lack any of them, and of a step the last one counts.
+    """A panel for each of ``names``, over the key "step". A record may lack any of them; the last record of a step counts.
 
     ``hard_from`` marks the step from which draws go by difficulty. Values that are not finite leave a gap, are marked
     at the foot of the panel and counted. A jagged curve of many values stands behind its rolling mean.
@@ -82,7 +82,7 @@ def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, theme
 
 
 def _jagged(values: Floats) -> bool:
-    """Whether the curve goes up and down more than a few sweeps do: a schedule's curve must not be smoothed."""
+    """Whether the curve goes up and down more often than a schedule does: a learning rate's curve must not be smoothed."""
     return bool(np.abs(np.diff(values)).sum() > 4 * np.ptp(values))
 
 

@@ -28,7 +28,7 @@ POINTS = 0.75  # points in a CSS pixel
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours that stay apart for the colour-blind: Okabe and Ito's, darkened or lightened until text in them is legible."""
+    """Colours that the colour-blind can distinguish: Okabe and Ito's, darkened or lightened until text in them is legible."""
 
     paper: str
     ink: str
@@ -47,7 +47,7 @@ DARK = Theme("#161a20", "#e6e8eb", "#98a0aa", "#323943", "#222831", "#56b4e9", "
 
 @contextmanager
 def drawing(dark: bool) -> Iterator[Theme]:
-    """The one style of all pictures; holds whatever matplotlibrc the machine has, and is undone afterwards."""
+    """Within, Matplotlib draws in the one style of all pictures, whatever the machine's matplotlibrc says."""
     theme = DARK if dark else LIGHT
     style: dict[str, Any] = {
         "font.family": FONT, "font.size": 11 * POINTS, "text.color": theme.ink, "text.parse_math": False,
@@ -84,11 +84,11 @@ def drawable(text: str) -> str:
 
 
 def elide(text: str, width: float, size: float) -> str:
-    """``text`` as drawable, cut in its middle until it is at most ``width`` wide at ``size``: names often differ at the end."""
+    """``text`` as drawable, shortened in its middle to at most ``width`` at ``size``, as names often differ at their ends."""
     text = drawable(text)
     font = get_font(findfont(FontProperties(family=FONT)))
     font.set_size(size, 72)
-    keep = min(len(text), int(4 * width / size) + 1)  # no letter but a few of the narrowest is under a quarter of the size
+    keep = min(len(text), int(4 * width / size) + 1)  # only a few of the narrowest letters are under a quarter of the size
     shown = text
     while keep >= 0:
         shown = text if keep == len(text) else f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
@@ -100,7 +100,7 @@ def elide(text: str, width: float, size: float) -> str:
 
 
 def common_aspect(images: Sequence[Image]) -> float:
-    """Width over height of the cell that suits most of the images, within reason: one odd image must not rule the sheet."""
+    """Width over height of the cells of a sheet: the median of the images, so that one odd image does not decide it."""
     return float(np.clip(np.median([image.shape[1] / image.shape[0] for image in images]), 0.4, 2.0)) if images else 1.0
 
 
@@ -126,7 +126,7 @@ class Sheet:
         self.fill((left + width, top, thickness, height), colour)
 
     def image(self, image: Image, box: Box) -> None:
-        """Paint ``image`` as large as it goes into ``box`` without changing its shape; what is left over is bland."""
+        """Paint ``image`` as large as fits into ``box`` with its proportions kept; the rest is filled with a plain colour."""
         self.fill(box, self.theme.blank)
         cell = self._cut(box)
         ratio = min(cell.shape[0] / image.shape[0], cell.shape[1] / image.shape[1])
@@ -138,7 +138,7 @@ class Sheet:
         cell[top : top + height, left : left + width] = scaled
 
     def text(self, x: float, y: float, text: str, size: float = 12, colour: str = "", **more: Any) -> None:
-        """Write ``text`` with its baseline's left end (or what ``ha`` says) at (x, y)."""
+        """Write ``text``; the left end of its baseline (or as ``ha`` says) is at (x, y)."""
         height, width = self.pixels.shape[:2]
         place = x * SCALE / width, 1 - y * SCALE / height
         self.figure.text(*place, drawable(text), fontsize=size * POINTS, color=colour or self.theme.ink, **more)

@@ -1,4 +1,4 @@
-"""How a value reads in a table: the same on the console and on the report's page."""
+"""Values as text in tables, the same on the console and on a report's page."""
 
 import math
 import numbers
@@ -23,12 +23,12 @@ def cell_text(value: object) -> str:
 
 
 def readable(text: str) -> str:
-    """``text`` with what UTF-8 cannot carry (bytes of a file name that were not UTF-8) replaced, so that it can be written."""
+    """``text`` with everything replaced that UTF-8 cannot encode, such as bytes of a file name that were not UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def table_cells(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[list[str]], list[bool]]:
-    """The rows as texts, and for each column whether it holds numbers alone (and so is set flush right).
+    """The rows as texts, and for each column whether it holds only numbers (and so is aligned right).
 
     Raises ValueError when a row's length is not the number of columns.
     """

@@ -12,7 +12,7 @@ _T = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval by Student's t, for few seeds; the width of one value is infinite.
+    """Mean, and half the width of its 95% interval by Student's t. With one value the width is infinite.
 
     Above 31 values the last point of the table is taken, which is a little wide. NaN when a value is.
     """

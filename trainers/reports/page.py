@@ -1,4 +1,4 @@
-"""A run's report: one self-contained page, light or dark as the reader's system is, fit for a screen and for paper.
+"""An HTML page in one file, light or dark as the reader's system is, for the screen and for printing.
 
 It loads nothing: style and pictures are inside, there is no script, and its content policy forbids any request.
 """
@@ -54,7 +54,7 @@ _DARK = "screen and (prefers-color-scheme:dark)"
 
 
 class Page:
-    """Collects sections, in the order in which they are to be read; ``html()`` is the page. All text is taken as text."""
+    """Collects sections in the order in which they are read; ``html()`` is the page. All text is escaped."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
@@ -62,7 +62,7 @@ class Page:
         self._sections: list[tuple[str, str]] = []  # title, body
 
     def numbers(self, title: str, entries: Sequence[tuple[str, object, str]]) -> None:
-        """The few numbers to see first, set large: (what it is, the number, a remark)."""
+        """The main numbers, in large type: (what it is, the number, a remark)."""
         tiles = (
             f"<div><dt>{_text(label)}</dt><dd><strong>{_text(cell_text(value))}</strong><small>{_text(remark)}</small></dd></div>"
             for label, value, remark in entries
@@ -70,7 +70,7 @@ class Page:
         self._add(title, f"<dl>{''.join(tiles)}</dl>")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
-        """A table; columns of numbers are set flush right. Raises ValueError for a row that does not fit the columns."""
+        """A table; columns of numbers are aligned right. Raises ValueError for a row that does not fit the columns."""
         texts, numeric = table_cells(columns, rows)
         lines = [_row("th", columns, numeric), *(_row("td", row, numeric) for row in texts)]
         body = f"<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody>"
@@ -81,7 +81,7 @@ class Page:
         )
 
     def figure(self, title: str, png: bytes, caption: str = "", dark: bytes | None = None) -> None:
-        """A picture with SCALE pixels to a CSS pixel; ``dark`` is its twin for a dark page. Raises ValueError if not a PNG."""
+        """A picture with SCALE pixels to a CSS pixel; ``dark``: the same for a dark page. Raises ValueError: it is not a PNG."""
         width, height = (side // SCALE for side in _png_size(png))
         source = f'<source media="{_DARK}" srcset="{_data(dark)}">' if dark is not None else ""
         image = f'<img src="{_data(png)}" width="{width}" height="{height}" alt="{_text(title)}">'
@@ -89,7 +89,7 @@ class Page:
         self._add(title, f"<figure><picture>{source}{image}</picture>{words}</figure>")
 
     def text(self, title: str, text: str) -> None:
-        """Prose; an empty line parts paragraphs, line ends are kept."""
+        """Prose; an empty line separates paragraphs, line ends are kept."""
         paragraphs = (part.strip() for part in re.split(r"\n\s*\n", text))
         self._add(title, "".join(f"<p>{_text(part)}</p>" for part in paragraphs if part))
 

@@ -10,12 +10,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from trainers.reports.drawing import Theme, blank_figure, drawing, elide, message, png_bytes
 
 WIDTH, COLUMNS, FEW = 960, 4, 6
-WIDE = 3  # times the least value, from which the greatest one asks for a logarithmic axis
+WIDE = 3  # an axis is logarithmic if the greatest value is this many times the least, or more
 Scored = tuple[Mapping[str, Any], float, bool]  # settings, score, whether it ran to its end
 
 
 def relations(trials: Sequence[Scored], dark: bool = False) -> bytes:
-    """A panel a setting, a dot a trial, the best one ringed. Trials without a score are left out."""
+    """A panel for each setting, with a dot for each trial and a ring around the best. Trials without a score are left out."""
     scored = [trial for trial in trials if math.isfinite(trial[1])]
     with drawing(dark) as theme:
         if not scored:

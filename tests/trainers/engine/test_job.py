@@ -56,7 +56,7 @@ def test_batch_norm_is_over_all_workers_where_each_has_few_samples_or_their_numb
         resumed = resolved(replace(config, resume=True, cluster=ClusterConfig(workers=others)), "")
         assert resumed.optim.sync_batch_norm is expected
         start_run(resumed)
-        noted = "another number of workers is another training" in capsys.readouterr().out
+        noted = "another number of workers changes the results" in capsys.readouterr().out
         assert noted == (not expected and others != workers)
     changed = replace(resumed, optim=replace(resumed.optim, sync_batch_norm=not expected))
     with pytest.raises(InputError, match=r"another optim\.sync_batch_norm"):
