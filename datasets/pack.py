@@ -241,7 +241,7 @@ def main() -> None:
         try:
             part = part_of(args.part)
         except ValueError as error:
-            raise InputError(f"'{args.part}' is no share of a pack", "--part", "give K/N, K from 1 to N") from error
+            raise InputError(f"'{args.part}' is no part of a pack", "--part", "give K/N, K from 1 to N") from error
         pack_part(
             args.layout, args.source, args.destination, options, part, allow_unreadable=args.allow_unreadable, quiet=args.quiet
         )
