@@ -292,7 +292,7 @@ def _entry(option: Option, indent: int = 26) -> list[str]:
 
 
 @cache
-def docs_of(kind: type[Any]) -> dict[str, str]:
+def docs_of(kind: Any) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases, by the fields' names, read from the source."""
     found: dict[str, str] = {}
     for base in filter(is_dataclass, reversed(kind.__mro__)):
