@@ -264,7 +264,8 @@ def help_text(kind: type[Any], program: str, options: Sequence[Option], about: s
 
 def _about_group(option: Option) -> str:
     """What the options beside this one are: the docstring of the field that holds them, else of their class."""
-    text = docs_of(option.owners[-2]).get(option.path[-2]) or option.owners[-1].__doc__ or ""
+    field_doc = docs_of(option.owners[-2]).get(option.path[-2])  # type: ignore[arg-type]  # a class is hashable
+    text = field_doc or option.owners[-1].__doc__ or ""
     return text.strip().splitlines()[0]
 
 
@@ -280,7 +281,8 @@ def _entry(option: Option, indent: int = 26) -> list[str]:
     default = option.default
     values = default if isinstance(default, tuple) else (default,)
     note = "(required)" if default is MISSING else f"(default:\N{NO-BREAK SPACE}{' '.join(map(str, values))})"
-    text = docs_of(option.owners[-1]).get(option.path[-1]) or option.metadata.get("help", "")
+    doc = docs_of(option.owners[-1]).get(option.path[-1])  # type: ignore[arg-type]  # a class is hashable
+    text = doc or option.metadata.get("help", "")
     text = " ".join([*text.split(), *([] if default in ("", ()) or option.positional else [note])])
     width = max(40, shutil.get_terminal_size().columns - 1)
     folded = textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent, break_on_hyphens=False)
@@ -292,7 +294,7 @@ def _entry(option: Option, indent: int = 26) -> list[str]:
 
 
 @cache
-def docs_of(kind: Any) -> dict[str, str]:
+def docs_of(kind: type[Any]) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases, by the fields' names, read from the source."""
     found: dict[str, str] = {}
     for base in filter(is_dataclass, reversed(kind.__mro__)):
