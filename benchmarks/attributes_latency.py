@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-import tyro
 
+from datasets.command_line import parse
 from trainers.reports.console import summary_table
 from trainers.tasks.attributes.model import Attributes, FaceModelConfig
 
@@ -87,4 +87,4 @@ def main(options: Latency) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Latency))
+    main(parse(Latency, "python -m benchmarks.attributes_latency"))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
 from benchmarks.loading import KINDS, Loading, aside, job_of
+from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import run_main
 from datasets.loading import cache as cache_module
@@ -143,4 +143,4 @@ def main(options: Cold) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Cold)))
+    run_main(lambda: main(parse(Cold, "python -m benchmarks.cold")))

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor
 
+from datasets.command_line import parse
 from datasets.errors import run_main
 from trainers.difficulty.vector import difficulty
 from trainers.reports.console import summary_table
@@ -104,4 +104,4 @@ def main(options: Cost) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Cost)))
+    run_main(lambda: main(parse(Cost, "python -m benchmarks.difficulty")))

@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 import psutil
 import ray
-import tyro
 from ray.cluster_utils import Cluster
 
 from cluster.connection import QUIET
 from cluster.progress import running
 from cluster.ray_compat import use_auth_token
+from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from datasets.pack import pack
 from datasets.shipped import ARCHIVE, OPTIONS
@@ -222,4 +222,4 @@ def print_tables(faults: list[Fault], equal: dict[str, bool]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Options)))
+    run_main(lambda: main(parse(Options, "python -m benchmarks.faults")))

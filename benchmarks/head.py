@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.difficulty import MIB, status
+from datasets.command_line import parse
 from datasets.errors import run_main
 from trainers.reports.console import summary_table
 from trainers.tasks.reid.head_config import HeadConfig
@@ -108,4 +108,4 @@ def main(options: Head) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Head)))
+    run_main(lambda: main(parse(Head, "python -m benchmarks.head")))

@@ -33,10 +33,10 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-import tyro
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.peers import PEERS, Job, bound, stack
+from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import run_main
 from datasets.loading.batches import BatchStream, LoaderConfig, RankSlice
@@ -317,4 +317,4 @@ def main(options: Loading) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Loading)))
+    run_main(lambda: main(parse(Loading, "python -m benchmarks.loading")))

@@ -21,12 +21,12 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-import tyro
 from torch import nn
 
 from cluster.config import ClusterConfig
 from cluster.launch import connect, launch
 from cluster.worker import RayWorker
+from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import BatchStream, RankSlice
 from datasets.loading.stats import LoaderStats
@@ -145,4 +145,4 @@ if __name__ == "__main__":
     if "--worker" in sys.argv:
         torchrun_worker(int(sys.argv[-1]))
     else:
-        run_main(lambda: main(tyro.cli(Overhead)))
+        run_main(lambda: main(parse(Overhead, "python -m benchmarks.ray_overhead")))

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import tyro
 
+from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import run_main
 from datasets.objects import open_objects
@@ -165,4 +165,4 @@ def main(options: Scale) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Scale)))
+    run_main(lambda: main(parse(Scale, "python -m benchmarks.scale")))

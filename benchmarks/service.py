@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import ray
 import torch
-import tyro
 
 from benchmarks.ray_overhead import training_steps
 from cluster.config import ClusterConfig
 from cluster.difficulty_service import Follower, Publisher, start_service
 from cluster.launch import connect
+from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import LoaderConfig, RankSlice
@@ -174,4 +174,4 @@ def main(options: Service) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Service)))
+    run_main(lambda: main(parse(Service, "python -m benchmarks.service")))

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
 from benchmarks.loading import Loading, make_images
+from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
 from datasets.loading import store
@@ -216,4 +216,4 @@ def main(options: Soak) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Soak)))
+    run_main(lambda: main(parse(Soak, "python -m benchmarks.soak")))

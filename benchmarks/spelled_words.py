@@ -10,16 +10,16 @@ speaker`` of speakers that training never saw. Frames carry their letter, for fr
 import csv
 import io
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
 from datasets.arrays import arrays_of
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.layouts.archive import Archive, open_archive
 
@@ -32,9 +32,9 @@ Recordings = dict[tuple[str, str, str], npt.NDArray[np.uint8]]  # by speaker, re
 class Words:
     """Make words."""
 
-    source: tyro.conf.Positional[Path]
+    source: Path = field(metadata=POSITIONAL)
     """avletters.tar, or a folder of it."""
-    folder: tyro.conf.Positional[Path]
+    folder: Path = field(metadata=POSITIONAL)
     letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     apart: Literal["rep", "speaker"] = "rep"
     train: int = 400
@@ -105,4 +105,4 @@ def main(options: Words) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Words)))
+    run_main(lambda: main(parse(Words, "python -m benchmarks.spelled_words")))

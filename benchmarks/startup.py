@@ -15,8 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from trainers.reports.console import summary_table
 
@@ -70,4 +69,4 @@ def main(options: Startup) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Startup)))
+    run_main(lambda: main(parse(Startup, "python -m benchmarks.startup")))

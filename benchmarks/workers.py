@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch import Tensor
 
+from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import BatchStream, RankSlice
 from datasets.loading.workers import load_in_workers
@@ -126,4 +126,4 @@ def main(options: Workers) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Workers)))
+    run_main(lambda: main(parse(Workers, "python -m benchmarks.workers")))

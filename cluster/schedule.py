@@ -14,12 +14,11 @@ ran: it is marked as lost, not started twice.
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,9 @@ from cluster.cron import Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
 from cluster.jobs import RUNNING, UNREACHABLE, Jobs
 from cluster.ledger import Ledger, Record, open_ledger
+from datasets.command_line import POSITIONAL, parse, take_verb
 
+PROGRAM = "python -m cluster.schedule"
 STAMP = "%Y%m%dT%H%M%SZ"
 LEASE = timedelta(minutes=1)  # age of a claim after which another scheduler takes it over
 KEPT = 200  # records of ended jobs that are kept of each schedule
@@ -216,8 +217,9 @@ class Stored:
 class Add(Stored):
     """Add a schedule: NAME "CRON" -- COMMAND ..."""
 
-    name: tyro.conf.Positional[str] = ""
-    cron: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
+    cron: str = field(default="", metadata=POSITIONAL)
     """Five fields: minute, hour, day of the month, month, day of the week."""
     zone: str = "UTC"
     """The time zone of the expression, such as Europe/Berlin."""
@@ -261,7 +263,8 @@ class List(Stored):
 class Remove(Stored):
     """Remove a schedule. Its running jobs go on, and its history is kept."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
 
     def run(self) -> None:
         """Delete the schedule's record."""
@@ -273,7 +276,8 @@ class Remove(Stored):
 class History(Stored):
     """List the times of a schedule, with the state of each job."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: str = field(default="", metadata=POSITIONAL)
+    """The schedule's name."""
 
     def run(self) -> None:
         """Print the table."""
@@ -342,8 +346,9 @@ def main() -> None:
     if "--" in arguments:
         end = arguments.index("--")
         arguments, command = arguments[:end], tuple(arguments[end + 1 :])
-    verbs: dict[str, Any] = {"add": Add, "list": List, "remove": Remove, "history": History, "run": Start}
-    verb: Any = tyro.extras.subcommand_cli_from_dict(verbs, prog="python -m cluster.schedule", args=arguments)
+    verbs = {"add": Add, "list": List, "remove": Remove, "history": History, "run": Start}
+    name = take_verb(PROGRAM, __doc__ or "", verbs, arguments)
+    verb: Any = parse(verbs[name], f"{PROGRAM} {name}", arguments)
     if isinstance(verb, Add):
         verb.run(command)
     elif command:

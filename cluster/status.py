@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 from cluster.connection import join
 from cluster.errors import ClusterError, run_main
 from cluster.progress import running
+from datasets.command_line import parse
 
 COLUMNS = (
     "run", "step", "stage", "ETA", "loss", "samples/s", "data wait", "mAP", "vector", "last report", "failures", "last error"
@@ -91,4 +91,4 @@ def span(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run_main(lambda: tyro.cli(Watch, prog="python -m cluster.status").run())
+    run_main(lambda: parse(Watch, "python -m cluster.status").run())

@@ -14,13 +14,12 @@ import struct
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Annotated, Literal, NamedTuple, cast
+from typing import IO, Literal, NamedTuple, cast
 
-import tyro
-
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.shards.index import Index, Shard, check_shards, read_index
@@ -175,7 +174,7 @@ def _end(sample: list[Part]) -> int:
 class Export:
     """Write the index of a shard set in the formats of other readers, beside its shards."""
 
-    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
+    url: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     forms: tuple[Form, ...] = ("dali", "wids", "energon")
     """dali: a .idx for each shard; wids: shardindex.json; energon: .nv-meta and a .tar.idx for each shard."""
@@ -183,7 +182,7 @@ class Export:
 
 def main() -> None:
     """The command."""
-    args = tyro.cli(Export, prog="python -m datasets.export")
+    args = parse(Export, "python -m datasets.export")
     index = export(args.url, args.forms)
     print(f"exported the index of {len(index.shards)} shards at {index.url} for {', '.join(args.forms)}")
 

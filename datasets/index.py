@@ -1,12 +1,11 @@
 """``python -m datasets.index URL``: index WebDataset shards of other tools in one streaming pass, without packing them again."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.objects import open_objects
 from datasets.shards.identity_rules import Rules
@@ -20,7 +19,7 @@ from datasets.shards.tar_reader import LeftOut
 class Command(Rules):
     """Index WebDataset shards of other tools, and report how well their order suits drawing by identity."""
 
-    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
+    url: str = field(kw_only=True, metadata=POSITIONAL)
     """The folder or s3://bucket/prefix that holds the shards."""
     overwrite: bool = False
     """Replace an existing index."""
@@ -28,7 +27,7 @@ class Command(Rules):
 
 def main() -> None:
     """The command."""
-    args = tyro.cli(Command, prog="python -m datasets.index")
+    args = parse(Command, "python -m datasets.index")
     console = Console(stderr=True)
     objects = open_objects(args.url)
     if objects.exists(MANIFEST) and not args.overwrite:

@@ -8,17 +8,17 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import google_crc32c
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.media.decode import decode_sample
 from datasets.objects import open_objects
@@ -34,7 +34,7 @@ WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
 class Inspect:
     """Print what a shard set holds, and verify it."""
 
-    url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
+    url: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     verify: bool = False
     """Read and decode everything, also in a set of 1 GiB or more."""
@@ -181,7 +181,7 @@ def _print(contents: dict[str, Any], index: Index, console: Console) -> None:
 
 def main() -> None:
     """The command."""
-    args = tyro.cli(Inspect, prog="python -m datasets.inspect")
+    args = parse(Inspect, "python -m datasets.inspect")
     index = read_index(args.url)
     contents = facts(index)
     read = args.verify or contents["bytes"] < SMALL

@@ -9,14 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
 from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.boxes import BOX_LAYOUTS, BoxName, renamed
@@ -86,10 +86,10 @@ class Options:
 class Pack(Options):
     """Pack a data set into shards that store an identity's images side by side."""
 
-    layout: Annotated[tyro.conf.Positional[Layout], tyro.conf.arg(metavar="LAYOUT", help=KINDS)] = tyro.MISSING
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
+    layout: Layout = field(kw_only=True, metadata={**POSITIONAL, "help": KINDS})
+    source: Path = field(kw_only=True, metadata=POSITIONAL)
     """The folder, zip or tar that was downloaded."""
-    destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
+    destination: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
     """How many images may fail to decode; they are left out and listed."""
@@ -234,8 +234,8 @@ def _fingerprint(listing: Listing, source: Archive, layout: str, options: Option
 
 def main() -> None:
     """The command."""
-    args = tyro.cli(Pack, prog="python -m datasets.pack")
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    args = parse(Pack, "python -m datasets.pack")
+    options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
     if args.part:
         if args.overwrite:
             raise InputError("--overwrite with --part", "parts would remove each other's shards", "empty the destination first")

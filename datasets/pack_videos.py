@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import tyro
 from rich.console import Console
 
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
+from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
 from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.listing import Sample
@@ -82,12 +82,10 @@ class VideoOptions:
 class PackVideos(VideoOptions):
     """Pack videos into shards from which a training job reads only the frames that it needs."""
 
-    layout: Annotated[
-        tyro.conf.Positional[Name], tyro.conf.arg(metavar="LAYOUT", help=f"Layout of the data: {', '.join(VIDEO_LAYOUTS)}.")
-    ] = tyro.MISSING
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
+    layout: Name = field(kw_only=True, metadata={**POSITIONAL, "help": f"Layout of the data: {', '.join(VIDEO_LAYOUTS)}."})
+    source: Path = field(kw_only=True, metadata=POSITIONAL)
     """The folder, zip or tar that was downloaded."""
-    destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
+    destination: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
     """How many clips may be broken or empty; they are left out and listed."""
@@ -316,7 +314,7 @@ def _print_summary(index: Index, cut: _Cut, left: Mapping[str, list[str]], conso
 
 def main() -> None:
     """The command."""
-    args = tyro.cli(PackVideos, prog="python -m datasets.pack_videos")
+    args = parse(PackVideos, "python -m datasets.pack_videos")
     options = VideoOptions(**{name: getattr(args, name) for name in VideoOptions.__dataclass_fields__})
     pack_videos(
         args.layout, args.source, args.destination, options,

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import google_crc32c
 import torch
-import tyro
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty_channel import DifficultyChannel, difficulty_service
 from cluster.launch import connect, launch
+from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import BatchStream, RankSlice
 from datasets.sampling.difficulty_table import DifficultyTable
@@ -192,7 +192,8 @@ class Compare:
     """
 
     sets: ClassVar = ("sampler.kind", "head.kind")
-    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
+    first: ClassVar = ("arms", "seeds")
+    train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
     seeds: tuple[int, ...] = (0, 1, 2)
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-import tyro
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.launch import connect, launch
+from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice
 from datasets.loading.clips import ClipSet, ClipStream, open_clips
@@ -195,7 +195,8 @@ class Compare:
     """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
 
     sets: ClassVar = ("loss", "model.causal")
-    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
+    first: ClassVar = ("arms", "seeds")
+    train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
 

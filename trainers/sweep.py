@@ -1,12 +1,12 @@
-"""Look for a job's best settings: many short runs of it under Ray Tune, the worse ones stopped early.
+"""Search a job's best settings: many short runs of it under Ray Tune; bad ones are stopped early.
 
     python trainers/sweep.py attributes --name search --trials 16 -- --data s3://bucket/celeba s3://bucket/utkface
-    python trainers/sweep.py attributes --name search --resume      go on, also after the driver was killed
+    python trainers/sweep.py attributes --name search --resume      continue, also after the driver was killed
     python trainers/attributes.py --config runs/search/best.json    train with the best settings found
     python trainers/sweep.py detection --name align -- --source s3://bucket/bccd --target s3://bucket/cells --arm align
 
-What stands behind `--` are the job's own options, which all trials share. To sweep another job, add its search space to SPACES:
-its Train has `check`, and reports "score" and "step" with its checkpoints.
+The job's own options follow `--`; all trials use them. To sweep another job, add its search space to SPACES; its Train needs
+`check`, and must report "score" and "step" with its checkpoints.
 """
 
 import importlib
@@ -15,18 +15,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from ray import tune
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.config import ClusterConfig
 from cluster.connection import connect
 from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
+from datasets.command_line import FLAT, POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from trainers.engine.config import changed, from_json, to_json
-from trainers.engine.job import JobConfig, resolved, stored_config
+from trainers.engine.job import JobConfig, named, stored_config
 from trainers.engine.run import METRICS, Run
 from trainers.reports.console import summary_table
 from trainers.reports.sweep import relations
@@ -37,13 +37,13 @@ BASE, BEST, TRIALS, PICTURE = "base.json", "best.json", "trials.json", "sweep.pn
 
 
 def around(value: float, factor: float) -> Any:
-    """Evenly by its logarithm, from a ``factor``-th of a value above 0 to ``factor`` times it."""
+    """Log-uniform from ``value / factor`` to ``value * factor``; ``value`` is above 0."""
     return tune.loguniform(value / factor, value * factor)
 
 
 def attributes_space(base: Any) -> dict[str, Any]:
-    """Stage lengths, thresholds and learning rates, and the weights of the tasks' losses: of one that is the same in all stages
-    once for all, else stage by stage. A weight of 0 stays 0."""
+    """Length, threshold and learning rate of each stage, and the tasks' loss weights: a weight that is the same in all stages is
+    drawn once, any other stage by stage; a weight of 0 stays 0."""
     space: dict[str, Any] = {}
     for name in STAGES:
         stage = getattr(base, name)
@@ -59,14 +59,10 @@ def attributes_space(base: Any) -> dict[str, Any]:
 
 
 def detection_space(base: Any) -> dict[str, Any]:
-    """lambda, K (m = regions / K follows), weighting, and the learning rates of detector and adversaries. 0 as lambda stays."""
-    return {
-        **({"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}),
-        "align.clusters": tune.choice([2, 4, 8]),
-        "align.weighting": tune.choice([True, False]),
-        "optim.lr": around(base.optim.lr, 2),
-        "adversary_lr": around(base.adversary_lr, 4),
-    }
+    """lambda (0 stays 0), K (m = regions / K follows), weighting, and the learning rates of detector and adversaries."""
+    space: dict[str, Any] = {"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}
+    space |= {"align.clusters": tune.choice([2, 4, 8]), "align.weighting": tune.choice([True, False])}
+    return space | {"optim.lr": around(base.optim.lr, 2), "adversary_lr": around(base.adversary_lr, 4)}
 
 
 SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"attributes": attributes_space, "detection": detection_space}
@@ -74,55 +70,53 @@ SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"attributes": attributes_s
 
 @dataclass(frozen=True)
 class Sweep:
-    """Sweep a job's settings."""
+    """Search a job's best settings."""
 
-    job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB")]
-    """The job whose settings are looked for: attributes or detection."""
+    job: str = field(metadata=POSITIONAL)
+    """The job whose settings are searched: attributes or detection."""
     name: str = ""
     """The sweep's name; empty: made from the time."""
     runs: str = ""
-    """Where it and its runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
+    """Where sweep and runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: bool = False
-    """Go on with the sweep of that name."""
-    sweep: tyro.conf.OmitArgPrefixes[SweepConfig] = field(default_factory=SweepConfig)
+    """Continue the sweep of that name."""
+    sweep: SweepConfig = field(default_factory=SweepConfig, metadata=FLAT)
 
     def run(self, options: list[str]) -> None:
-        """Run the trials; ``options``: the job's own."""
+        """Run the trials; ``options``: the job's own command line."""
         if self.job not in SPACES:
             raise InputError(f"no search space for '{self.job}'", "trainers/sweep.py", f"there is one for {', '.join(SPACES)}")
         kind = importlib.import_module(f"trainers.{self.job}").Train
-        named = resolved(JobConfig(name=self.name, runs=self.runs), "sweep")
-        folder = Run(named.runs, named.name)
+        config = named(JobConfig(name=self.name, runs=self.runs), "sweep")
+        folder = Run(config.runs, config.name)
         base = self._base(kind, folder, options)
         base.check()
         if not self.resume:
             folder.write_text(BASE, to_json(base))
         cores = cpus_for(self.sweep, base.cluster.workers, base.cluster.cpus)
         connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
-        print(f"sweep {named.name} of {self.job}{' goes on' if self.resume else f': {self.sweep.trials} trials'}")
-        trial = partial(run_trial, self.job, to_json(base))
-        space, most = SPACES[self.job](base), 3 * base.steps // 2
-        trials = sweep(trial, space, self.sweep, name=named.name, runs=named.runs, steps=most, resume=self.resume)
-        tell(folder, base, trials)
+        print(f"sweep {config.name} of {self.job}{' continues' if self.resume else f': {self.sweep.trials} trials'}")
+        trial, space, most = partial(run_trial, self.job, to_json(base)), SPACES[self.job](base), 3 * base.steps // 2
+        trials = sweep(trial, space, self.sweep, name=config.name, runs=config.runs, steps=most, resume=self.resume)
+        report(folder, base, trials)
 
     def _base(self, kind: Any, folder: Run, options: list[str]) -> Any:
-        """The settings that all trials share; of a sweep that goes on, those that it began with."""
-        there = folder.objects.exists(BASE)
-        if self.resume != there:
+        """The settings that all trials share; those of a resumed sweep are stored in its folder."""
+        if self.resume != folder.objects.exists(BASE):
             what = f"no sweep '{folder.name}' to resume" if self.resume else f"the sweep '{folder.name}' exists"
-            raise InputError(what, folder.url, "is --runs right?" if self.resume else "go on with it by --resume")
+            raise InputError(what, folder.url, "is --runs right?" if self.resume else "continue it with --resume")
         if self.resume:
             if options:
-                raise InputError("a sweep that goes on keeps its job's options", folder.url, "leave out what stands behind --")
+                raise InputError("a resumed sweep keeps its job's options", folder.url, "leave out everything after --")
             return from_json(kind, folder.objects.get(BASE).decode(), f"{folder.url}/{BASE}")
-        base = tyro.cli(kind, prog=f"trainers/{self.job}.py", args=options)
+        base = parse(kind, f"trainers/{self.job}.py", options)
         every = min(base.checkpoint_every, self.sweep.grace)
-        record = math.gcd(every, base.record_every)
-        return replace(base, runs=folder.runs, evaluate_every=every, checkpoint_every=every, record_every=record)
+        steps = {"evaluate_every": every, "checkpoint_every": every, "record_every": math.gcd(every, base.record_every)}
+        return replace(base, runs=folder.runs, **steps)
 
 
 def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
-    """One trial: a run of the job, from its last checkpoint when there is one; the score and the step that it ended with."""
+    """Run one trial, from its last checkpoint if there is one; returns its last score (NaN without one) and step."""
     config = changed(from_json(importlib.import_module(f"trainers.{job}").Train, base, "the sweep"), settings)
     run = Run(config.runs, name)
     replace(config, name=name, resume=run.exists()).run()
@@ -130,36 +124,36 @@ def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> dict[
     return {"score": metrics.get("after", {}).get("score", math.nan), "step": metrics["step"]}
 
 
-def tell(folder: Run, base: Any, trials: list[Trial]) -> None:
-    """The table of trials, the picture, and the best settings; raises InputError when every trial failed."""
+def report(folder: Run, base: Any, trials: list[Trial]) -> None:
+    """Print the table of trials; write the picture and the best settings. Raises InputError when every trial failed."""
     ended = {t.name: Run(folder.runs, t.name).objects.exists(METRICS) for t in trials}
-    ranked = sorted(trials, key=lambda t: (math.isnan(t.score), -t.score if not math.isnan(t.score) else 0))
+    ranked = sorted(trials, key=lambda t: (math.isnan(t.score), -t.score))
     rows = []
     for t in ranked:
         state = f"failed: {t.failure}" if t.failure else "ended" if ended[t.name] else "stopped early"
-        settings = ", ".join(f"{name} {_told(value)}" for name, value in sorted(t.settings.items()) if "weights" not in name)
+        settings = ", ".join(f"{name} {shown(value)}" for name, value in sorted(t.settings.items()) if "weights" not in name)
         rows.append([t.name, t.score, t.step, state, settings])
     summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "steps", "state", "settings"], rows)
-    scores = {t.name: None if math.isnan(t.score) else t.score for t in trials}
-    folder.write_json(TRIALS, [{**vars(t), "score": scores[t.name], "ended": ended[t.name]} for t in ranked])
+    scored = [{**vars(t), "score": None if math.isnan(t.score) else t.score, "ended": ended[t.name]} for t in ranked]
+    folder.write_json(TRIALS, scored)
     folder.objects.put(PICTURE, relations([(t.settings, t.score, ended[t.name]) for t in trials]))
     if math.isnan(ranked[0].score):
-        raise InputError("every trial failed", folder.url, "the table says why")
+        raise InputError("every trial failed", folder.url, "the table shows why")
     best = max((t for t in trials if not math.isnan(t.score)), key=lambda t: (ended[t.name], t.score))
-    ran = stored_config(type(base), Run(folder.runs, best.name))  # where its data lie stands there in full
+    ran = stored_config(type(base), Run(folder.runs, best.name))  # with absolute paths of its data
     folder.write_text(BEST, to_json(replace(ran, name="", resume=False, evaluate_every=0)))
     print(f"best: {best.name}, score {best.score:.3f}; settings: {folder.url}/{BEST}, picture: {folder.url}/{PICTURE}")
 
 
-def _told(value: float) -> str:
+def shown(value: float) -> str:
+    """A setting's value in the table."""
     return ("no", "yes")[value] if isinstance(value, bool) else f"{value:.3g}"
 
 
 def main() -> None:
     """The command."""
-    arguments = sys.argv[1:]
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    tyro.cli(Sweep, prog="trainers/sweep.py", description=__doc__, args=arguments[:at]).run(arguments[at + 1 :])
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parse(Sweep, "trainers/sweep.py", sys.argv[1:at], about=__doc__ or "").run(sys.argv[at + 1 :])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import google_crc32c
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,13 +29,7 @@ def bytes_of(text: str) -> int:
     return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
 
 
-Bytes = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="BYTES", instance_from_str=lambda texts: bytes_of(texts[0]),
-        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
-    ),
-]  # fmt: skip
+Bytes = Annotated[int, "bytes, such as 64MiB", bytes_of]  # an option (`datasets.command_line`)
 
 
 def write_shards(

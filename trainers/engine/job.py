@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 from datasets.errors import InputError
 from trainers.engine.config import HARMLESS, from_json, settings_of, to_json
@@ -23,6 +23,7 @@ C = TypeVar("C", bound="JobConfig")
 class JobConfig:
     """Settings of any job's run; a job's own config adds to them."""
 
+    first: ClassVar[tuple[str, ...]] = ("name", "runs", "resume", "cluster.workers", "cluster.local")  # --help begins with these
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time."""
     config: str = field(default="", metadata=HARMLESS)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from facedata import faces
 
+from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
@@ -150,10 +151,7 @@ def test_a_face_run_is_not_resumed_with_another_curriculum(
     arguments = ["--name", "run", "--runs", str(tmp_path), "--resume", *options]
 
     def command() -> None:
-        import tyro
-
-        train = tyro.cli(attributes.Train, args=arguments, default=attributes.defaults("train", arguments))
-        train.run()
+        parse(attributes.Train, "attributes.py", arguments, default=attributes.defaults("train", arguments)).run()
 
     assert f"the run was trained with another {told}" in refused(capsys, command)
     assert files(tmp_path) == before

@@ -1,7 +1,7 @@
 """Settings of a face-attributes run: the sets, the stages of the curriculum, the arms that can be compared."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -55,6 +55,7 @@ class Stage(StageConfig):
 class AttributesConfig(JobConfig):
     """Settings of a face-attributes run."""
 
+    first: ClassVar = ("data", "arm", *JobConfig.first, "batch", "model.backbone", "stage1.most", "stage2.most", "stage3.most")
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets with labels: folders or s3://bucket/prefix."""
     arm: Arm = "staged+decoupler"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,7 @@ from trainers.tasks.user_models import try_users
 class DetectionConfig(JobConfig):
     """Settings of a detection run."""
 
+    first: ClassVar = ("source", "target", "arm", *JobConfig.first, "model.backbone", "optim.steps", "optim.lr")
     source: str = field(default="", metadata=ADDRESS)
     """The source: a shard set with boxes, a folder or s3://bucket/prefix."""
     target: str = field(default="", metadata=ADDRESS)

@@ -1,6 +1,7 @@
 """Settings of a re-identification run."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,7 @@ from trainers.tasks.user_models import try_users
 class ReidConfig(JobConfig):
     """Settings of a re-identification run."""
 
+    first: ClassVar = ("data", *JobConfig.first, "sampler.kind", "head.kind", "model.backbone", "optim.steps", "optim.lr")
     data: str = field(default="", metadata=ADDRESS)
     """The shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that comes with the repository."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ from trainers.tasks.video.sequence_model import LossKind, SequenceModel, Sequenc
 class ActionsConfig(JobConfig):
     """Settings of a run on single actions."""
 
+    first: ClassVar = ("data", *JobConfig.first, "batch", "model.name", "optim.steps", "optim.lr")
     data: str = field(default="", metadata=ADDRESS)
     """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix; its stream, RGB or flow, is the model's."""
     batch: int = 16
@@ -55,6 +56,7 @@ class ActionsConfig(JobConfig):
 class SequencesConfig(JobConfig):
     """Settings of a run on sequences of actions."""
 
+    first: ClassVar = ("data", *JobConfig.first, "batch", "loss", "model.backbone", "optim.steps", "optim.lr")
     data: str = field(default="", metadata=ADDRESS)
     """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix."""
     batch: int = 8
