@@ -81,7 +81,7 @@ class TeacherConfig:
     """The moving mean of the weights, and the pseudo-labels that it gives."""
 
     decay: float = 0.99
-    """RankSlice of the old mean that stays at a step; less in the first steps."""
+    """Fraction of the old mean that stays at a step; less in the first steps."""
     threshold: float = 0.7
     """Least score of a box that the teacher teaches."""
     weight: float = 1.0

@@ -25,7 +25,7 @@ class ModelConfig:
     embedding: int = 128
     """D, the number of features that an image becomes."""
     dropout: float = 0.0
-    """RankSlice of the backbone's features dropped in training."""
+    """Fraction of the backbone's features dropped in training."""
     weights: str = ""
     """torchvision's name of trained weights, such as DEFAULT; empty begins at random."""
     last_stride: Literal[1, 2] = 2
