@@ -46,7 +46,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
         raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or add nodes")
     if least > gpus and (config.gpu or (config.gpu is None and gpus)):
         what = f"{least} workers need a GPU each and the cluster has {gpus}"
-        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or set --cluster.gpu False")
+        raise ClusterError(what, ray.get_runtime_context().gcs_address, "lower --cluster.workers, or give --cluster.no-gpu")
 
 
 def most_resources() -> dict[str, float]:

@@ -59,9 +59,8 @@ class Archive:
         if name not in self.sizes:
             raise InputError("no such file", self.place(name), remedy)
         if most is not None and self.sizes[name] > most:
-            raise InputError(
-                f"a file of {self.sizes[name]:,} bytes, of which {most:,} are read at most", self.place(name), remedy
-            )
+            what = f"a file of {self.sizes[name]:,} bytes, of which {most:,} are read at most"
+            raise InputError(what, self.place(name), remedy)
         try:
             data = self._read(name)
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:

@@ -63,9 +63,8 @@ def _coco_file(archive: Archive, file: str, places: ListedFiles) -> _CocoFile:
     for one in lists["categories"]:
         name = class_name(str(one["name"]), where)
         if names.setdefault(one["id"], name) != name:
-            raise InputError(
-                f"two categories of the id {one['id']!r}: {names[one['id']]} and {name}", where, "give each its own id"
-            )
+            what = f"two categories of the id {one['id']!r}: {names[one['id']]} and {name}"
+            raise InputError(what, where, "give each its own id")
     return _CocoFile(file, images, sizes, names, lists["annotations"], split)
 
 

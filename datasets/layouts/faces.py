@@ -118,9 +118,8 @@ def _by_csv(archive: Archive, held_out: HeldOut, needed: tuple[str, ...], taken:
             if "split" in columns or of_file:
                 split_of[image] = checked_split(cells["split"], where) if "split" in columns else of_file
     if split_of and (without := next((name for name in labelled if name not in split_of), None)):
-        raise InputError(
-            "an image without a split, beside others with one", archive.place(without), "give all lists a column split"
-        )
+        what = "an image without a split, while others have one"
+        raise InputError(what, archive.place(without), "give all lists a column split")
     by = Splits(split_of, "the lists") if split_of else splits_by_names(labelled, held_out, archive.where)
     return _listing(labelled, by, archive)
 

@@ -285,9 +285,8 @@ class ClipStream(Stream):
             if not isinstance(frames, ValueError):
                 return other, frames
         where = self.clips.name(int(self.chosen[position]))
-        raise InputError(
-            "none of the clips after a bad one can be read", where, "check the set with `python -m datasets.inspect`"
-        )
+        remedy = "check the set with `python -m datasets.inspect`"
+        raise InputError("none of the clips after a bad one can be read", where, remedy)
 
 
 class ClipViews(Stream):

@@ -245,9 +245,8 @@ class BucketStore:
                 data = memoryview(answer.bytes())
                 break
             except (PreconditionError, FileNotFoundError) as error:
-                raise InputError(
-                    "the shard was replaced or removed while it was read", where, "pack again, then resume the run"
-                ) from error
+                what = "the shard was replaced or removed while it was read"
+                raise InputError(what, where, "pack again, then resume the run") from error
             except (PermissionDeniedError, UnauthenticatedError) as error:
                 if renewed or tried == TRIES:
                     raise InputError("the storage refuses the credentials", where, "renew them, then resume the run") from error

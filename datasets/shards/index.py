@@ -350,9 +350,8 @@ def check_shards(index: Index) -> None:
     for shard in index.shards:
         size = sizes.get(shard.name)
         if size is None:
-            raise InputError(
-                "a shard that the index names is missing", f"{index.url}/{shard.name}", "copy it there or pack again"
-            )
+            where = f"{index.url}/{shard.name}"
+            raise InputError("a shard that the index names is missing", where, "copy it there or pack again")
         if size != shard.size:
             what = f"the shard has {size} bytes and its index says {shard.size}"
             raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def told(train: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(train: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr that a command ends with, at exit code 2."""
     with pytest.raises(SystemExit) as ended:
         run_main(lambda: train().run())
@@ -53,14 +53,14 @@ def test_a_set_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     runs = str(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
-        line = told(lambda name=name: Train(data=str(tmp_path / name), runs=runs), capsys)
+        line = refused(lambda name=name: Train(data=str(tmp_path / name), runs=runs), capsys)
         assert f"{tmp_path / name}; is the address right?" in line
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "train-000000.tar").write_bytes(b"")
-    assert "index it with" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert "index it with" in refused(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
     (tmp_path / "half" / "_packing").mkdir()
     (tmp_path / "half" / "_packing" / "begun").touch()
-    assert "run the same pack again" in told(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert "run the same pack again" in refused(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
     assert not (tmp_path / "runs").exists()
 
 
@@ -70,36 +70,36 @@ def test_shards_that_do_not_match_their_index(whole: Path, tmp_path: Path, capsy
     size = shard.stat().st_size
     with shard.open("r+b") as file:
         file.truncate(1000)
-    line = told(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    line = refused(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
     assert f"the shard has 1000 bytes and its index says {size}: {shard}" in line
     shard.unlink()
-    assert f"missing: {shard}" in told(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    assert f"missing: {shard}" in refused(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
     samples = torn / "index" / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-1] + b"x")
-    assert f"does not match its checksum: {samples}" in told(lambda: Train(data=str(torn)), capsys)
+    assert f"does not match its checksum: {samples}" in refused(lambda: Train(data=str(torn)), capsys)
     (torn / "index.json").write_text("{")
-    assert "not a JSON document" in told(lambda: Train(data=str(torn)), capsys)
+    assert "not a JSON document" in refused(lambda: Train(data=str(torn)), capsys)
 
 
 def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(data: Path, **sampler: Any) -> Train:
         return Train(data=str(data), runs=str(tmp_path / "runs"), sampler=SamplerConfig(**sampler))
 
-    assert "the batch of 128 is larger than the data (80 samples)" in told(lambda: train(whole, batch=128), capsys)
-    assert "pk draws 16 different identities and there are 10" in told(lambda: train(whole, kind="pk", batch=64), capsys)
-    line = told(lambda: train(whole, batch=62, instances=4, uniform_share=0.5), capsys)
+    assert "the batch of 128 is larger than the data (80 samples)" in refused(lambda: train(whole, batch=128), capsys)
+    assert "pk draws 16 different identities and there are 10" in refused(lambda: train(whole, kind="pk", batch=64), capsys)
+    line = refused(lambda: train(whole, batch=62, instances=4, uniform_share=0.5), capsys)
     assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
-    assert "cannot be divided evenly among 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
-    line = told(lambda: train(whole, kind="pk", batch=12), capsys)
+    assert "cannot be divided evenly among 2 workers" in refused(lambda: train(whole, kind="uniform", batch=33), capsys)
+    line = refused(lambda: train(whole, kind="pk", batch=12), capsys)
     assert "'pk' draws 4 samples together, which 2 workers with 6 each would separate: sampler.batch; " in line
     elastic = ClusterConfig(workers=4, fewest=3)  # 24 go among three and four, but of pairs of two, no whole ones among four
     pairs = SamplerConfig(kind="pairs", batch=24, instances=2, uniform_share=0.5)
-    assert "which 4 workers with 6 each" in told(lambda: Train(data=str(whole), sampler=pairs, cluster=elastic), capsys)
+    assert "which 4 workers with 6 each" in refused(lambda: Train(data=str(whole), sampler=pairs, cluster=elastic), capsys)
     pack("folders", images(tmp_path / "few", 5, 1), str(tmp_path / "singles"), Options(held_out=0))
-    line = told(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
+    line = refused(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
     assert "needs two samples of an identity, and '000' has one" in line
     pack("folders", images(tmp_path / "two", 2, 4), str(tmp_path / "one"), Options(held_out=0.5))
-    assert "only 1 identity to train on" in told(lambda: train(tmp_path / "one", batch=2, kind="uniform"), capsys)
+    assert "only 1 identity to train on" in refused(lambda: train(tmp_path / "one", batch=2, kind="uniform"), capsys)
     assert not (tmp_path / "runs").exists()
 
 
@@ -107,9 +107,9 @@ def test_domains_that_cannot_fill_the_batches(tmp_path: Path, capsys: pytest.Cap
     pack("voc", put_voc(tmp_path / "s", 6), str(tmp_path / "source"), Options(held_out=0))
     pack("voc", put_voc(tmp_path / "t", 3, seed=1), str(tmp_path / "target"), Options(held_out=0))
     urls = {"source": str(tmp_path / "source"), "target": str(tmp_path / "target")}
-    line = told(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=4, side=48), capsys)
+    line = refused(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=4, side=48), capsys)
     assert f"the batch of 4 is larger than the data (3 training images): {tmp_path}/target" in line
-    line = told(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=8, side=48), capsys)
+    line = refused(lambda: DetectionTrain(**urls, runs=str(tmp_path / "runs"), batch=8, side=48), capsys)
     assert f"(6 training images): {tmp_path}/source" in line
     assert DetectionTrain(**urls, batch=4, side=48, arm="source").check()  # which draws nothing of the target
     assert not (tmp_path / "runs").exists()
@@ -119,27 +119,27 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     from trainers.tasks.reid.head_config import HeadConfig
     from trainers.tasks.reid.model import ModelConfig
 
-    assert "unknown backbone: resnet5; did you mean" in told(lambda: Train(model=ModelConfig(backbone="resnet5")), capsys)
-    assert "give at least 1" in told(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
-    assert "8 pixels or more" in told(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
-    assert "margin" in told(lambda: Train(head=HeadConfig(margin=-1)), capsys)
-    assert "give --sampler.instances 4" in told(lambda: Train(head=HeadConfig(triplet=0.5)), capsys)
-    assert "not a name for a run" in told(lambda: Train(name="../etc"), capsys)
+    assert "unknown backbone: resnet5; did you mean" in refused(lambda: Train(model=ModelConfig(backbone="resnet5")), capsys)
+    assert "give at least 1" in refused(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
+    assert "8 pixels or more" in refused(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
+    assert "margin" in refused(lambda: Train(head=HeadConfig(margin=-1)), capsys)
+    assert "give --sampler.instances 4" in refused(lambda: Train(head=HeadConfig(triplet=0.5)), capsys)
+    assert "not a name for a run" in refused(lambda: Train(name="../etc"), capsys)
 
 
 def test_storage_that_refuses(s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3_server.make_bucket("bad-input")
-    line = told(lambda: Train(data="s3://nowhere-at-all/x"), capsys)
+    line = refused(lambda: Train(data="s3://nowhere-at-all/x"), capsys)
     assert "nowhere-at-all" in line
-    assert f"{bucket}/none" in told(lambda: Train(data=f"{bucket}/none"), capsys)
+    assert f"{bucket}/none" in refused(lambda: Train(data=f"{bucket}/none"), capsys)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    line = told(lambda: Train(data=f"{bucket}/none"), capsys)
+    line = refused(lambda: Train(data=f"{bucket}/none"), capsys)
     assert "credentials" in line
     assert "planted-secret" not in line
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        assert "127.0.0.1" in told(lambda: Train(data=f"{bucket}/none"), capsys)
+        assert "127.0.0.1" in refused(lambda: Train(data=f"{bucket}/none"), capsys)
 
 
 @pytest.mark.usefixtures("cluster")
