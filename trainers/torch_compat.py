@@ -31,7 +31,7 @@ def gradient_exchange_s(model: DistributedDataParallel) -> float:
 
 
 def has_int8_products() -> bool:
-    """Whether the processor multiplies int8 fast (VNNI). Wanted in public: ``torch.backends.cpu.get_cpu_capability`` saying so."""
+    """Whether the processor multiplies int8 fast (VNNI). Wanted in public: ``torch.backends.cpu.get_cpu_capability`` says so."""
     return torch.cpu._is_vnni_supported()
 
 

@@ -59,9 +59,7 @@ def test_a_job_trains_on_two_workers_in_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_one_worker_in_ray_goes_on_with_a_local_run_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_worker_in_ray_goes_on_with_a_local_run_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, begun = (config_of(face_run, tmp_path / name) for name in ("whole", "begun"))
     whole.run()
     with monkeypatch.context() as patch:

@@ -36,7 +36,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("words")
     rng = np.random.default_rng(0)
     sequences = [tuple(str(move) for move in rng.choice(MOVES, 2 + n % 2)) for n in range(18)]
-    pack_videos("frames_npz", npz_folder(root / "npz", sequences, frame_actions=True), str(root / "set"), VideoOptions(test="round=2"))
+    pack_videos(
+        "frames_npz", npz_folder(root / "npz", sequences, frame_actions=True), str(root / "set"), VideoOptions(test="round=2")
+    )
     return str(root / "set")
 
 
