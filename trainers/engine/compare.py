@@ -27,8 +27,9 @@ def compare(
     if not arms or len(seeds) < 2:
         raise InputError("a comparison needs an arm and two seeds or more", "compare", "give --arms and --seeds")
     base, figures = named(train, "compare"), {arm: list[Any]() for arm in arms}
+    wanted = {seed: list(configs(base, seed)) for seed in seeds}  # all of them first: an impossible arm is an error at once
     for seed in seeds:
-        for arm, config in configs(base, seed):
+        for arm, config in wanted[seed]:
             run = ended_run(config)
             if arm in figures:
                 figures[arm].append(read(run) if read else at_the_end(run, remedy))
