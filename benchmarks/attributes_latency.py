@@ -2,7 +2,7 @@
 
     python -m benchmarks.attributes_latency [--json]
 
-The nets are of the same backbone and untrained: what they tell does not change what they cost. They take turns, so that a machine
+The nets are of the same backbone and untrained: their predictions do not change their cost. They take turns, so that a machine
 whose speed drifts drifts for all of them, and ratios are taken within a turn. Seven tasks are the source's: its claim is one
 model instead of seven.
 """

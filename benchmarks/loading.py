@@ -297,8 +297,8 @@ def main(options: Loading) -> None:
         results = summary(turns)
         size = sum(map(len, job.images)) / len(job.images)
     if options.json:
-        told = {"options": asdict(options), "bytes_an_image": size, "results": results}
-        print(json.dumps({**told, "missing": missing, "failed": failed, "turns": turns}))
+        figures = {"options": asdict(options), "bytes_an_image": size, "results": results}
+        print(json.dumps({**figures, "missing": missing, "failed": failed, "turns": turns}))
         return
     ratios = ["to_webdataset", "to_limit", "to_bare", *(["to_local"] if options.s3 else [])]
     rows = [

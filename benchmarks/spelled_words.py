@@ -65,14 +65,14 @@ def word_of(
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Takes (letter, frames [T, H, W]) one after the other: frames, and each frame's letter, empty in a pause. A pause holds the
     last frame of one take, then the first of the next, with a little noise."""
-    frames, told = [takes[0][1]], [takes[0][0]] * len(takes[0][1])
+    frames, labels = [takes[0][1]], [takes[0][0]] * len(takes[0][1])
     for (_, before), (letter, after) in pairwise(takes):
         count = int(rng.integers(pause[0], pause[1] + 1))
         held = np.stack([before[-1] if place < count / 2 else after[0] for place in range(count)]).astype(np.int16)
         still = np.clip(held + rng.integers(-NOISE, NOISE + 1, held.shape), 0, 255).astype(np.uint8)
         frames += [still, after]
-        told += [""] * count + [letter] * len(after)
-    return np.concatenate(frames), told
+        labels += [""] * count + [letter] * len(after)
+    return np.concatenate(frames), labels
 
 
 def main(options: Words) -> None:
@@ -98,8 +98,8 @@ def main(options: Words) -> None:
                 speaker, rep = voices[split][int(rng.integers(len(voices[split])))]
                 letters = rng.choice(by_voice[speaker, rep], int(rng.integers(options.length[0], options.length[1] + 1)))
                 takes = [(str(letter), recordings[speaker, rep, str(letter)]) for letter in letters]
-                frames, told = word_of(takes, options.pause, rng)
-                np.savez(options.folder / f"{split}{number:05d}.npz", frames=frames, actions=np.array(told))
+                frames, labels = word_of(takes, options.pause, rng)
+                np.savez(options.folder / f"{split}{number:05d}.npz", frames=frames, actions=np.array(labels))
                 rows.writerow([f"{split}{number:05d}.npz", ";".join(letters), split, speaker, rep])
     print(f"{options.train} training words, {options.test} test words of {len(options.letters)} letters in {options.folder}")
 
