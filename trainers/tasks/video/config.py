@@ -22,19 +22,17 @@ from trainers.tasks.video.sequence_model import LossKind, SequenceModel, Sequenc
 
 
 @dataclass(frozen=True)
-class ActionsConfig(JobConfig):
-    """Settings of a run on single actions."""
+class ClipsConfig(JobConfig):
+    """Settings of any run on clips."""
 
-    first: ClassVar = ("data", *JobConfig.first, "batch", "model.name", "optim.steps", "optim.lr")
     data: str = field(default="", metadata=ADDRESS)
     """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix; its stream, RGB or flow, is the model's."""
     batch: int = 16
-    """Clips of a global batch, over all workers."""
+    """Videos of a global batch, over all workers."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """workers, ahead and bad_share; the size is clip.size."""
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
-    model: ActionModelConfig = field(default_factory=ActionModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
@@ -43,6 +41,14 @@ class ActionsConfig(JobConfig):
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
         self.cluster.check_divisible(self.batch, "--batch")
+
+
+@dataclass(frozen=True)
+class ActionsConfig(ClipsConfig):
+    """Settings of a run on single actions."""
+
+    first: ClassVar = ("data", *JobConfig.first, "batch", "model.name", "optim.steps", "optim.lr")
+    model: ActionModelConfig = field(default_factory=ActionModelConfig)
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
@@ -53,12 +59,10 @@ class ActionsConfig(JobConfig):
 
 
 @dataclass(frozen=True)
-class SequencesConfig(JobConfig):
+class SequencesConfig(ClipsConfig):
     """Settings of a run on sequences of actions."""
 
     first: ClassVar = ("data", *JobConfig.first, "batch", "loss", "model.backbone", "optim.steps", "optim.lr")
-    data: str = field(default="", metadata=ADDRESS)
-    """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix."""
     batch: int = 8
     """Videos of a global batch, over all workers; videos are not cut."""
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(size=(64, 64)))
@@ -71,18 +75,10 @@ class SequencesConfig(JobConfig):
     """Training videos with too few frames for their actions: refuse to start and name them, or skip them."""
     beam: int = field(default=8, metadata=ALLOWED)
     """Width of the prefix beam search in evaluation and prediction; only for models trained by ctc."""
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """workers, ahead and bad_share; the size is clip.size."""
-    cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loader.size is not None:
-            raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
-        self.cluster.check_divisible(self.batch, "--batch")
         if self.beam < 1:
             raise InputError(f"beam is {self.beam}", "--beam", "give at least 1")
         if not 0 <= self.flat_start < 1:
