@@ -29,7 +29,7 @@ from datasets.loading.cache import CacheConfig
 from datasets.loading.store import shard_etags
 from datasets.loading.workers import load_in_workers
 from datasets.media.augment import AugmentConfig
-from datasets.sampling import sampler as sampling_module
+from datasets.sampling import epochs as epochs_module
 from datasets.sampling.difficulty_table import DifficultyTable
 from datasets.sampling.sampler import Kind, SamplerConfig
 from datasets.seeding import generator
@@ -74,7 +74,7 @@ def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProces
     """A training of pauses, from an empty cache: in a process of its own."""
     cache_module.CHECK_EVERY = 1 << 20  # the set is small: keep the cache to its size more closely
     if case.cache < 1:  # and mix as small a share of it as of one that a cache of the default size does not hold
-        sampling_module.MIXED_BYTES = sum(shard.size for shard in index.shards) // 16
+        epochs_module.MIXED_BYTES = sum(shard.size for shard in index.shards) // 16
     sampler = SamplerConfig(kind=case.kind, batch=options.batch)
     split, start = split_of(index, "train"), 0 if case.place == "new" else RESUMED
     gib = max(case.cache * 1.1 * sum(shard.size for shard in index.shards) / 2**30, 1e-6)  # flags and blocks of the disk

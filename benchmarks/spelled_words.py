@@ -21,7 +21,7 @@ import tyro
 
 from datasets.arrays import arrays_of
 from datasets.errors import InputError, run_main
-from datasets.layouts.archive import Source, open_source
+from datasets.layouts.archive import Archive, open_archive
 
 HELD_OUT_SPEAKERS = 2  # of the ten
 NOISE = 2  # greatest change of a still frame's pixels in a pause
@@ -47,7 +47,7 @@ class Words:
     seed: int = 0
 
 
-def read(source: Source) -> Recordings:
+def read(source: Archive) -> Recordings:
     """All recordings of AVLetters."""
     manifest = next((name for name in source.sizes if name.endswith("manifest.csv")), None)
     if manifest is None:
@@ -77,7 +77,7 @@ def word_of(
 
 def main(options: Words) -> None:
     """Write the words as a folder for the layout frames_npz."""
-    with open_source(options.source) as source:
+    with open_archive(options.source) as source:
         recordings = read(source)
     by_voice: dict[tuple[str, str], list[str]] = defaultdict(list)
     for speaker, rep, letter in sorted(recordings):

@@ -1,4 +1,5 @@
-"""Bytes and samples: packing, the index, storage, draws, loading. Knows neither Ray nor models.
+"""From a downloaded data set to batches: packing, the index, storage, sampling, loading. Imports neither Ray nor models.
 
-The name is also Hugging Face's package; ``python -c "import datasets; print(datasets.__file__)"`` tells which one won.
+Each folder imports only those before it: media, shards, sampling, loading; and for packing: media, shards, layouts, packing.
+Hugging Face's package has the same name; ``python -c "import datasets; print(datasets.__file__)"`` shows which one is imported.
 """

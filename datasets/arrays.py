@@ -1,5 +1,7 @@
-"""Arrays that others stored, read without trust: numpy's npy and npz files. What a header says is checked against the bytes that
-are there before memory is taken, and nothing is unpickled."""
+"""Safe reading of numpy's npy and npz files from untrusted sources.
+
+A header is checked against the bytes that are there before memory is allocated. Nothing is unpickled.
+"""
 
 import io
 import lzma
@@ -26,10 +28,10 @@ BAD = (
 
 
 def array_of(data: bytes | memoryview) -> npt.NDArray[Any]:
-    """The array of an npy file. It shares the memory of ``data``, and so is read-only.
+    """Return the array of an npy file. It shares the memory of ``data``, so it is read-only.
 
     Raises:
-        ValueError: it is none, holds objects, or has more or fewer bytes than its header says.
+        ValueError: not an npy file, an array of objects, or another number of bytes than the header says.
     """
     file = io.BytesIO(data[: 1 << 16])  # a header is shorter
     try:
@@ -43,7 +45,7 @@ def array_of(data: bytes | memoryview) -> npt.NDArray[Any]:
     if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0:
         raise ValueError(f"an array {list(shape)} of {'objects' if dtype.hasobject else dtype}, not of plain values")
     if len(data) - start != count * dtype.itemsize:
-        what = f"{count * dtype.itemsize:,} bytes announced where {len(data) - start:,} are there"
+        what = f"its header says {count * dtype.itemsize:,} bytes, and there are {len(data) - start:,}"
         raise ValueError(f"an array {list(shape)} of {dtype}: {what}")
     try:
         flat: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start) if count else np.empty(0, dtype)
@@ -53,10 +55,10 @@ def array_of(data: bytes | memoryview) -> npt.NDArray[Any]:
 
 
 def arrays_of(file: IO[bytes], where: str, names: Collection[str], others: Collection[str] = ()) -> dict[str, npt.NDArray[Any]]:
-    """The arrays ``names`` of an npz file, and those of ``others`` that it has; no more is read.
+    """Read the arrays ``names`` of an npz file, and those of ``others`` that it has. Other arrays are not read.
 
     Raises:
-        InputError: it is not an npz file of plain arrays, lacks one of ``names``, or takes more than `MAX_BYTES`.
+        InputError: not an npz file of plain arrays, one of ``names`` is missing, or the arrays take more than `MAX_BYTES`.
     """
     remedy = "get it again, or write it anew"
     try:
@@ -74,7 +76,7 @@ def arrays_of(file: IO[bytes], where: str, names: Collection[str], others: Colle
 
 
 def texts_of(array: npt.NDArray[Any]) -> list[str]:
-    """The items of an array [n] of text, of bytes or of numbers, as text; raises ValueError."""
+    """Return the items of an array [n] of text, bytes or whole numbers as strings; raises ValueError for any other array."""
     if array.ndim != 1 or array.dtype.kind not in "USiub":
         raise ValueError(f"an array {list(array.shape)} of {array.dtype}, not of text [n]")
     try:

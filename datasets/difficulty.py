@@ -1,5 +1,8 @@
-"""The difficulty vector as it is handed around: computed by `trainers.difficulty.vector`, served by `cluster.difficulty_service`,
-seen by loader workers through `datasets.sampling.difficulty_table`, drawn by in `datasets.sampling.sampler`."""
+"""The type of the difficulty vector.
+
+`trainers.difficulty.vector` computes it, `cluster.difficulty_service` serves it, loader workers read it from
+`datasets.sampling.difficulty_table`, and `datasets.sampling.sampler` draws batches by it.
+"""
 
 from typing import NamedTuple
 
@@ -13,6 +16,6 @@ class Difficulty(NamedTuple):
     version: int
     """Counts from 1; version k is computed after k * ``sampler.interval`` steps."""
     cosine: npt.NDArray[np.float32]
-    """[N]: the largest cosine of each identity's classifier row to another identity's."""
+    """[N]: for each identity, the largest cosine between its row of the classifier and the row of any other identity."""
     nearest: npt.NDArray[np.int32]
-    """[N]: whose row that is."""
+    """[N]: the identity which that other row belongs to."""

@@ -1,4 +1,4 @@
-"""What is said, and how a command ends, when the user's input is wrong."""
+"""Errors of user input: one line that says what is wrong, where, and what to do; and a command's exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def printable(text: str) -> str:
-    """A text that any terminal and any file takes: control characters and bytes that are no UTF-8 are written as escapes."""
+    """Return the text with control characters and invalid UTF-8 written as escapes, so that any terminal can print it."""
     try:
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a pair of surrogates, as in a JSON
@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 class InputError(Exception):
-    """The user's input is wrong: says what, where and what to do, on one line. Ends a command with exit code 2."""
+    """The user's input is wrong. The message says what, where and the remedy on one line. A command ends with exit code 2."""
 
     exit_code = 2
 
@@ -28,15 +28,15 @@ class InputError(Exception):
 
 
 class UnreachableError(InputError):
-    """Storage or service that does not answer: the address may be wrong, or it is away for a while, so that a run tries again."""
+    """A storage or service does not answer. The address may be wrong, or the outage temporary, so a run tries again."""
 
     transient = True
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Run a command to its exit code: 0 done, 2 the input is wrong (one line on stderr), 130 interrupted, else a traceback and 1.
+    """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 interrupted, else 1 with a traceback.
 
-    An exception says that the input is wrong by an attribute ``exit_code`` equal to 2, whichever package defines it.
+    Any exception with an attribute ``exit_code`` equal to 2 counts as wrong input, whichever package defines it.
     """
     try:
         main()

@@ -1,11 +1,11 @@
-"""``python -m datasets.export URL``: the index in the forms that other readers of WebDataset shards want, beside the shards.
+"""``python -m datasets.export URL``: write the index in the formats of other WebDataset readers, beside the shards.
 
     dali       train-000000.idx ...   what DALI's wds2idx writes: fn.readers.webdataset(paths=..., index_paths=...)
     wids       shardindex.json        what `widsindex create` writes: wids.ShardListDataset("shardindex.json")
     energon    .nv-meta/, *.tar.idx   what `energon prepare` writes: megatron.energon.get_train_dataset(URL, ...)
 
-The shards stay as they are. Names of members are not in the index, so each shard is walked once: a folder's by its headers, a
-bucket's by reading it.
+The shards do not change. The index does not hold the members' names, so each shard is read once: in a folder only its headers,
+in a bucket all of it.
 """
 
 import json
@@ -25,7 +25,7 @@ from datasets.errors import InputError, printable, run_main
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.shards.index import Index, Shard, check_shards, read_index
 from datasets.shards.tar import member_path, members, padded
-from datasets.shards.tar_reader import Tape, no_part_of_a_sample
+from datasets.shards.tar_reader import TarReader, no_part_of_a_sample
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"
@@ -41,11 +41,11 @@ CREATE INDEX idx_samples_by_tar_and_idx ON samples(tar_file_id, sample_index);
 CREATE INDEX idx_sample_parts_seq ON sample_parts(tar_file_id, sample_index, content_byte_offset);
 CREATE INDEX idx_sample_parts_full
     ON sample_parts(tar_file_id, sample_index, part_name, content_byte_offset, content_byte_size);
-"""  # made when all rows are there
+"""  # created after all rows are inserted
 
 
 class Part(NamedTuple):
-    """A member of a shard: its sample's key, its ending, where its header and its bytes begin, and their number."""
+    """A member of a shard; ``start`` and ``offset``: where its header and its data begin; ``size``: bytes of the data."""
 
     key: str
     ending: str
@@ -55,18 +55,18 @@ class Part(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the tar."""
+        """The member's name in the tar."""
         return f"{self.key}.{self.ending}"
 
 
-Samples = list[list[Part]]  # a shard's, in its order
+Samples = list[list[Part]]  # the samples of a shard, in the order of the tar
 
 
 def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = lambda _: None) -> Index:
-    """Write the forms beside a set's shards, in the place of what was there; each form's main file comes last.
+    """Write these formats beside a set's shards, replacing older ones. The main file of each format is written last.
 
     Raises:
-        InputError: no whole set, a shard is damaged, or (energon) two samples have the same key.
+        InputError: the set is not complete, a shard is damaged, or (energon) two samples have the same key.
     """
     index = read_index(url)
     check_shards(index)
@@ -94,14 +94,14 @@ def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = la
 
 
 def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
-    """A shard's samples: members side by side whose names are equal up to the first dot after the last slash."""
+    """Return a shard's samples: runs of members whose names are equal up to the first dot after the last slash."""
     where = f"{objects.url}/{shard.name}"
     if isinstance(objects, Folder):
         with Path(where).open("rb") as file:
             parts = list(_parts(file, where, "r:"))
     else:
-        tape = Tape(objects, shard.name, shard.size, lambda _: None, keep=False)
-        parts = list(_parts(cast(IO[bytes], tape), where, "r|", shard.size))
+        reader = TarReader(objects, shard.name, shard.size, lambda _: None, keep=False)
+        parts = list(_parts(cast(IO[bytes], reader), where, "r|", shard.size))
     return [list(sample) for _, sample in groupby(parts, lambda part: part.key)]
 
 
@@ -114,28 +114,28 @@ def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int |
 
 
 def dali_index(samples: Samples) -> bytes:
-    """`v1.2 N`, then a line a sample: ending, offset, size and name of each of its members."""
+    """Return DALI's index: `v1.2 N`, then one line per sample with the ending, offset, size and name of each member."""
     lines = [" ".join(f"{part.ending} {part.offset} {part.size} {part.name}" for part in sample) for sample in samples]
     return "\n".join([f"v1.2 {len(samples)}", *lines, ""]).encode()
 
 
 def wids_index(index: Index, counts: dict[str, int]) -> str:
-    """The shards with their sizes and numbers of samples; addresses are relative to the file."""
+    """Return wids' JSON: the shards with their sizes and numbers of samples. URLs are relative to the file."""
     shards = [{"url": shard.name, "nsamples": counts[shard.name], "filesize": shard.size} for shard in index.shards]
     name = index.url.rstrip("/").rpartition("/")[2]
     return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}, indent=2)
 
 
 def energon_offsets(samples: Samples) -> bytes:
-    """Where each sample's first header begins, and where the last one ends, as unsigned 64-bit numbers."""
+    """Return Energon's offsets as unsigned 64-bit numbers: where each sample begins, and where the last one ends."""
     return struct.pack(f"<{len(samples) + 1}Q", *(sample[0].start for sample in samples), _end(samples[-1]) if samples else 0)
 
 
 def energon_files(index: Index, counts: dict[str, int]) -> dict[str, str]:
-    """The small files of .nv-meta by their names; JSON is YAML, too. A sample comes as a dict of its members' bytes."""
+    """Return the small files of .nv-meta by name (JSON is valid YAML). Energon then yields a sample as a dict of bytes."""
     splits = {split: [shard.name for shard in index.shards if shard.split == split] for split in index.splits}
     return {
-        "index.uuid": str(uuid.UUID(int=index.checksum)),  # of the content: another only when that is
+        "index.uuid": str(uuid.UUID(int=index.checksum)),  # changes only with the content
         "split.yaml": json.dumps({"split_parts": splits, "exclude": []}, indent=2),
         "dataset.yaml": json.dumps({"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}),
         ".info.json": json.dumps({"shard_counts": counts}, indent=2),
@@ -143,7 +143,7 @@ def energon_files(index: Index, counts: dict[str, int]) -> dict[str, str]:
 
 
 class Table:
-    """Energon's index.sqlite, in the making."""
+    """Writes Energon's index.sqlite."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,7 +151,7 @@ class Table:
         self._database.executescript(SCHEMA)
 
     def add(self, shard: int, samples: Samples, url: str) -> None:
-        """A shard's samples and their members."""
+        """Add a shard's samples and their members."""
         rows = [(shard, s[0].key, number, s[0].start, _end(s) - s[0].start) for number, s in enumerate(samples)]
         parts = [(shard, n, part.ending, part.offset, part.size) for n, sample in enumerate(samples) for part in sample]
         try:
@@ -161,7 +161,7 @@ class Table:
         self._database.executemany("INSERT INTO sample_parts VALUES (?, ?, ?, ?, ?)", parts)
 
     def close(self) -> None:
-        """Finish the file."""
+        """Create the lookups and close the file."""
         self._database.executescript(LOOKUPS)
         self._database.commit()
         self._database.close()
@@ -173,7 +173,7 @@ def _end(sample: list[Part]) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the index of a shard set in the forms of other readers, beside its shards."""
+    """Write the index of a shard set in the formats of other readers, beside its shards."""
 
     url: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="URL")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""

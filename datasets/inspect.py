@@ -1,7 +1,7 @@
-"""``python -m datasets.inspect URL``: what a shard set holds, and whether the index and the shards agree.
+"""``python -m datasets.inspect URL``: print what a shard set holds, and check that the index and the shards agree.
 
-Sizes of shards are always compared. Sets below 1 GiB, and any with ``--verify``, are read as a whole: checksums of blocks, tar
-headers against the index, and every image decoded.
+The sizes of shards are always compared. Sets below 1 GiB, and all with ``--verify``, are read completely: checksums of blocks
+and tar headers are compared with the index, and every image is decoded.
 """
 
 import io
@@ -23,10 +23,10 @@ from datasets.errors import InputError, run_main
 from datasets.media.decode import decode_sample
 from datasets.objects import open_objects
 from datasets.shards.index import Index, read_index, split_of
-from datasets.shards.locality import MAX_BLOCK, quality_of
+from datasets.shards.locality import MAX_BLOCK, locality_of
 from datasets.shards.tar import key_and_ending, member_path
 
-SMALL = 1 << 30  # bytes of a set that is verified without being asked to
+SMALL = 1 << 30  # bytes; smaller sets are always verified completely
 WINDOW = 8 << 20  # bytes of neighbouring blocks that are read at once
 
 
@@ -39,11 +39,11 @@ class Inspect:
     verify: bool = False
     """Read and decode everything, also in a set of 1 GiB or more."""
     json: bool = False
-    """Print one JSON object in place of tables."""
+    """Print one JSON object instead of tables."""
 
 
 def facts(index: Index) -> dict[str, Any]:
-    """What the index tells, ready for JSON; sizes in bytes."""
+    """Return the contents of the index, ready for JSON; sizes in bytes."""
     splits = {}
     for name in index.splits:
         split = split_of(index, name)
@@ -64,22 +64,22 @@ def facts(index: Index) -> dict[str, Any]:
         "labels": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
         "block_bytes": [int(sizes.min()), float(np.median(sizes)), int(sizes.max())] if len(sizes) else [],
         "tar_overhead": 1 - images / total if total else 0.0,
-        "quality": asdict(quality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
+        "quality": asdict(locality_of(index, index.about.get("max_block", MAX_BLOCK))) if len(index) else {},
     }  # fmt: skip
 
 
 def _boxes(index: Index) -> dict[str, int]:
-    """Boxes of each class, and images that nobody annotated; nothing of a set without boxes."""
+    """Return the number of boxes of each class, and of images that nobody annotated; empty for a set without boxes."""
     if index.boxes is None:
         return {}
     names = index.about.get("classes", [])
     counts = np.bincount(index.boxes.classes, minlength=len(names))
-    told = dict(zip(names, counts.tolist(), strict=True))
-    return told | {"images not annotated": int((~index.boxes.annotated).sum())}
+    by_class = dict(zip(names, counts.tolist(), strict=True))
+    return by_class | {"images not annotated": int((~index.boxes.annotated).sum())}
 
 
 def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
-    """Everything in which shards and index disagree, in words; with ``read``, also what only reading the shards tells."""
+    """Yield every difference between shards and index, in words; with ``read``, also those in the shards' content."""
     objects = open_objects(index.url)
     there = objects.sizes()
     for number, shard in enumerate(index.shards):
@@ -104,7 +104,7 @@ def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: 
 
 
 def _windows(index: Index, blocks: np.ndarray) -> Iterator[np.ndarray]:
-    """Runs of one shard's blocks, in the order of bytes, that span ``WINDOW`` at most, or are one block."""
+    """Yield runs of one shard's blocks in the order of bytes, each at most ``WINDOW`` bytes, or a single block."""
     blocks = blocks[np.argsort(index.blocks["offset"][blocks], kind="stable")]
     starts, ends = index.blocks["offset"][blocks], (index.blocks["offset"] + index.blocks["size"])[blocks]
     at = 0
@@ -115,7 +115,7 @@ def _windows(index: Index, blocks: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
-    """What is wrong with a block's bytes."""
+    """Yield what is wrong with a block's bytes."""
     start, first = int(index.blocks["offset"][block]), int(index.blocks["first"][block])
     rows = range(first, first + int(index.blocks["count"][block]))
     who = f"identity {index.identities[index.blocks['identity'][block]]}"
@@ -142,37 +142,36 @@ def _block_faults(index: Index, block: int, data: bytes) -> Iterator[str]:
 
 
 def _bytes(count: float) -> str:
-    return (
-        f"{count / 2**30:.2f} GiB"
-        if count >= 2**30
-        else f"{count / 2**20:.1f} MiB"
-        if count >= 2**20
-        else f"{count / 2**10:.1f} KiB"
-    )
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
-def _print(told: dict[str, Any], index: Index, console: Console) -> None:
-    table = Table(title=told["url"], title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+def _print(contents: dict[str, Any], index: Index, console: Console) -> None:
+    table = Table(title=contents["url"], title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("split", no_wrap=True)
     for heading in ("identities", "images", "per identity*", "cameras", "blocks", "shards", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, split in told["splits"].items():
+    for name, split in contents["splits"].items():
         spread = "/".join(f"{value:g}" for value in split["samples_per_identity"])
         numbers = [f"{split[key]:,}" for key in ("cameras", "blocks", "shards")]
         table.add_row(name, f"{split['identities']:,}", f"{split['samples']:,}", spread, *numbers, _bytes(split["bytes"]))
     console.print(table)
     about = index.about
     size = "x".join(str(side) for side in about.get("size", ["unknown"]))
-    apart = told["identities"] > 1  # else it is a set of labels or boxes, in which nobody is told apart
-    of = f" of {told['identities']:,} identities in {told['cameras']:,} cameras" if apart else ""
+    apart = contents["identities"] > 1  # else it is a set of labels or boxes, without identities
+    of = f" of {contents['identities']:,} identities in {contents['cameras']:,} cameras" if apart else ""
     mirror = f"; a mirrored image shows {'the same' if about.get('mirror') else 'another'} identity" if apart else ""
     lines = [
-        f"{told['samples']:,} images{of}, {_bytes(told['bytes'])}, of which tar takes {told['tar_overhead']:.0%}",
-        f"blocks of {'/'.join(_bytes(size) for size in told['block_bytes'])}*",
-        *([quality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
+        f"{contents['samples']:,} images{of}, {_bytes(contents['bytes'])}, of which tar takes {contents['tar_overhead']:.0%}",
+        f"blocks of {'/'.join(_bytes(size) for size in contents['block_bytes'])}*",
+        *([locality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
         f"layout {about.get('layout', 'unknown')}; train at {size}{mirror}",
-        *([f"labels: {', '.join(f'{name} {count:,}' for name, count in told['labels'].items())}"] if told["labels"] else []),
-        *([f"boxes: {', '.join(f'{name} {count:,}' for name, count in told['boxes'].items())}"] if told["boxes"] else []),
+        *(
+            f"{what}: {', '.join(f'{name} {count:,}' for name, count in contents[what].items())}"
+            for what in ("labels", "boxes")
+            if contents[what]
+        ),
         *([f"made from another domain: {about['degrade']}, seed {about['seed']}"] if about.get("degrade") else []),
         "* least/median/most",
     ]
@@ -184,8 +183,8 @@ def main() -> None:
     """The command."""
     args = tyro.cli(Inspect, prog="python -m datasets.inspect")
     index = read_index(args.url)
-    told = facts(index)
-    read = args.verify or told["bytes"] < SMALL
+    contents = facts(index)
+    read = args.verify or contents["bytes"] < SMALL
     numbers = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     stderr = Console(stderr=True)
     disable = not (read and stderr.is_terminal)
@@ -193,10 +192,10 @@ def main() -> None:
         task = progress.add_task("verifying", total=int(index.blocks["size"].sum(dtype=np.int64)))
         found = list(faults(index, read, lambda length: progress.advance(task, length)))
     if args.json:
-        print(json.dumps({**told, "verified": "everything" if read else "sizes", "faults": found}))
+        print(json.dumps({**contents, "verified": "everything" if read else "sizes", "faults": found}))
     else:
         console = Console()
-        _print(told, index, console)
+        _print(contents, index, console)
         for fault in found:
             console.print(f"FAULT {fault}", markup=False, highlight=False, soft_wrap=True)
         if not found:

@@ -1,4 +1,4 @@
-"""Whole objects under a URL, a folder or s3://bucket/prefix: the control plane, where clear errors matter and speed does not."""
+"""Objects (files) under a folder or s3://bucket/prefix, for everything but loading: clear errors matter here, speed does not."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from datasets.errors import InputError, UnreachableError
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectRequestTypeDef, ObjectTypeDef
 
-UNFINISHED = ".unfinished"  # ends the name of a file that is being written
+UNFINISHED = ".unfinished"  # suffix of a file that is being written
 RETRIES = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
 READS = 4  # botocore retries requests, but not the reading of an answer's body
 CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -42,10 +42,10 @@ REMEDIES = {
 
 
 def open_objects(url: str) -> "Folder | Bucket":
-    """The objects under a local path, ``file:///path`` or ``s3://bucket/prefix``; nothing is read or written yet.
+    """Open a local path, ``file:///path`` or ``s3://bucket/prefix``. Nothing is read or written yet.
 
     Raises:
-        InputError: any other URL (commands such as webdataset's ``pipe:`` among them), or no usable S3 configuration.
+        InputError: any other URL (also webdataset's ``pipe:`` commands), or no usable S3 configuration.
     """
     scheme, colon, rest = url.partition(":")
     if "pipe:" in url or not url.isprintable() or not url:
@@ -65,7 +65,7 @@ def open_objects(url: str) -> "Folder | Bucket":
 
 
 def bucket_faults(name: str) -> list[str]:
-    """Which of S3's rules for the names of buckets this one breaks, in words that follow "it"."""
+    """Return the S3 naming rules that a bucket's name breaks, as words that can follow "it"."""
     rules = {
         "has upper-case letters": name != name.lower(),
         "has an underscore": "_" in name,
@@ -79,14 +79,14 @@ def bucket_faults(name: str) -> list[str]:
 
 
 def checked(name: str) -> str:
-    """The name, if it stays below the URL. Raises InputError."""
+    """Return the name if it stays below the URL; raises InputError."""
     if not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
         raise InputError("not an object's name", repr(name), "use a relative path without . and ..")
     return name
 
 
 class Folder:
-    """Objects as files under a folder, which the first put makes. Every method raises InputError on an OSError."""
+    """Objects as files in a folder, which the first put creates. Every method raises InputError on an OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -97,12 +97,12 @@ class Folder:
         self.write(name, io.BytesIO(data))
 
     def put_file(self, name: str, path: Path) -> None:
-        """As ``put``, with a local file's bytes."""
+        """Store a local file under the name, as ``put`` does."""
         with Folder(path.parent).errors(path.name), path.open("rb") as source:
             self.write(name, source)
 
     def write(self, name: str, source: BinaryIO) -> None:
-        """Write beside the target and sync to disk, then rename: a reader, or a power cut, meets the old file or the new."""
+        """Write a temporary file, sync it to disk, then rename it: after a power cut there is the old file or the new one."""
         target = self.path / checked(name)
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         with self.errors(name):
@@ -149,7 +149,7 @@ class Folder:
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
-        """Tell what the operating system refuses as wrong input."""
+        """Turn an OSError into an InputError."""
         try:
             yield
         except OSError as error:
@@ -158,9 +158,9 @@ class Folder:
 
 
 class Bucket:
-    """Objects under a prefix of an S3 bucket, found and signed for as boto3 is configured: environment, profile, role.
+    """Objects under a prefix of an S3 bucket. Endpoint and credentials come from boto3: environment, profile or role.
 
-    Every method raises InputError, after retries, on what S3 refuses and when S3 cannot be reached. Thread-safe.
+    Every method raises InputError, after retries, where S3 refuses a request or is unreachable. Thread-safe.
     """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
@@ -185,23 +185,19 @@ class Bucket:
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + checked(name), Body=data)
 
     def put_file(self, name: str, path: Path) -> None:
-        """As ``put``, with a local file's bytes; from 8 MiB on in parts, which become an object when all have arrived."""
+        """Store a local file under the name, as ``put`` does; from 8 MiB on as a multipart upload."""
         with Folder(path.parent).errors(path.name):
             source = path.open("rb")
         with source, self.errors(name):
             self.client.upload_fileobj(source, self.bucket, self.prefix + checked(name))
 
-    def get(self, name: str) -> bytes:
-        """All of an object's bytes."""
-        return self.read(name)
-
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from byte ``start`` on; InputError if the object ends before."""
-        data = self.read(name, f"bytes={start}-{start + length - 1}") if length else b""
+        data = self.get(name, f"bytes={start}-{start + length - 1}") if length else b""
         return exactly(data, length, f"{self.url}/{name}")
 
-    def read(self, name: str, wanted: str = "") -> bytes:
-        """All bytes, or those of a Range header; asked for anew when the connection breaks in the middle."""
+    def get(self, name: str, wanted: str = "") -> bytes:
+        """Read all bytes, or those of a Range header; repeats the request where the connection breaks in the middle."""
         request: GetObjectRequestTypeDef = {"Bucket": self.bucket, "Key": self.prefix + checked(name)}
         if wanted:
             request["Range"] = wanted
@@ -224,7 +220,7 @@ class Bucket:
         return {name: entry["ETag"] for name, entry in self.entries(prefix)}
 
     def entries(self, prefix: str) -> "Iterator[tuple[str, ObjectTypeDef]]":
-        """All that S3 lists under the prefix, in order of names, less the markers that stand for folders."""
+        """All entries under the prefix in the order of names, without markers of folders."""
         with self.errors(prefix):
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
@@ -233,7 +229,7 @@ class Bucket:
                         yield entry["Key"].removeprefix(self.prefix), entry
 
     def exists(self, name: str) -> bool:
-        """Whether there is such an object; asked by a list, as a HEAD does not tell a missing object from a missing bucket."""
+        """Whether there is such an object. Uses a list: a HEAD answers the same for a missing object and a missing bucket."""
         with self.errors(name):
             key = self.prefix + checked(name)
             found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1).get("Contents", [])
@@ -246,7 +242,7 @@ class Bucket:
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
-        """Tell what S3 refuses as wrong input, by its code alone: some servers quote signatures in their messages."""
+        """Turn an error of S3 into an InputError, by its code alone: some servers quote signatures in their messages."""
         host = urlsplit(self.endpoint).netloc.rpartition("@")[2]
         where = f"{self.url}/{name}".rstrip("/") + f" at {host}"
         try:
@@ -261,13 +257,13 @@ class Bucket:
             raise InputError("no credentials for S3", where, CREDENTIALS.replace("check", "set")) from error
         except (HTTPClientError, IncompleteReadError, NoConnectionError) as error:
             remedy = "check the network and AWS_ENDPOINT_URL"
-            raise UnreachableError(f"S3 cannot be reached ({type(error).__name__})", where, remedy) from error
+            raise UnreachableError(f"S3 is unreachable ({type(error).__name__})", where, remedy) from error
         except BotoCoreError as error:
             raise InputError(f"S3 failed ({error})", where, CREDENTIALS) from error
 
 
 def exactly(data: bytes, length: int, where: str) -> bytes:
-    """The data, if that many. Raises InputError."""
+    """Return the data if it has this length; raises InputError."""
     if len(data) != length:
         raise InputError("the object is shorter than asked for", where, "it was replaced or cut: pack it again")
     return data

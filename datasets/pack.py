@@ -1,7 +1,7 @@
-"""``python -m datasets.pack LAYOUT SOURCE DESTINATION``: a data set as downloaded becomes shards and their index.
+"""``python -m datasets.pack LAYOUT SOURCE DESTINATION``: pack a downloaded data set into shards with an index.
 
-The plan (``datasets.packing.plan``) depends on names, sizes and options alone, so an interrupted pack is finished by running it
-again: a shard is put whole or not at all, then a note about it in ``_packing/``; the index comes last.
+The plan (`datasets.packing.plan`) depends only on names, sizes and options, so the same command finishes an interrupted pack.
+A shard is stored completely or not at all, then a note about it in ``_packing/``; the index is written last.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Source, open_source
+from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.boxes import BOX_LAYOUTS, BoxName, renamed
 from datasets.layouts.degrade import Degradation, degraded
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
@@ -27,29 +27,29 @@ from datasets.layouts.listing import Listing
 from datasets.objects import Bucket, Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
-from datasets.packing.summary import account
+from datasets.packing.summary import summary_lines
 from datasets.packing.write import Bytes, write_shards
 from datasets.shards.boxes import BoxTable, table_of_boxes
 from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut
 
-VERSION = 1  # of the bytes that a plan leads to; part of a pack's fingerprint
+VERSION = 1  # of the bytes that a plan produces; part of a pack's fingerprint
 Layout = Literal[Name, FaceName, BoxName]
 KINDS = (
-    f"How it lies. Images of identities: {', '.join(LAYOUTS)}; faces with labels: {', '.join(FACE_LAYOUTS)}; "
+    f"Layout of the data. Images of identities: {', '.join(LAYOUTS)}; faces with labels: {', '.join(FACE_LAYOUTS)}; "
     f"images with boxes: {', '.join(BOX_LAYOUTS)}."
 )
 
 
 class Part(NamedTuple):
-    """The ``number``-th of ``parts`` shares of a pack, from 1 on."""
+    """Part ``number`` of ``parts`` of a pack, from 1 on."""
 
     number: int
     parts: int
 
 
 def part_of(text: str) -> Part:
-    """A share as people write it: 3/8. Raises ValueError."""
+    """Parse a part such as 3/8. Raises ValueError."""
     number, _, parts = text.partition("/")
     part = Part(int(number), int(parts))
     if not 1 <= part.number <= part.parts:
@@ -59,22 +59,22 @@ def part_of(text: str) -> Part:
 
 @dataclass(frozen=True)
 class Options:
-    """What, beside the images, decides how a set is packed."""
+    """Options that, with the images, decide how a set is packed."""
 
     shard_size: Bytes = 64 << 20
-    """Bytes of a shard at most, e.g. 64MiB."""
+    """Largest shard in bytes, e.g. 64MiB."""
     max_block: Bytes = 256 << 10
-    """Bytes of an identity that are read at once, at most."""
+    """Largest block in bytes: images of an identity that are read together."""
     seed: int = 0
-    """Draws the order of the images, and the identities that are held out."""
+    """Seed of the order of the images, and of the draw of held-out identities."""
     held_out: float = 0.25
-    """RankSlice kept from training where the data set does not say: identities (folders, omniglot), or images (faces, boxes)."""
+    """Fraction held out for testing if the set defines no splits: of identities (folders, omniglot) or images (faces, boxes)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
     rename: tuple[str, ...] = ()
-    """Other names for classes of boxes, as in rbc=RBC wbc=WBC."""
+    """New names for classes of boxes, e.g. rbc=RBC wbc=WBC."""
     degrade: Degradation | None = None
-    """Make another domain of the images, by the seed: fog, night, blur or stain; the index says so."""
+    """Turn the images into another domain, by the seed: fog, night, blur or stain. The index records it."""
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "max_block", "min_samples"):
@@ -84,7 +84,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Pack(Options):
-    """Pack a data set into shards in which an identity's images lie side by side."""
+    """Pack a data set into shards that store an identity's images side by side."""
 
     layout: Annotated[tyro.conf.Positional[Layout], tyro.conf.arg(metavar="LAYOUT", help=KINDS)] = tyro.MISSING
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
@@ -92,11 +92,11 @@ class Pack(Options):
     destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
-    """How many images may fail to decode; they are left out and named."""
+    """How many images may fail to decode; they are left out and listed."""
     overwrite: bool = False
     """Replace the shards at the destination."""
     part: str = ""
-    """K/N: write the K-th of N shares of the shards, and no index; when all are there, the command without it ends the pack."""
+    """K/N: write only part K of N of the shards, and no index. When all parts are done, run without --part to finish."""
     quiet: bool = False
     """No progress bar, no summary."""
 
@@ -105,10 +105,10 @@ def pack(
     layout: Layout, source: Path, destination: str, options: Options | None = None, *,
     allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
 ) -> Index:  # fmt: skip
-    """Pack a data set, or finish a pack that was interrupted, or find that it is done.
+    """Pack a data set, or finish an interrupted pack; a complete one is not packed again. Returns the index.
 
     Raises:
-        InputError: the source is not of that layout, an image cannot be read, or the destination holds something else.
+        InputError: the source has another layout, an image cannot be read, or the destination holds something else.
     """
     options = options or Options()
     console = Console(stderr=True, quiet=quiet)
@@ -120,7 +120,7 @@ def pack(
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
         written = write_shards(shards, opened, objects, fingerprint, allow_unreadable, console)
         unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
-        lines = list(account(opened, listing, unreadable))
+        lines = list(summary_lines(opened, listing, unreadable))
     about: dict[str, Any] = {
         "layout": layout, "size": list(listing.size), "mirror": listing.mirror, "source": source.resolve().name,
         **_set(options), "splits_by": printable(listing.splits_by), "fingerprint": fingerprint,
@@ -138,7 +138,7 @@ def pack(
 
 
 def _details(listing: Listing, unreadable: dict[str, str]) -> Iterator[str]:
-    """What a user should know of single images and boxes."""
+    """Yield the summary's lines about single images and boxes."""
     yield from (f"left out {name}: {reason}" for name, reason in unreadable.items())
     yield from (f"left out {what}" for what in listing.dropped)
     if listing.dropped:
@@ -149,19 +149,20 @@ def _details(listing: Listing, unreadable: dict[str, str]) -> Iterator[str]:
 def _summary(index: Index, listing: Listing) -> str:
     total = sum(shard.size for shard in index.shards) / 2**20
     what = f"of {len(index.identities):,} identities" if not index.labels else f"with labels of {', '.join(index.labels)}"
-    what = what if index.boxes is None else _told(index.boxes, listing.classes or ())
+    what = what if index.boxes is None else _box_counts(index.boxes, listing.classes or ())
     return f"packed {len(index):,} images {what} into {len(index.shards)} shards, {total:.1f} MiB, at {index.url}"
 
 
 def pack_part(
     layout: Layout, source: Path, destination: str, options: Options, part: Part, *, allow_unreadable: int = 0, quiet: bool = True
 ) -> int:
-    """Write every ``part.parts``-th shard of a set, and no index: `pack` finds them, writes what is missing, and the index.
+    """Write every ``part.parts``-th shard of a set, without an index; returns their number.
 
-    So a pack is shared out over processes or machines that see the same source. Gives the number of these shards.
+    So several processes or machines that see the same source can pack it together. `pack` then writes what is missing, and the
+    index.
 
     Raises:
-        InputError: as `pack`.
+        InputError: as for `pack`.
     """
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
@@ -171,19 +172,19 @@ def pack_part(
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
         own = shards[part.number - 1 :: part.parts]
         write_shards(own, opened, objects, fingerprint, allow_unreadable, console)
-    told = f"packed part {part.number} of {part.parts}: {len(own)} of {len(shards)} shards, at {objects.url}"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    line = f"packed part {part.number} of {part.parts}: {len(own)} of {len(shards)} shards, at {objects.url}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     return len(own)
 
 
 @contextmanager
 def _listed(
     layout: Layout, source: Path, objects: Folder | Bucket, options: Options, console: Console
-) -> Iterator[tuple[Source, Listing, str]]:
-    """The source, opened; what is to be packed of it; and the fingerprint of that."""
+) -> Iterator[tuple[Archive, Listing, str]]:
+    """Open the source; yields it with the listing to be packed and the pack's fingerprint."""
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", objects.url, "pack to another place")
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options)
         images = [sample.name for sample in listing.samples]
@@ -192,21 +193,21 @@ def _listed(
             yield packed, listing, _fingerprint(listing, packed, layout, options)
 
 
-def _told(boxes: BoxTable, classes: Sequence[str]) -> str:
-    """Boxes by class, and how many images nobody annotated."""
+def _box_counts(boxes: BoxTable, classes: Sequence[str]) -> str:
+    """Describe the number of boxes of each class, and of images that nobody annotated."""
     counts = np.bincount(boxes.classes, minlength=len(classes)).tolist()
-    told = ", ".join(f"{count:,} {name}" for name, count in zip(classes, counts, strict=True) if count) or "no boxes"
+    named = ", ".join(f"{count:,} {name}" for name, count in zip(classes, counts, strict=True) if count) or "no boxes"
     bare = int((~boxes.annotated).sum())
-    return f"with {told}" + (f" ({bare:,} not annotated)" if bare else "")
+    return f"with {named}" + (f" ({bare:,} not annotated)" if bare else "")
 
 
 def _set(options: Options) -> dict[str, object]:
-    """The options as they are told in the index; those of sets with boxes only where they are used."""
+    """Return the options that the index records; rename and degrade only where they are used."""
     return {name: value for name, value in asdict(options).items() if value or name not in ("rename", "degrade")}
 
 
 def _trained_on(listing: Listing, where: str, options: Options) -> Listing:
-    """The listing without training identities that have too few images."""
+    """Return the listing without training identities that have too few images."""
     counts = Counter(sample.identity for sample in listing.samples if sample.split == "train")
     few = {identity for identity, count in counts.items() if count < options.min_samples}
     samples = [sample for sample in listing.samples if sample.split != "train" or sample.identity not in few]
@@ -215,19 +216,19 @@ def _trained_on(listing: Listing, where: str, options: Options) -> Listing:
     identities = {sample.identity for sample in samples}
     if len(identities) < 2 and listing.classes is None and not any(sample.labels for sample in samples):
         found = f"only '{next(iter(identities))}'" if identities else "none"
-        remedy = "there is nobody to tell apart: are the layout and --min-samples right?"
+        remedy = "training needs at least two: are the layout and --min-samples right?"
         raise InputError(f"fewer than two identities ({found})", where, remedy)
     return replace(listing, samples=samples, left_out={**listing.left_out, **rules})
 
 
-def _fingerprint(listing: Listing, source: Source, layout: str, options: Options) -> str:
-    """The same for packs that lead to the same shards, as far as names and sizes can tell."""
+def _fingerprint(listing: Listing, source: Archive, layout: str, options: Options) -> str:
+    """Return a hash of the names, sizes, labels and options that determine the shards."""
     digest = hashlib.sha256(json.dumps([VERSION, layout, _set(options)], sort_keys=True).encode())
     for sample in sorted(listing.samples, key=lambda s: s.name):
-        told: list[object] = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
-        told += [sorted(sample.labels.items())] if sample.labels else []
-        told += [sample.boxes] if sample.boxes is not None else []
-        digest.update(json.dumps(told).encode())
+        facts: list[object] = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
+        facts += [sorted(sample.labels.items())] if sample.labels else []
+        facts += [sample.boxes] if sample.boxes is not None else []
+        digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:16]
 
 
@@ -241,7 +242,7 @@ def main() -> None:
         try:
             part = part_of(args.part)
         except ValueError as error:
-            raise InputError(f"'{args.part}' is no share of a pack", "--part", "give K/N, K from 1 to N") from error
+            raise InputError(f"'{args.part}' is no part of a pack", "--part", "give K/N, K from 1 to N") from error
         pack_part(
             args.layout, args.source, args.destination, options, part, allow_unreadable=args.allow_unreadable, quiet=args.quiet
         )

@@ -1,12 +1,12 @@
-"""``python -m datasets.pack_videos LAYOUT SOURCE DESTINATION``: clips of videos, frames or skeletons become shards and an index.
+"""``python -m datasets.pack_videos LAYOUT SOURCE DESTINATION``: pack clips of videos, frames or skeletons into shards.
 
-Each clip is an identity whose strips (`datasets.shards.frame_strips`) lie side by side and in order, so that a clip, or a part of it, is one
-ranged read. Its actions stand in the index (``clips.parquet``). What cannot be used is left out by rule, counted and named:
+Each clip is an identity. Its strips (`datasets.shards.frame_strips`) lie side by side and in order, so that one ranged read gets
+a clip or a part of it. Its actions are in the index (``clips.parquet``). What cannot be used is reported:
 
-- a file that is broken, cut off, empty or too large for memory counts against ``--allow-unreadable``;
+- a file that is broken, truncated, empty or too large for memory counts against ``--allow-unreadable``;
 - a clip with fewer than ``--min-frames`` frames is left out as too short;
 - a file that no list names is left out;
-- a video whose frames come at a variable rate is brought to ``--rate`` by their times, like any other, and counted.
+- a video with a variable frame rate is resampled to ``--rate`` like any other, and counted.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from rich.console import Console
 
 from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Source, open_source
+from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.listing import Sample
 from datasets.layouts.videos import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 from datasets.left_out import NAMED
@@ -37,38 +37,38 @@ from datasets.objects import Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import index_of, plan_shards
 from datasets.packing.summary import lines_of
-from datasets.packing.write import Bytes, progress, write_shards
+from datasets.packing.write import Bytes, progress, refuse_unreadable, write_shards
 from datasets.shards.frame_strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut, counted
 
-VERSION = 2  # of the bytes that a listing leads to; part of a pack's fingerprint
+VERSION = 2  # of the bytes that a listing produces; part of a pack's fingerprint
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What, beside the videos, decides how a set is packed."""
+    """Options that, with the videos, decide how a set is packed."""
 
     stream: Stream = "rgb"
-    """What is stored: the pictures, or the optical flow between them (a set of its own); skeletons for skeletons_npz."""
+    """What is stored: RGB frames, or the optical flow between them (a separate set); skeletons for skeletons_npz."""
     rate: float = 25.0
-    """Frames a second that videos are brought to; frames_npz and skeletons_npz are taken to have it."""
+    """Frames per second that videos are resampled to; frames_npz and skeletons_npz must already have it."""
     side: int = 128
-    """Pixels of a frame's shorter side, at most."""
+    """Largest shorter side of a frame, in pixels; larger frames are shrunk."""
     min_frames: int = STRIP
     """Clips with fewer frames are left out."""
     fold: int = 1
-    """Of ucf101 and hmdb51: which of their three splits."""
+    """For ucf101 and hmdb51: which of their three splits."""
     test: str = ""
-    """Of video_csv and frames_npz: which rows are for testing, as column=value,value."""
+    """For video_csv and frames_npz: rows that are for testing, as column=value,value."""
     held_out: float = 0.25
-    """RankSlice of the clips kept for testing where nothing else says."""
+    """Fraction of the clips held out for testing if the data set defines no splits."""
     seed: int = 0
-    """Draws the order of the clips."""
+    """Seed of the order of the clips."""
     shard_size: Bytes = 64 << 20
-    """Bytes of a shard at most, e.g. 64MiB."""
+    """Largest shard in bytes, e.g. 64MiB."""
     max_block: Bytes = 1 << 20
-    """Bytes of a clip that are read at once, at most."""
+    """Largest block in bytes: strips of a clip that are read together."""
 
     def __post_init__(self) -> None:
         for name in ("side", "min_frames", "shard_size", "max_block"):
@@ -80,17 +80,17 @@ class VideoOptions:
 
 @dataclass(frozen=True)
 class PackVideos(VideoOptions):
-    """Pack videos into shards from which a training job reads the frames that it needs."""
+    """Pack videos into shards from which a training job reads only the frames that it needs."""
 
     layout: Annotated[
-        tyro.conf.Positional[Name], tyro.conf.arg(metavar="LAYOUT", help=f"How it lies: {', '.join(VIDEO_LAYOUTS)}.")
+        tyro.conf.Positional[Name], tyro.conf.arg(metavar="LAYOUT", help=f"Layout of the data: {', '.join(VIDEO_LAYOUTS)}.")
     ] = tyro.MISSING
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """The folder, zip or tar that was downloaded."""
     destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DESTINATION")] = tyro.MISSING
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
-    """How many clips may be broken or empty; they are left out and named."""
+    """How many clips may be broken or empty; they are left out and listed."""
     overwrite: bool = False
     """Replace the shards at the destination."""
     quiet: bool = False
@@ -99,7 +99,7 @@ class PackVideos(VideoOptions):
 
 @dataclass
 class _Cut:
-    """What became of the clips so far: strips by name, and the rows of ``clips.parquet`` by clip."""
+    """The clips so far, cut into strips: the sizes of the strips, and by clip the rows of ``clips.parquet``."""
 
     samples: list[Sample] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -113,18 +113,19 @@ def pack_videos(
     layout: Name, source: Path, destination: str, options: VideoOptions | None = None, *,
     allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
 ) -> Index:  # fmt: skip
-    """Pack clips, or finish a pack that was interrupted, or find that it is done. The strips are kept in a temporary folder
-    until all clips are decoded: it needs as much room as the set.
+    """Pack clips, or finish an interrupted pack; a complete one is not packed again. Returns the index.
+
+    The strips are in a temporary folder until all clips are decoded; it needs as much space as the set.
 
     Raises:
-        InputError: the source is not of that layout, a clip is broken, or the destination holds something else.
+        InputError: the source has another layout, a clip is broken, or the destination holds something else.
     """
     options = options or VideoOptions()
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", destination, "pack to another place")
-    with open_source(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
+    with open_archive(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         choice = Choice(HeldOut(options.held_out, options.seed), options.fold, options.test)
         listing = VIDEO_LAYOUTS[layout](opened, choice)
         if (listing.kind == "skeletons") != (options.stream == "skeletons"):
@@ -134,7 +135,7 @@ def pack_videos(
             console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
             return done
         cut = _cut_all(listing, opened, options, Path(folder), allow_unreadable, console)
-        strips = Source(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
+        strips = Archive(opened.where, cut.sizes, lambda name: (Path(folder) / name).read_bytes())
         shards = plan_shards(cut.samples, cut.sizes, options.shard_size, options.max_block, options.seed, in_order=True)
         written = write_shards(shards, strips, objects, fingerprint, 0, console)
     left, seen = _left_out(listing, opened), len(opened.sizes) + sum(map(len, opened.left_out.values()))
@@ -149,17 +150,17 @@ def pack_videos(
     index, keys = index_of(objects.url, shards, written, about)
     write_index(objects, index, keys, clips=_table(index, cut, classes))
     forget(objects)
-    _tell(index, cut, left, console)
+    _print_summary(index, cut, left, console)
     return index
 
 
 def frames_of(clip: Clip, kind: Kind, file: IO[bytes], where: str, options: VideoOptions) -> tuple[Frames, list[str], bool]:
-    """A clip's frames as they will be stored, the action of each frame where that is known, and if its rate was variable.
+    """Return a clip's frames as they will be stored, each frame's action if known (else empty), and if its rate was variable.
 
     Raises:
         ValueError, InputError: the clip is broken or empty, or there is not enough memory for it.
     """
-    told: list[str] = []
+    actions: list[str] = []
     variable = False
     with _bounded():
         if kind == "skeletons":
@@ -167,19 +168,19 @@ def frames_of(clip: Clip, kind: Kind, file: IO[bytes], where: str, options: Vide
         elif kind == "arrays":
             arrays = arrays_of(file, where, ("frames",), ("actions",))
             frames = _pictures(arrays["frames"], options.side)
-            told = texts_of(arrays["actions"]) if "actions" in arrays else []
-            if told and len(told) != len(frames):
-                raise ValueError(f"it has {len(frames)} frames and the actions of {len(told)}")
+            actions = texts_of(arrays["actions"]) if "actions" in arrays else []
+            if actions and len(actions) != len(frames):
+                raise ValueError(f"it has {len(frames)} frames and the actions of {len(actions)}")
         else:
             frames, variable = read_video(file, options.rate, options.side, clip.start, clip.end)
         if options.stream == "flow" and len(frames) > 1:
-            frames, told = flow_of(frames), told[:-1]
-    return frames, told, variable
+            frames, actions = flow_of(frames), actions[:-1]
+    return frames, actions, variable
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Within, what memory or OpenCV cannot hold is a ValueError."""
+    """Turn errors of too large frames, from memory or OpenCV, into a ValueError."""
     try:
         yield
     except MemoryError as error:
@@ -189,7 +190,7 @@ def _bounded() -> Iterator[None]:
 
 
 def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
-    """The frames of one video, or npz file of frames, as a set with these options would hold them; raises InputError."""
+    """Read one video, or npz file of frames, as a set with these options would store it; raises InputError."""
     options = VideoOptions(stream=stream, rate=rate, side=side)
     kind: Kind = "arrays" if path.suffix.lower() == ".npz" else "videos"
     try:
@@ -223,57 +224,50 @@ def _poses(data: bytes, where: str, entry: int) -> Frames:
     return poses
 
 
-def _cut_all(listing: ClipListing, source: Source, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
-    """Decode every clip and put its strips into the folder."""
+def _cut_all(listing: ClipListing, source: Archive, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:
+    """Decode every clip and write its strips to the folder."""
     cut = _Cut()
     numbered = {clip.name(number): clip for number, clip in enumerate(sorted(listing.clips, key=_order))}
     file, data = "", io.BytesIO()  # several clips may be of one file
     with progress(console, len(numbered), "reading", "clips") as advance:
         for name, clip in numbered.items():
             if clip.file != file:
-                file, data = "", io.BytesIO()  # first the memory of the last one goes
+                file, data = "", io.BytesIO()  # release the memory of the last file first
             try:
                 if not file:
                     with _bounded():
                         file, data = clip.file, io.BytesIO(source.read(clip.file))
                 data.seek(0)
-                frames, told, variable = frames_of(clip, listing.kind, data, source.place(file), options)
+                frames, actions, variable = frames_of(clip, listing.kind, data, source.place(file), options)
                 if len(frames) < options.min_frames:
                     cut.too_short.append(f"{name} ({printable(clip.file)}, {len(frames)} frames)")
                 else:
-                    _keep(cut, name, clip, frames, told, options.stream, folder)
+                    _keep(cut, name, clip, frames, actions, options.stream, folder)
                 cut.variable += variable
             except (ValueError, InputError) as error:
                 cut.broken[f"{name} ({printable(clip.file)})"] = str(error.args[0])
-                _refuse(cut.broken, allowed, source)
+                refuse_unreadable(cut.broken, allowed, source, "a clip that cannot be read")
             advance(1)
     if not any(sample.split == "train" for sample in cut.samples):
         raise InputError("no clip to train on is left", source.where, "are the layout, --test and --min-frames right?")
     return cut
 
 
-def _keep(cut: _Cut, name: str, clip: Clip, frames: Frames, told: list[str], stream: Stream, folder: Path) -> None:
+def _keep(cut: _Cut, name: str, clip: Clip, frames: Frames, actions: list[str], stream: Stream, folder: Path) -> None:
     for number, strip in enumerate(strips_of(frames, stream)):
         path = f"{name}-{number:06d}{SUFFIX[stream]}"
         (folder / path).write_bytes(strip)
         cut.sizes[path] = len(strip)
         cut.samples.append(Sample(clip.split, name, "", path))
-    cut.clips[name] = clip, len(frames), told
+    cut.clips[name] = clip, len(frames), actions
 
 
 def _order(clip: Clip) -> tuple[str, float, int]:
     return clip.file, clip.start, clip.entry
 
 
-def _refuse(broken: dict[str, str], allowed: int, source: Source) -> None:
-    if len(broken) > allowed:
-        named = ", ".join(f"{name}: {reason}" for name, reason in broken.items())
-        remedy = f"mend or remove it, or leave out up to N clips by --allow-unreadable N (now {allowed})"
-        raise InputError("a clip that cannot be read", f"{named}; in {source.where}", remedy)
-
-
-def _fingerprint(listing: ClipListing, source: Source, layout: str, options: VideoOptions) -> str:
-    """The same for packs that lead to the same shards, as far as names and sizes can tell."""
+def _fingerprint(listing: ClipListing, source: Archive, layout: str, options: VideoOptions) -> str:
+    """Return a hash of the names, sizes, actions and options that determine the shards."""
     method = METHOD if options.stream == "flow" else ""
     digest = hashlib.sha256(json.dumps([VERSION, layout, method, asdict(options)], sort_keys=True).encode())
     for clip in sorted(listing.clips, key=_order):
@@ -282,19 +276,19 @@ def _fingerprint(listing: ClipListing, source: Source, layout: str, options: Vid
 
 
 def _table(index: Index, cut: _Cut, classes: Sequence[str]) -> pa.Table:
-    """The rows of ``clips.parquet``; an action is the number of its class, a frame without one has -1."""
+    """Return the rows of ``clips.parquet``. An action is the number of its class; a frame without one has -1."""
     number = {name: place for place, name in enumerate(classes)}
     rows = [cut.clips[name] for name in index.identities]
     return pa.table({
         "file": pa.array([printable(clip.file) for clip, _, _ in rows], pa.string()),
         "frames": pa.array([count for _, count, _ in rows], pa.int32()),
         "actions": pa.array([[number[action] for action in clip.actions] for clip, _, _ in rows], pa.list_(pa.int16())),
-        "frame_actions": pa.array([[number.get(name, -1) for name in told] for _, _, told in rows], pa.list_(pa.int16())),
+        "frame_actions": pa.array([[number.get(name, -1) for name in own] for _, _, own in rows], pa.list_(pa.int16())),
     })  # fmt: skip
 
 
-def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
-    """The files of the source that no clip is of, by the rule that leaves them out."""
+def _left_out(listing: ClipListing, source: Archive) -> dict[str, list[str]]:
+    """Return the files without any clip, by the rule that leaves them out."""
     named = {clip.file for clip in listing.clips}.union(listing.lists, *listing.left_out.values())
     rest = [name for name in source.sizes if name not in named]
     endings = tuple(VIDEOS) if listing.kind == "videos" else (".npz",)
@@ -304,7 +298,7 @@ def _left_out(listing: ClipListing, source: Source) -> dict[str, list[str]]:
     return {rule: names for rule, names in left.items() if names}
 
 
-def _tell(index: Index, cut: _Cut, left: Mapping[str, list[str]], console: Console) -> None:
+def _print_summary(index: Index, cut: _Cut, left: Mapping[str, list[str]], console: Console) -> None:
     lines = [f"left out {name}: {reason}" for name, reason in cut.broken.items()]
     lines += [f"left out as too short: {name}" for name in cut.too_short]
     lines += lines_of(left)

@@ -1,6 +1,6 @@
-"""The data that the repository ships: a subset of Omniglot (Lake et al., Science 2015; MIT licence in datasets/data).
+"""The demo data in the repository: a subset of Omniglot (Lake et al., Science 2015; MIT licence in datasets/data).
 
-242 handwritten characters by 20 drawers. A character is an identity, its drawer a camera.
+242 handwritten characters, each drawn by 20 people. A character is an identity, the person who drew it a camera.
 """
 
 import fcntl
@@ -13,11 +13,11 @@ from datasets.pack import VERSION, Options, pack
 from datasets.shards.index import MANIFEST
 
 ARCHIVE = Path(__file__).parent / "data" / "omniglot_small.zip"
-OPTIONS = Options(shard_size=512 * 1024)  # small shards, so that a small set too has several to stream and to shuffle
+OPTIONS = Options(shard_size=512 * 1024)  # small shards, so that this small set has several of them to shuffle
 
 
 def shipped_set() -> str:
-    """The folder of the shipped data as shards; packed when it is first asked for, on each node, to the same bytes.
+    """Return the folder of the demo data as shards. The first call on each node packs them, always to the same bytes.
 
     Raises:
         InputError: the home folder ($HARDSHARD_HOME, else ~/.cache/hardshard) cannot be written.
@@ -31,7 +31,7 @@ def shipped_set() -> str:
     except OSError as error:
         raise InputError(f"the shipped data cannot be packed ({error.strerror})", str(home), "set HARDSHARD_HOME") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a node come here at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)  # all ranks of a node call this at the same time
         if not (folder / MANIFEST).exists():
             pack("omniglot", ARCHIVE, str(folder), OPTIONS)
     return str(folder)

@@ -1,4 +1,4 @@
-"""Text files that others wrote, read without trust: plain text, JSON, csv and XML; whatever is wrong is an InputError by name."""
+"""Safe reading of untrusted text, JSON, csv and XML. Every fault is an InputError that names the file."""
 
 import codecs
 import csv
@@ -15,10 +15,10 @@ WHOLE = "is the file whole, and of the layout that was named?"
 
 
 def text_of(data: bytes, where: str) -> str:
-    """A text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+    """Decode UTF-8, with or without a byte order mark, or UTF-16 with one.
 
     Raises:
-        InputError: it is in another encoding.
+        InputError: another encoding.
     """
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -28,7 +28,7 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def json_of(data: bytes | str, where: str, remedy: str = WHOLE) -> Any:
-    """A JSON document; raises InputError, also for one that is nested too deep to read."""
+    """Parse a JSON document; raises InputError, also where it is nested too deep."""
     try:
         return json.loads(text_of(data, where) if isinstance(data, bytes) else data)
     except ValueError as error:
@@ -38,10 +38,10 @@ def json_of(data: bytes | str, where: str, remedy: str = WHOLE) -> Any:
 
 
 def csv_rows(text: str, where: str, needed: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a csv with a header, each after its place in words.
+    """Yield the rows of a csv with a header, each as (where it is, in words; its cells by column).
 
     Raises:
-        InputError: a needed column is not there, or a row has more or fewer cells than the header.
+        InputError: a needed column is missing, or a row has more or fewer cells than the header.
     """
     rows = csv.DictReader(io.StringIO(text, newline=""))
     try:
@@ -58,20 +58,20 @@ def csv_rows(text: str, where: str, needed: Collection[str] = ()) -> Iterator[tu
 
 
 def csv_columns(text: str) -> list[str]:
-    """The names of a csv's columns."""
+    """Return the names of a csv's columns."""
     return next(csv.reader(io.StringIO(text, newline="")), [])
 
 
 def xml_of(data: bytes, where: str, remedy: str) -> ElementTree.Element:
-    """An XML document, in the encoding that it declares.
+    """Parse an XML document in the encoding that it declares.
 
     Raises:
-        InputError: it is none, or has a DTD, with which an XML can swell to gigabytes.
+        InputError: not an XML, or one with a DTD, which can expand to gigabytes.
     """
     declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([A-Za-z0-9._-]+)[\"'][^>]*\?>", data.removeprefix(codecs.BOM_UTF8))
     encoding = declared[1].decode() if declared else "utf-8"
     unicode = encoding.lower() in ("utf-8", "utf-16")
-    try:  # Python's parser knows no encoding of several bytes but Unicode's, so the text is decoded before
+    try:  # Python's parser knows no multi-byte encoding but Unicode, so the text is decoded here
         text = text_of(data, where) if unicode else data.decode(WIDER.get(encoding.lower(), encoding))
     except (LookupError, UnicodeDecodeError) as error:
         raise InputError(f"not a text in {encoding}, which it declares", where, "save it as UTF-8") from error
@@ -83,20 +83,20 @@ def xml_of(data: bytes, where: str, remedy: str) -> ElementTree.Element:
         raise InputError(f"not an XML ({error})", where, remedy) from error
 
 
-WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932"}  # what is declared so often holds more than that
+WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932"}  # files that declare these often use the larger sets
 
 
 def number_of(value: Any, what: str, where: str) -> float:
-    """A number, or a text of one; raises InputError for anything else (a list, a boolean, no number)."""
+    """Convert a number, or a text of one; raises InputError for anything else (a list, a boolean, another text)."""
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-        raise InputError(f"{what} is {shown}, not a number", where, "mend the annotation") from error
+        raise InputError(f"{what} is {shown}, not a number", where, "correct the annotation") from error
 
 
 def cell(row: Mapping[str, str], names: Collection[str]) -> str:
-    """The first of these columns that the row has, stripped; "" for none."""
+    """Return the cell of the first of these columns that the row has, stripped; "" for none."""
     return next((row[name].strip() for name in names if name in row), "")

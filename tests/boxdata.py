@@ -1,4 +1,4 @@
-"""Sets of images with boxes in each of the forms that are packed: bright discs (round) and bars (long) on a dark ground."""
+"""Images with boxes in every packed layout: bright discs (round) and bars (long) on a dark background."""
 
 import io
 import json
@@ -16,7 +16,7 @@ Thing = tuple[str, int, int, int, int]  # class, left, top, right, bottom in pix
 def scene(
     seed: int, height: int = 48, width: int = 64, tint: tuple[int, int, int] = (200, 200, 40)
 ) -> tuple[np.ndarray, list[Thing]]:
-    """An image [H, W, 3] and what is in it: up to three things, one in a third of the width each."""
+    """An image [H, W, 3] and its objects: up to three, each in one third of the width."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 40, (height, width, 3), dtype=np.uint8)
     things: list[Thing] = []
@@ -61,7 +61,7 @@ def voc_files(count: int, seed: int = 0, annotated: bool = True, **looks: object
 
 
 def coco_files(count: int) -> Files:
-    """COCO's folders: the first images train, the last is of val2017."""
+    """COCO's folders: the last image is in val2017, the others are for training."""
     files: Files = {}
     for split, numbers in (("train", range(count - 1)), ("val", range(count - 1, count))):
         images, annotations = [], []
@@ -73,8 +73,8 @@ def coco_files(count: int) -> Files:
                 box = {"bbox": [a, b, c - a, d - b], "category_id": 7 if label == "round" else 3, "iscrowd": 0}
                 annotations.append({"id": len(annotations), "image_id": number, **box})
         categories = [{"id": 3, "name": "long"}, {"id": 7, "name": "round"}]
-        told = {"images": images, "annotations": annotations, "categories": categories}
-        files[f"annotations/instances_{split}2017.json"] = json.dumps(told).encode()
+        contents = {"images": images, "annotations": annotations, "categories": categories}
+        files[f"annotations/instances_{split}2017.json"] = json.dumps(contents).encode()
         files[f"annotations/captions_{split}2017.json"] = b"{}"
     return files
 

@@ -1,4 +1,4 @@
-"""Ceph's RADOS gateway on loopback, as the second real S3 of the tests: a monitor, a storage daemon in memory and the gateway.
+"""Ceph's RADOS gateway on loopback, a second real S3 server for the tests: a monitor, a storage daemon in memory and the gateway.
 
 From Debian's packages ceph-mon, ceph-osd, radosgw and ceph-common. One copy of everything, gone with its processes.
 """
@@ -59,23 +59,23 @@ rgw_data = {folder}/rgw
 
 
 def missing() -> list[str]:
-    """Programs that are not installed."""
+    """Return the programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
 class CephServer(S3Server):
-    """As `S3Server`; what it stores does not outlive it."""
+    """Like `S3Server`; its data is lost when it stops."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(folder, port)
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def environment(self) -> dict[str, str]:
-        """Also what Arrow, which Ray keeps checkpoints by, needs for a gateway of before 2025: no checksums behind the body."""
+        """Also for Arrow, which Ray uses for checkpoints: gateways before 2025 know no checksums after the body."""
         return {**super().environment(), "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
 
     def call(self, program: str, *arguments: str) -> bytes:
-        """Run one of its programs to the end. Raises RuntimeError with what it says when it fails."""
+        """Run one of its programs to the end. Raises RuntimeError with its output if it fails."""
         options = [] if program in ("ceph-authtool", "monmaptool") else ["-c", f"{self.folder}/ceph.conf"]
         done = subprocess.run([program, *options, *arguments], capture_output=True, timeout=60, check=False)
         if done.returncode:
@@ -108,7 +108,7 @@ class CephServer(S3Server):
             raise
 
     def start_cluster(self, fsid: str, mon: int) -> None:
-        """The monitor and the storage daemon."""
+        """Start the monitor and the storage daemon."""
         keyring, monmap = str(self.folder / "keyring"), str(self.folder / "monmap")
         self.call("ceph-authtool", "-C", keyring)
         for name, rights in KEYS.items():
@@ -125,7 +125,7 @@ class CephServer(S3Server):
         self.wait(lambda: b"1 up" in self.call("ceph", "osd", "stat"))
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Until it is ready, whatever it raises before."""
+        """Wait until it is ready, ignoring errors before."""
         deadline = time.monotonic() + 60
         while True:
             with suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""Small clips and videos: a bright square that moves one way, so that its action can be learned, and nobody is shown."""
+"""Small artificial clips and videos: a bright square whose direction of motion is the action to learn."""
 
 import csv
 import io
@@ -24,15 +24,17 @@ def moving(actions: Sequence[str], frames: int = 10, size: tuple[int, int] = (24
     return clip
 
 
-def npz_folder(folder: Path, words: Sequence[Sequence[str]], frames: int = 10, *, told: bool = False) -> Path:
-    """A folder for the layout frames_npz: a file for each sequence of actions; every third is for testing. ``told``: with the
-    action of each frame."""
+def npz_folder(folder: Path, words: Sequence[Sequence[str]], frames: int = 10, *, frame_actions: bool = False) -> Path:
+    """A folder for the layout frames_npz: a file for each sequence of actions; every third is for testing.
+
+    ``frame_actions``: with the action of each frame.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "manifest.csv").open("w", newline="") as file:
         rows = csv.DictWriter(file, ["path", "labels", "round"])
         rows.writeheader()
         for number, word in enumerate(words):
-            more = {"actions": np.repeat(np.array(word), frames)} if told else {}
+            more = {"actions": np.repeat(np.array(word), frames)} if frame_actions else {}
             np.savez_compressed(folder / f"clip{number:03d}.npz", frames=moving(word, frames, seed=number), **more)
             rows.writerow({"path": f"clip{number:03d}.npz", "labels": ";".join(word), "round": number % 3})
     return folder
@@ -59,7 +61,7 @@ def video_bytes(
 
 
 def stairs(count: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
-    """Plain frames whose brightness tells their number: 10, 30, 50, ..., uint8 [T, H, W, 3]."""
+    """Plain frames whose brightness shows their number: 10, 30, 50, ..., uint8 [T, H, W, 3]."""
     return np.stack([np.full((*size, 3), 10 + 20 * number, np.uint8) for number in range(count)])
 
 

@@ -1,4 +1,4 @@
-"""Pictures that stand for faces: each label can be seen in the picture, so that it can be learned, and nobody is shown."""
+"""Artificial pictures in place of faces: each label is visible in the picture, so that it can be learned."""
 
 import csv
 from pathlib import Path
@@ -26,19 +26,19 @@ def labels(rng: np.random.Generator) -> dict[str, float]:
     return {**points, **binary, **{k: float(v) for k, v in rest.items()}, "yaw": 0.0, "pitch": 0.0, "roll": 0.0}
 
 
-def picture(told: dict[str, float], side: int = 32) -> np.ndarray:
+def picture(labelled: dict[str, float], side: int = 32) -> np.ndarray:
     """A picture [side, side, 3] of the labels: background by gender, brightness by age, dots at the points, bars."""
     image = np.full((side, side, 3), 60, np.uint8)
-    image[..., 0 if told["gender"] else 2] = 200
-    image[: side // 6] = int(told["age"] * 2.5)
-    if told["mask"]:
+    image[..., 0 if labelled["gender"] else 2] = 200
+    image[: side // 6] = int(labelled["age"] * 2.5)
+    if labelled["mask"]:
         image[side // 2 :] = (255, 255, 255)
-    if told["glasses"]:
+    if labelled["glasses"]:
         image[side * 3 // 10 : side * 4 // 10] = 0
-    if told["smile"]:
+    if labelled["smile"]:
         image[-side // 8 :] = (0, 255, 0)
     for name in POINTS:
-        cv2.circle(image, (int(told[f"{name}_x"] * side), int(told[f"{name}_y"] * side)), 2, (255, 255, 0), -1)
+        cv2.circle(image, (int(labelled[f"{name}_x"] * side), int(labelled[f"{name}_y"] * side)), 2, (255, 255, 0), -1)
     return image
 
 
@@ -50,7 +50,7 @@ def faces(folder: Path, count: int, columns: tuple[str, ...] = tuple(COLUMNS), s
         rows = csv.DictWriter(file, ["file", *columns], extrasaction="ignore")
         rows.writeheader()
         for number in range(count):
-            told = labels(rng)
-            cv2.imwrite(str(folder / f"{number:04d}.png"), cv2.cvtColor(picture(told), cv2.COLOR_RGB2BGR))
-            rows.writerow({"file": f"{number:04d}.png", **told})
+            labelled = labels(rng)
+            cv2.imwrite(str(folder / f"{number:04d}.png"), cv2.cvtColor(picture(labelled), cv2.COLOR_RGB2BGR))
+            rows.writerow({"file": f"{number:04d}.png", **labelled})
     return folder

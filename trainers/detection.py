@@ -1,11 +1,11 @@
-"""Detection across domains: boxes of a source teach a detector that is to work on a target, by region alignment and its rivals.
+"""Detection across domains: train on the boxes of a source for images of a target, by region alignment and its alternatives.
 
 python trainers/detection.py --source s3://bucket/bccd --target s3://bucket/cells --classes RBC WBC --name cells --arm align+aug
-python trainers/detection.py --name cells --resume              go on with a run
+python trainers/detection.py --name cells --resume              continue a run
 python trainers/detection.py evaluate --name cells
 python trainers/detection.py predict --name cells --images smear.png a_folder
 python trainers/detection.py export --name cells --to cells.onnx
-python trainers/detection.py compare --source ... --target ... --seeds 0 1 2     all arms, in one table
+python trainers/detection.py compare --source ... --target ... --seeds 0 1 2     all arms in one table
 """
 
 from collections.abc import Iterator
@@ -38,19 +38,19 @@ from trainers.tasks.detection.data import (
     checksum_of,
     domain_stream,
     evaluate_boxes,
-    held_out,
-    looked_at,
+    held_out_split,
     open_box_set,
+    sample_split,
     with_boxes,
 )
 from trainers.tasks.detection.detector import Detector
 from trainers.tasks.detection.export import export_detector
-from trainers.tasks.detection.report import look_at, predict_boxes, print_comparison, print_figures, write_report
+from trainers.tasks.detection.report import detect_samples, predict_boxes, print_comparison, print_figures, write_report
 
 
 @dataclass(frozen=True)
 class Train(DetectionConfig):
-    """Train a detector by one of the arms: checkpoint, evaluate on the target, report."""
+    """Train a detector by one of the arms; write checkpoints, evaluate on the target, write a report."""
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
@@ -63,11 +63,11 @@ class Train(DetectionConfig):
             launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
-        write_report(run, looked_at(domains.target))
+        write_report(run, sample_split(domains.target))
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
-    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    """Run the training loop of one worker; `cluster.launch` starts it on every worker, and again after a failure."""
     config = from_json(Train, settings["config"], "the driver")
     domains = config.open()
     torch.manual_seed(config.seed)
@@ -89,7 +89,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         stream, *optim, samples=len(domains.labelled.train) + len(domains.target.train),
         prepare=lambda batches: with_boxes(batches, domains.labelled, domains.names, config.begin),
     ):  # fmt: skip
-        task.follow(step.done)
+        task.update_mean(step.done)
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
@@ -103,33 +103,33 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, domains: Domains, task: DetectionTask) -> None:
-    """Keep what is seen on some of the target's images, and the figures of those held out, where there are any with boxes; every
-    rank evaluates its slice."""
+    """Record the detections on some images of the target and, if it has held-out images with boxes, their metrics; every rank
+    evaluates its slice."""
     target = domains.target
-    seen = look_at(task, looked_at(target), target.size, domains.names, run.worker.device)
+    seen = detect_samples(task, sample_split(target), target.size, domains.names, run.worker.device)
     run.log.notes.setdefault("seen", []).append({"step": run.log.step, "images": seen})
-    if held_out(target) is not None:
+    if held_out_split(target) is not None:
         result = evaluate_boxes(task.kept, target, domains.names, run.config.cache, **run.for_evaluation(task))
         run.evaluated(result.figures, result.bad, f"mAP50 {result.figures['mAP50']:.1%} on the target")
 
 
 def trained_detector(trained: Opened) -> Detector:
-    """A run's detector."""
+    """The detector of a trained run."""
     return trained.loaded(Detector(trained.config.model, len(trained.state["classes"]), fetch=False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnData):
-    """Evaluate a trained run on the held-out images of its target, or of another set."""
+    """Evaluate a trained run on the held-out images of its target or of another set."""
 
     def run(self) -> None:
-        """Evaluate here, without the cluster."""
+        """Evaluate in this process, without the cluster."""
         trained = open_run(Train, self)
         config, classes = trained.config, trained.state["classes"]
         box_set = open_box_set(absolute(self.data) if self.data else config.target, config.side, "data")
         if not set(classes) <= set(box_set.classes):
-            what, remedy = f"the run finds {', '.join(classes)}", f"the set has: {', '.join(box_set.classes) or 'no classes'}"
-            raise InputError(what, box_set.index.url, remedy)
+            what = f"the run has the classes {', '.join(classes)}, the set {', '.join(box_set.classes) or 'none'}"
+            raise InputError(what, box_set.index.url, "evaluate on a set with these classes")
         detector = trained_detector(trained)
         result = evaluate_boxes(detector, box_set, classes, config.cache, trained.device, workers=self.workers)
         print_unread(result.bad)
@@ -139,13 +139,13 @@ class Evaluate(OnData):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OnRun):
-    """Find boxes on images and on those in folders: COCO's JSON and a picture of each, in the run's folder."""
+    """Predict the boxes of images; COCO's JSON and a picture of each image go into the run's folder."""
 
     images: tuple[Path, ...]
-    """Images, and folders of images."""
+    """Images and folders of images."""
 
     def run(self) -> None:
-        """Print a line for each image, and where the JSON is."""
+        """Predict, and print a line for each image and the address of the JSON."""
         trained, source = open_run(Train, self), frames_of_files(self.images)
         classes, side = trained.state["classes"], trained.config.side
         predict_boxes(trained.run, trained_detector(trained), source, side, classes, trained.device)
@@ -153,12 +153,12 @@ class Predict(OnRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ToFile):
-    """Export the detector of a trained run as ONNX (to a file *.onnx), checked for equal output."""
+    """Export the detector of a trained run to an ONNX file, and check that its output is the same."""
 
     def run(self) -> None:
-        """Write the file; it takes one uint8 RGB image [1, 3, H, W] and gives boxes [n, 4], scores [n] and labels [n]."""
+        """Write the file: input one uint8 RGB image [1, 3, H, W], outputs boxes [n, 4], scores [n] and labels [n]."""
         if self.to.suffix != ".onnx":
-            raise InputError("not a format to export to", str(self.to), "end it with .onnx")
+            raise InputError("not a format to export to", str(self.to), "give a file name with the ending .onnx")
         trained = open_run(Train, self)
         labels = [f"{number} {name}" for number, name in enumerate(trained.state["classes"], 1)]
         what = f"images of {trained.size[0]}x{trained.size[1]}"
@@ -167,7 +167,7 @@ class Export(ToFile):
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
+    """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
 
     sets: ClassVar = ("arm",)
     train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
@@ -175,8 +175,8 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def run(self) -> None:
-        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
-        remedy = "pack the target with boxes and some held out"
+        """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
+        remedy = "pack the target with boxes and with held-out images"
         compare(self.train, self.arms, self.seeds, self._configs, print_comparison, remedy=remedy)
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
@@ -184,7 +184,7 @@ class Compare:
             yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
 
 
-defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
+defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

@@ -1,8 +1,8 @@
-"""Ordered actions in a video, learned without frame labels: features of each frame, an RNN, CTC; recognised online.
+"""Recognise the sequence of actions in a video, whole or online: frame features, an RNN, and CTC, without frame labels.
 
 python -m datasets.pack_videos video_csv VIDEOS s3://bucket/set       a csv: file, labels in order ("pour;stir;drink")
 python trainers/sequences.py --data s3://bucket/set --name cook --cluster.workers 8
-python trainers/sequences.py --name cook --resume                go on with a run
+python trainers/sequences.py --name cook --resume                continue a run
 python trainers/sequences.py evaluate --name cook
 python trainers/sequences.py predict --name cook --videos some.mp4 a_folder
 python trainers/sequences.py predict --name cook --stream 0      a camera, a video file or its address, a folder of frames
@@ -38,14 +38,14 @@ from trainers.engine.worker import Worker
 from trainers.tasks.video.config import SequencesConfig
 from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of
 from trainers.tasks.video.evaluation import evaluate_sequences, figures_of_sequences
-from trainers.tasks.video.predict import TrainedOnClips, of_files, of_stream, predict_sequences, timelines
+from trainers.tasks.video.predict import TrainedOnClips, predict_files, predict_stream, save_predictions, timelines
 from trainers.tasks.video.report import print_comparison, print_figures, write_report
 from trainers.tasks.video.sequence_model import FromClips, LossKind, SequenceModel, SequenceTask
 
 
 @dataclass(frozen=True)
 class Train(SequencesConfig):
-    """Train a model of action sequences on a set of clips: checkpoint, evaluate, report."""
+    """Train a model of action sequences on a set of clips; write checkpoints, evaluate, write a report."""
 
     def run(self) -> None:
         """Check, train on the cluster, write the report."""
@@ -60,12 +60,12 @@ class Train(SequencesConfig):
         pictures = []
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
-            pictures = list(timelines(trained_on(OnRun(name=config.name, runs=config.runs)), clips))
+            pictures = list(timelines(open_trained(OnRun(name=config.name, runs=config.runs)), clips))
         write_report(run, pictures)
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
-    """One worker's part of a run: what Ray Train starts on every GPU, and starts again when one dies."""
+    """Run the training loop of one worker; `cluster.launch` starts it on every worker, and again after a failure."""
     config = from_json(Train, settings["config"], "the driver")
     clips = open_clips(config.data)
     joints = joints_of(clips)
@@ -96,7 +96,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, clips: ClipSet, task: SequenceTask) -> None:
-    """Keep the figures of the test videos, where there are any; every rank evaluates its slice."""
+    """Record the metrics of the test videos, if the set has any; every rank evaluates its slice."""
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
         found, bad = evaluate_sequences(
@@ -106,8 +106,8 @@ def evaluate(run: TrainingRun, clips: ClipSet, task: SequenceTask) -> None:
         run.evaluated(figures, bad, f"edit distance {figures['edit']:.1%}")
 
 
-def trained_on(verb: OnRun) -> TrainedOnClips[SequenceModel]:
-    """The model of the run that a verb names."""
+def open_trained(verb: OnRun) -> TrainedOnClips[SequenceModel]:
+    """The trained model of the run that a command names."""
     opened = open_run(Train, verb)
     state = opened.state
     joints = (int(state["joints"][0]), int(state["joints"][1])) if state["joints"] else None
@@ -117,15 +117,15 @@ def trained_on(verb: OnRun) -> TrainedOnClips[SequenceModel]:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnData):
-    """Evaluate a trained run on the test videos of its set, or of another."""
+    """Evaluate a trained run on the test videos of its set or of another."""
 
     def run(self) -> None:
-        """Evaluate here, without the cluster."""
-        trained = trained_on(self)
+        """Evaluate in this process, without the cluster."""
+        trained = open_trained(self)
         config, run = trained.opened.config, trained.opened.run
         clips = open_clips(self.data or config.data)
         if not trained.fits(clips):
-            what = f"the set has {len(clips.class_names)} actions in {clips.stream}, and the run others"
+            what = f"the set has {len(clips.class_names)} actions in {clips.stream}, the run has others"
             raise InputError(what, clips.index.url, "evaluate on a set of the same actions and stream")
         chosen, device = evaluation_clips(clips), trained.opened.device
         found, bad = evaluate_sequences(
@@ -142,42 +142,45 @@ class Predict(OnRun):
     """Predict the actions in videos, or recognise them online in a stream of frames."""
 
     videos: tuple[Path, ...] = ()
-    """Video files, npz files of frames, and folders of them."""
+    """Video files, npz files of frames, and folders of these."""
     stream: str = ""
     """A camera's number, a video file or its address, or a folder of frames; needs a causal model of RGB."""
     chunk: int = 8
-    """Frames of the stream that are recognised at once: fewer report sooner, more take less computing."""
+    """Frames of the stream that are processed at once: fewer report sooner, more need less computing."""
     threshold: float = 0.0
     """Probability above which an action of the stream is reported."""
 
     def run(self) -> None:
-        """Only JSON on stdout: a line for each video, or for each action of the stream as it is recognised; a picture of the
-        timeline, for the last video."""
+        """Print only JSON to stdout: a line for each video, or for each action of the stream when it is recognised; draw the
+        timeline of the stream or of the last video."""
         if bool(self.videos) == bool(self.stream) or self.chunk < 1 or not 0 <= self.threshold < 1:
             what = "predict takes either --videos or --stream, --chunk of at least 1, --threshold from 0 to below 1"
             raise InputError(what, "", "see `predict --help`")
-        trained = trained_on(self)
+        trained = open_trained(self)
         if trained.stream == "skeletons" or (self.stream and trained.stream != "rgb"):
-            what, remedy = f"the model is one of {trained.stream}", "use one of RGB; `evaluate` takes packed sets"
+            what, remedy = f"the model's input is {trained.stream}", "use a model of RGB; `evaluate` takes packed sets"
             raise InputError(what, trained.opened.run.url, remedy)
-        by_files = of_files(trained, self.videos)
-        predict_sequences(trained, of_stream(trained, self.stream, self.chunk, self.threshold) if self.stream else by_files)
+        if self.stream:
+            lines = predict_stream(trained, self.stream, self.chunk, self.threshold)
+        else:
+            lines = predict_files(trained, self.videos)
+        save_predictions(trained, lines)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ToFile):
-    """Export the model of a trained run for videos of a fixed length: ONNX or torch.export, checked for equal output."""
+    """Export the model of a trained run for videos of one length as ONNX or torch.export; check that its output is the same."""
 
     frames: int = 64
-    """T, the length of the videos."""
+    """T, the number of frames of a video."""
 
     def run(self) -> None:
-        """Write the file; it takes uint8 RGB videos [B, 3, T, H, W] and gives log-probabilities [B, T, C + 1], 0 the blank."""
+        """Write the file: input uint8 RGB videos [B, 3, T, H, W], output log-probabilities [B, T, C + 1], 0 is the blank."""
         if self.frames < 1:
-            raise InputError(f"no video is {self.frames} frames long", "--frames", "give at least 1")
-        write, trained = exporter(self.to, "log_probs"), trained_on(self)
+            raise InputError(f"frames is {self.frames}", "--frames", "give at least 1")
+        write, trained = exporter(self.to, "log_probs"), open_trained(self)
         if trained.stream == "skeletons":
-            raise InputError("the model is one of skeletons", trained.opened.run.url, "export one of pictures")
+            raise InputError("the model's input is skeletons", trained.opened.run.url, "export a model of images")
         height, width = trained.opened.config.clip.size
         model, size = FromClips(trained.model.cpu()), (self.frames, height, width)
         what = f"{self.frames} frames of {height}x{width}"
@@ -189,7 +192,7 @@ Arm = Literal["ctc", "ctc-cold", "ctc-both-ways", "frames", "even"]
 
 @dataclass(frozen=True)
 class Compare:
-    """Train arms over seeds with the same settings, and print one table; runs that have ended are read, not trained again."""
+    """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
 
     sets: ClassVar = ("loss", "model.causal")
     train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
@@ -197,7 +200,7 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1)
 
     def run(self) -> None:
-        """Train what is not there yet; the table goes to the console and, as JSON, into the runs' folder."""
+        """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         remedy = "pack with --test, or --held-out above 0"
         compare(self.train, self.arms, self.seeds, self._configs, print_comparison, remedy=remedy)
 
@@ -209,7 +212,7 @@ class Compare:
             yield arm, replace(base, loss=loss, flat_start=flat_start, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
 
 
-defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
+defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

@@ -1,5 +1,7 @@
-"""A data set as it was downloaded: a folder, a zip or a tar, read in place. Nothing is unpacked: a name in an archive is only
-ever looked up in the archive's own listing, so it can lead nowhere else."""
+"""A downloaded data set: a folder, a zip or a tar, read in place.
+
+Nothing is unpacked. Names are only looked up in the archive's own listing, so no name can lead out of it.
+"""
 
 import bz2
 import gzip
@@ -26,15 +28,17 @@ from datasets.texts import text_of
 
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
 GIVE = "give the folder, zip or tar that was downloaded"
-NOWHERE = "links to what is not there"
+NOWHERE = "links to missing files"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
 PATH_MAX = 4096  # bytes of a link's target
 
 
 @dataclass(frozen=True)
-class Source:
-    """Files by name (parts joined by ``/``) with their sizes in bytes, sorted by name. Names that are no UTF-8 have surrogate
-    escapes. ``left_out``: by a rule in words, the names of what was seen there and is not among the files."""
+class Archive:
+    """An opened folder, zip or tar. ``sizes``: bytes of each file by name (parts joined by ``/``), sorted by name.
+
+    Names that are not UTF-8 have surrogate escapes. ``left_out``: names that are not among the files, by rule in words.
+    """
 
     where: str
     sizes: dict[str, int]
@@ -42,14 +46,14 @@ class Source:
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
-        """A file's place in words."""
+        """Describe where a file lies, for messages."""
         return f"{name} in {self.where}"
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """One file, of at most so many bytes.
+        """Read a file of at most ``most`` bytes.
 
         Raises:
-            InputError: it cannot be read, is larger, or is not as long as it was when listed.
+            InputError: it cannot be read, is larger, or its length differs from the listing.
         """
         remedy = "get it again, or take it out"
         if name not in self.sizes:
@@ -69,20 +73,19 @@ class Source:
         return data
 
     def text(self, name: str) -> str:
-        """A file as text; raises InputError."""
+        """Read a file as text; raises InputError."""
         return text_of(self.read(name, MAX_TEXT), self.place(name))
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """A folder, a ``.zip``, or a ``.tar`` (also compressed by gzip, bzip2 or xz), told apart by content: first whether it is a
-    tar, since one that ends in an npz file passes for a zip, too.
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open a folder, a zip, or a tar (also compressed by gzip, bzip2 or xz); the content decides which it is.
 
-    Links are followed, in archives too, where they lead to a file or folder of the archive. A compressed tar allows no random
-    access, so it is expanded once, as one nameless temporary file.
+    Links to files or folders inside the archive are followed. A compressed tar has no random access, so it is first expanded to
+    an unnamed temporary file.
 
     Raises:
-        InputError: nothing there, nothing in it, or neither of these kinds.
+        InputError: there is nothing, nothing in it, or it is none of these kinds.
     """
     with ExitStack() as stack:
         try:
@@ -90,7 +93,7 @@ def open_source(path: Path) -> Iterator[Source]:
                 files = _folder(path)
             elif not path.is_file():
                 raise InputError("no such folder or archive", str(path), GIVE)
-            elif tarfile.is_tarfile(path) or _compression(path):
+            elif tarfile.is_tarfile(path) or _compression(path):  # first: a tar that ends in an npz file looks like a zip, too
                 files = _tar(stack.enter_context(_expanded(path)), str(path))
             elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
                 files = _zip(stack.enter_context(zipfile.ZipFile(path)))
@@ -104,12 +107,12 @@ def open_source(path: Path) -> Iterator[Source]:
         if not files.sizes:
             raise InputError("holds no files", str(path), GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
-        yield Source(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
+        yield Archive(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
 
 
 @dataclass
 class _Files:
-    """What a folder or an archive holds, and how one of it is read."""
+    """The files of an archive while it is being listed, and the function that reads one of them."""
 
     read: Callable[[str], bytes]
     sizes: dict[str, int] = field(default_factory=dict)
@@ -176,7 +179,7 @@ def _expanded(path: Path) -> IO[bytes]:
         with opener(path) as packed:
             shutil.copyfileobj(packed, whole, 1 << 20)
         whole.seek(0)
-        stack.pop_all()  # it is the caller's to close
+        stack.pop_all()  # the caller closes it
     return whole
 
 
@@ -212,7 +215,7 @@ def _tar(file: IO[bytes], where: str) -> _Files:
 
 
 def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int, int]]:
-    """Where a member's bytes lie: in one piece, or without the holes of a sparse file."""
+    """Yield where a member's bytes lie: one piece, or the pieces of a sparse file."""
     offset = member.offset_data
     for start, size in cast(list[tuple[int, int]], member.sparse) if member.issparse() else [(0, member.size)]:
         yield offset, start, size
@@ -220,8 +223,8 @@ def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int, int]]:
 
 
 def _name_in_archive(name: str, found: _Files) -> str | None:
-    """A member's name with slashes alone; None, and noted, if it would lead out of the archive."""
-    name = name if "/" in name else name.replace("\\", "/")  # as some tools of Windows write it
+    """Return a member's name with slashes only; None, noted as left out, if it would lead out of the archive."""
+    name = name if "/" in name else name.replace("\\", "/")  # some Windows tools write backslashes
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith("/"):
         found.leave_out("names that lead out of the archive", name)
@@ -230,7 +233,7 @@ def _name_in_archive(name: str, found: _Files) -> str | None:
 
 
 def _followed(links: Mapping[str, str], found: _Files) -> dict[str, str]:
-    """The file that each link leads to: to itself, by other links, or below a folder that it leads to."""
+    """Return the file that each link leads to, directly or by other links; for a link to a folder, each file below it."""
     files: dict[str, str] = {}
     by_folder: dict[str, list[str]] = defaultdict(list)
     for name in found.sizes if any(target not in found.sizes for target in links.values()) else ():

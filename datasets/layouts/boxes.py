@@ -1,4 +1,4 @@
-"""Sets of images with boxes: Pascal VOC's, COCO's, a csv's. Coordinates are taken as edges, without VOC's offset of a pixel."""
+"""Layouts of images with boxes: Pascal VOC, COCO, csv. Coordinates are edges of pixels, without VOC's offset of one pixel."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -6,39 +6,37 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.box_collector import BoxCollector, coordinate, headers_of, said_size
 from datasets.layouts.coco import coco
-from datasets.layouts.listed_files import Places
+from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import Listing, images_in
 from datasets.layouts.voc import CORNERS, voc
 from datasets.splits import HeldOut, Splits, checked_split, split_of_file, splits_by_names
 from datasets.texts import cell, csv_columns, csv_rows
 
-LARGEST_FRACTION = 2.0  # a file of boxes none of which goes beyond this gives fractions, not pixels
+LARGEST_FRACTION = 2.0  # if no coordinate in a file is above this, they are fractions, not pixels
 FILE_COLUMNS, CLASS_COLUMNS = ("file", "image", "filename"), ("label", "class")
 
 
-def boxes_csv(source: Source, held_out: HeldOut) -> Listing:
-    """Images and a csv, or several that add up: file (or image, filename), xmin, ymin, xmax, ymax, label (or class); pixels, or
-    fractions of the sides; when wanted split, and width and height, the size of the picture that was annotated.
+def boxes_csv(archive: Archive, held_out: HeldOut) -> Listing:
+    """Read images and one csv or more with file (or image, filename), xmin, ymin, xmax, ymax, label (or class).
 
-    A line with an empty label says that the image shows nothing; images that no line names are not annotated. Splits are said by
-    the column split, else by the names or folders of several csv files, else by folders, or a share is held out.
+    Coordinates are pixels, or fractions of the sides. Optional columns: split; width and height of the annotated picture. A line
+    with an empty label means that the image shows nothing; images on no line are not annotated. Splits come from the column
+    split, else from the names or folders of several csv files, else from the images' folders, else from a hash.
     """
-    lists = [name for name in source.sizes if name.endswith(".csv")]
+    lists = [name for name in archive.sizes if name.endswith(".csv")]
     if not lists:
-        raise InputError("no csv file", source.where, "one is expected: file,xmin,ymin,xmax,ymax,label")
-    images = list(images_in(source, list(source.sizes)))
-    places, boxes, splits, names = Places(images), BoxCollector(source, headers_of(source, images)), dict[str, str](), set[str]()
+        raise InputError("no csv file", archive.where, "one is expected: file,xmin,ymin,xmax,ymax,label")
+    images = list(images_in(archive, list(archive.sizes)))
+    places, boxes = ListedFiles(images), BoxCollector(archive, headers_of(archive, images))
+    splits, names = dict[str, str](), set[str]()
     for file in lists:
         split = split_of_file(file) if len(lists) > 1 else ""
         found: list[tuple[str, list[float], str]] = []
-        for line, row in _box_rows(source, file):
-            image, name = (
-                places.find(cell(row, FILE_COLUMNS), line, str(PurePosixPath(file).parent), split),
-                cell(row, CLASS_COLUMNS),
-            )
+        for line, row in _box_rows(archive, file):
+            image = places.find(cell(row, FILE_COLUMNS), line, str(PurePosixPath(file).parent), split)
             boxes.annotate(image, said_size(row.get("height"), row.get("width"), line), line)
             own = checked_split(row["split"], line) if "split" in row else split
             if own and splits.setdefault(image, own) != own:
@@ -50,12 +48,12 @@ def boxes_csv(source: Source, held_out: HeldOut) -> Listing:
             boxes.add(image, corners, name, fractions=fractions)
             names.add(name)
     if not splits:
-        return boxes.listing(splits_by_names(images, held_out, source.where), sorted(names))
+        return boxes.listing(splits_by_names(images, held_out, archive.where), sorted(names))
     return boxes.listing(Splits(splits, "the csv files"), sorted(names), others="named by no csv, so that its split is not known")
 
 
-def _box_rows(source: Source, file: str) -> Iterable[tuple[str, dict[str, str]]]:
-    text, where = source.text(file), source.place(file)
+def _box_rows(archive: Archive, file: str) -> Iterable[tuple[str, dict[str, str]]]:
+    text, where = archive.text(file), archive.place(file)
     columns = set(csv_columns(text))
     if not (columns.issuperset(CORNERS) and columns.intersection(FILE_COLUMNS) and columns.intersection(CLASS_COLUMNS)):
         what = f"the columns are {', '.join(sorted(columns)) or 'none'}"
@@ -64,16 +62,16 @@ def _box_rows(source: Source, file: str) -> Iterable[tuple[str, dict[str, str]]]
 
 
 BoxName = Literal["voc", "coco", "boxes_csv"]
-BOX_LAYOUTS: dict[BoxName, Callable[[Source, HeldOut], Listing]] = dict(
+BOX_LAYOUTS: dict[BoxName, Callable[[Archive, HeldOut], Listing]] = dict(
     zip(get_args(BoxName), (voc, coco, boxes_csv), strict=True)
 )
 
 
 def renamed(listing: Listing, renames: Sequence[str]) -> Listing:
-    """The listing with classes renamed as "rbc=RBC" says; two that come to be the same are one.
+    """Return the listing with classes renamed by pairs such as "rbc=RBC"; two classes with the same new name become one.
 
     Raises:
-        InputError: that is no such pair, or names a class that there is not.
+        InputError: not such a pair, or no such class.
     """
     if not renames:
         return listing

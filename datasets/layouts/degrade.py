@@ -1,4 +1,4 @@
-"""A target domain made from a source: fog, night, blur or another stain, by pure functions of (image, seed, name).
+"""Makes a target domain from a source domain: fog, night, blur or another stain, as pure functions of (image, seed, name).
 
 An image [H, W, 3] uint8 in, one of the same form out; boxes stay where they are. No degraded domain is a real one: a set made so
 says it in its index (``about["degrade"]``).
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import MAX_BYTES, Image, decode, quiet_decoders
 
 Rng = np.random.Generator
@@ -26,7 +26,7 @@ QUALITY = 95  # of JPEGs written
 
 
 def fog(image: Image, rng: Rng) -> Image:
-    """Koschmieder's law: the scene fades into a bright haze, by a transmission that varies smoothly over the image."""
+    """Koschmieder's law: the scene fades into a bright haze, with a transmission that varies smoothly over the image."""
     height, width = image.shape[:2]
     thickness = cv2.resize(rng.uniform(0.7, 1.6, (4, 4)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     left = np.exp(-thickness)[..., None]
@@ -35,7 +35,7 @@ def fog(image: Image, rng: Rng) -> Image:
 
 
 def night(image: Image, rng: Rng) -> Image:
-    """Little light: darker, bluer, and with the sensor's noise, which grows where there is light."""
+    """Little light: darker, bluer, and with sensor noise that grows with the light."""
     dark = (image / np.float32(255)) ** rng.uniform(1.4, 1.9) * rng.uniform(0.25, 0.4)
     lit = dark * np.array([0.8, 0.9, 1.15], np.float32)
     noise = rng.standard_normal(image.shape, np.float32) * (0.015 + 0.04 * np.sqrt(lit))
@@ -43,14 +43,14 @@ def night(image: Image, rng: Rng) -> Image:
 
 
 def blur(image: Image, rng: Rng) -> Image:
-    """Out of focus: a Gaussian of 0.6 to 1.2 hundredths of the short side."""
+    """Out of focus: a Gaussian with a sigma of 0.6% to 1.2% of the shorter side."""
     sigma = rng.uniform(0.006, 0.012) * min(image.shape[:2])
     out: Image = cv2.GaussianBlur(image, (0, 0), max(sigma, 0.3))  # type: ignore[assignment]
     return out
 
 
 def stain(image: Image, rng: Rng) -> Image:
-    """Another stain: the channels' optical densities (Beer-Lambert) are mixed and scaled, so that white stays white."""
+    """Another stain: the channels' optical densities (Beer-Lambert) are mixed and scaled; white stays white."""
     density = -np.log((image.astype(np.float32) + 1) / 256)
     mixing = np.eye(3) * rng.uniform(0.6, 1.3, 3) + rng.uniform(0, 0.25, (3, 3))
     return _pixels(np.exp(-density @ mixing.astype(np.float32)) * 256 - 1)
@@ -63,26 +63,26 @@ DEGRADATIONS: dict[Degradation, Callable[[Image, Rng], Image]] = dict(
 
 
 def degrade(image: Image, kind: Degradation, seed: int, name: str) -> Image:
-    """The image as it would look in that domain; the same for the same seed and name."""
+    """Return the image as it would look in that domain; the same seed and name give the same result."""
     return DEGRADATIONS[kind](image, np.random.default_rng((seed, crc32(os.fsencode(name)))))
 
 
 @contextmanager
-def degraded(source: Source, images: Iterable[str], kind: Degradation, seed: int) -> Iterator[Source]:
-    """A source with these images degraded, kept in a temporary folder; what cannot be decoded is left for packing to name."""
+def degraded(archive: Archive, images: Iterable[str], kind: Degradation, seed: int) -> Iterator[Archive]:
+    """Yield the archive with these images degraded, in a temporary folder. Images that cannot be decoded stay as they are."""
     with tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         made: dict[str, Path] = {}
         for number, name in enumerate(images):
             suffix = PurePosixPath(name).suffix.lower()
             try:
                 with quiet_decoders():
-                    image = decode(source.read(name, MAX_BYTES))
+                    image = decode(archive.read(name, MAX_BYTES))
             except ValueError:
                 continue
             made[name] = Path(folder) / str(number)
             made[name].write_bytes(_encoded(degrade(image, kind, seed, name), suffix))
-        sizes = {name: made[name].stat().st_size if name in made else size for name, size in source.sizes.items()}
-        yield replace(source, sizes=sizes, _read=lambda name: made[name].read_bytes() if name in made else source.read(name))
+        sizes = {name: made[name].stat().st_size if name in made else size for name, size in archive.sizes.items()}
+        yield replace(archive, sizes=sizes, _read=lambda name: made[name].read_bytes() if name in made else archive.read(name))
 
 
 def _encoded(image: Image, suffix: str) -> bytes:

@@ -1,9 +1,9 @@
-"""How each data set lays out its files: from a source's names to samples with their split, identity and camera.
+"""Layouts of images of identities: from an archive's names to samples with their split, identity and camera.
 
-A layout is a function from a source to a ``Listing``; it reads lists and manifests, of images their headers at most.
+A layout is a function from an archive to a ``Listing``. It reads lists and manifests, and of images at most the headers.
 
-Identity names become folder names in the shards, so they are cleaned (``clean``). Two names have a meaning, Market-1501's:
-``-1`` is junk, left out of evaluation, and ``0`` a distractor, who matches nobody; only `market1501` gives them.
+Identity names become folder names in the shards, so `clean` restricts their characters. Market-1501 has two special names:
+``-1`` is junk, which evaluation ignores, and ``0`` is a distractor, which matches nobody. Only `market1501` produces them.
 """
 
 import re
@@ -14,152 +14,154 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.listed_files import listed_path
 from datasets.layouts.listing import Listing, Sample, clean, images_in, root_above, shuffled
 from datasets.shards.index import DISTRACTOR, JUNK
 from datasets.splits import HeldOut, checked_split, split_word
 from datasets.texts import csv_rows
 
-QUERIES_IN = 5  # of a held-out identity's images, one in so many is a query
+QUERIES_IN = 5  # one in this many images of a held-out identity is a query
 
 
-def market1501(source: Source, _: HeldOut) -> Listing:
-    """Market-1501: ``0002_c1s1_000451_03.jpg``. Also sets in its form, such as CUHK03-NP (``0001_c1_1.png``)."""
-    return _three_folders(source, r"(-1|\d+)_c(\d+)", "0002_c1s1_000451_03.jpg")
+def market1501(archive: Archive, _: HeldOut) -> Listing:
+    """Read Market-1501: ``0002_c1s1_000451_03.jpg``; also sets in its form, such as CUHK03-NP (``0001_c1_1.png``)."""
+    return _three_folders(archive, r"(-1|\d+)_c(\d+)", "0002_c1s1_000451_03.jpg")
 
 
-def dukemtmc(source: Source, _: HeldOut) -> Listing:
-    """DukeMTMC-reID: Market-1501's folders with ``0001_c2_f0046182.jpg``."""
-    return _three_folders(source, r"(\d+)_c(\d+)_f\d+", "0001_c2_f0046182.jpg")
+def dukemtmc(archive: Archive, _: HeldOut) -> Listing:
+    """Read DukeMTMC-reID: Market-1501's folders with ``0001_c2_f0046182.jpg``."""
+    return _three_folders(archive, r"(\d+)_c(\d+)_f\d+", "0001_c2_f0046182.jpg")
 
 
-def msmt17(source: Source, _: HeldOut) -> Listing:
-    """MSMT17, V1 (``train``, ``test``) or V2 (``mask_train_v2``, ``mask_test_v2``), by its lists.
+def msmt17(archive: Archive, _: HeldOut) -> Listing:
+    """Read MSMT17, V1 (``train``, ``test``) or V2 (``mask_train_v2``, ``mask_test_v2``), by its lists.
 
-    The lists name ``0000/0000_000_01_0303morning_0015_0.jpg 0``: the camera is the third field. Train and test number
-    different people from 0, so their names carry ``train-`` or ``test-``. The validation list holds training people:
-    it belongs to the 32,621 training images of the paper.
+    A line is ``0000/0000_000_01_0303morning_0015_0.jpg 0``; the third field is the camera. Train and test both number their
+    people from 0, so identities get ``train-`` or ``test-`` before the number. The validation list holds training people: it is
+    part of the paper's 32,621 training images.
     """
-    root = root_above(source, "list_train.txt", "MSMT17 has list_train.txt, list_query.txt and list_gallery.txt")
-    v2 = any(name.startswith(f"{root}mask_train_v2/") for name in source.sizes)
+    root = root_above(archive, "list_train.txt", "MSMT17 has list_train.txt, list_query.txt and list_gallery.txt")
+    v2 = any(name.startswith(f"{root}mask_train_v2/") for name in archive.sizes)
     train, test = ("mask_train_v2", "mask_test_v2") if v2 else ("train", "test")
     samples = []
     for part, split, folder in (
         ("train", "train", train), ("val", "train", train), ("query", "query", test), ("gallery", "gallery", test),
     ):  # fmt: skip
         list_name = f"{root}list_{part}.txt"
-        if part == "val" and list_name not in source.sizes:
+        if part == "val" and list_name not in archive.sizes:
             continue
-        for number, line in enumerate(source.text(list_name).splitlines(), 1):
+        for number, line in enumerate(archive.text(list_name).splitlines(), 1):
             if not line.strip():
                 continue
             parsed = re.fullmatch(r"(\S+/\d+_\d+_(\d+)_\S+)\s+(\d+)", line.strip())
             if parsed is None:
                 expected = "lines like `0000/0000_000_01_0303morning_0015_0.jpg 0` are expected"
-                raise InputError("a line that cannot be read", f"line {number} of {list_name} in {source.where}", expected)
+                raise InputError("a line that cannot be read", f"line {number} of {list_name} in {archive.where}", expected)
             name, camera, pid = f"{root}{folder}/{parsed[1]}", parsed[2], parsed[3]
-            _listed(source, name, list_name)
+            _listed(archive, name, list_name)
             samples.append(Sample(split, f"{'train' if split == 'train' else 'test'}-{pid}", f"c{camera}", name))
     return Listing(samples, (256, 128), mirror=True, splits_by="its lists")
 
 
-def cuhk03(source: Source, _: HeldOut) -> Listing:
-    """CUHK03 in manifest form: ``manifest.csv`` with path, pid, cam and split (train, val: other people).
+def cuhk03(archive: Archive, _: HeldOut) -> Listing:
+    """Read CUHK03 with a ``manifest.csv``: path, pid, cam and split (train; val: other people).
 
-    Of the val people, the first image in each camera is a query and all others are the gallery, as in the CUHK03-NP
-    protocol, so that the same-camera rule has work to do. A camera's only image of a person stays in the gallery:
-    the person's queries in the other camera need something to find.
+    For the val people, the first image in each camera is a query and all others are the gallery, as in the CUHK03-NP protocol.
+    If a camera has only one image of a person, it goes to the gallery, so that the queries of the other camera have a match.
     """
-    manifest = root_above(source, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
+    manifest = root_above(archive, "manifest.csv", "CUHK03 needs its manifest.csv: path,pid,cam,split") + "manifest.csv"
     samples = []
-    for line, row in csv_rows(source.text(manifest), source.place(manifest), ("path", "pid", "cam", "split")):
+    for line, row in csv_rows(archive.text(manifest), archive.place(manifest), ("path", "pid", "cam", "split")):
         name = manifest.removesuffix("manifest.csv") + listed_path(row["path"])
-        _listed(source, name, manifest)
+        _listed(archive, name, manifest)
         samples.append(Sample(checked_split(row["split"], line), clean(row["pid"]), row["cam"], name))
     train, test = ({s.identity for s in samples if (s.split == "train") == trained} for trained in (True, False))
     if both := sorted(train & test):
         other = next(s.split for s in samples if s.identity == both[0] and s.split != "train")
         what = f"person {both[0]} is in train and in {other}"
-        raise InputError(what, source.place(manifest), "give different people different names")
+        raise InputError(what, archive.place(manifest), "give different people different names")
     by = f"the column split of {manifest}"
     return Listing(_evaluated(samples, _first_of_each_camera), (160, 64), mirror=True, splits_by=by)
 
 
-def folders(source: Source, held_out: HeldOut) -> Listing:
-    """One folder per identity, below folders of splits (``train``; ``test`` or ``val``, or ``query`` and ``gallery``), or none.
+def folders(archive: Archive, held_out: HeldOut) -> Listing:
+    """Read one folder per identity, optionally below folders of splits: ``train``; ``test``, ``val``, or ``query``, ``gallery``.
 
-    ``test``, or ``val`` where there is no test, becomes queries and gallery; with no such folders a share of the identities does.
-    Cameras are unknown: each split counts as one camera of its own, so that evaluation's same-camera rule takes nothing away.
+    Queries and gallery are drawn from ``test``, or ``val`` where there is no test; without such folders, from a fraction of the
+    identities. Cameras are unknown: each split counts as one camera, so that the same-camera rule of evaluation removes nothing.
     """
-    parts = {name: PurePosixPath(name).parts for name in images_in(source, list(source.sizes))}
+    parts = {name: PurePosixPath(name).parts for name in images_in(archive, list(archive.sizes))}
     while len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
-        parts = {name: p[1:] for name, p in parts.items()}  # a folder around everything
+        parts = {name: p[1:] for name, p in parts.items()}  # ignore a folder that contains everything
     depths: dict[str, int] = defaultdict(lambda: 99)
     for p in parts.values():
         depths[p[0]] = min(depths[p[0]], len(p))
     splits = {top: split_word(top) for top, depth in depths.items() if depth > 2 and split_word(top)}
     if splits and (set(splits) != set(depths) or "train" not in splits.values()):
         expected = "train, with test, val, or query and gallery, and nothing else beside them is expected"
-        raise InputError(f"the folders {', '.join(sorted(depths)[:9])}", source.where, expected)
+        raise InputError(f"the folders {', '.join(sorted(depths)[:9])}", archive.where, expected)
     depth = 1 if splits else 0
     samples = []
     for name, p in parts.items():
         if len(p) < depth + 2:
-            raise InputError("an image outside any identity's folder", source.place(name), "one folder per identity is expected")
+            raise InputError("an image outside any identity's folder", archive.place(name), "one folder per identity is expected")
         samples.append(Sample(splits.get(p[0], ""), clean(p[depth]), "", name))
-    _no_two_alike({p[depth] for p in parts.values()}, source)
+    _no_two_alike({p[depth] for p in parts.values()}, archive)
     drawn = _evaluated(samples, lambda test: _queries(test, held_out.seed)) if splits else _hold_out(samples, held_out)
-    by = "the names of folders" if splits else f"a share of {held_out.share:g} of the identities, drawn by the seed"
+    by = "the names of folders" if splits else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed"
     return Listing([replace(s, camera=s.split) for s in drawn], (224, 224), mirror=True, splits_by=by)
 
 
-def omniglot(source: Source, held_out: HeldOut) -> Listing:
-    """Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the source. A character is an identity, its drawer a
-    camera. Alphabets that stand in several of its parts (Greek, Latin) are taken once."""
+def omniglot(archive: Archive, held_out: HeldOut) -> Listing:
+    """Read Omniglot: ``<alphabet>/<character>/<class>_<drawer>.png``, anywhere in the archive.
+
+    A character is an identity, its drawer a camera. Alphabets in several of its parts (Greek, Latin) are read once.
+    """
     samples: dict[str, Sample] = {}
     twice: dict[str, str] = {}
-    for name in images_in(source, list(source.sizes)):
+    for name in images_in(archive, list(archive.sizes)):
         parts = PurePosixPath(name).parts[-3:]
         drawer = re.fullmatch(r"\d+_(\d+)", PurePosixPath(name).stem)
         if len(parts) < 3 or drawer is None:
             expected = "<alphabet>/<character>/<class>_<drawer>.png is expected, as in Greek/character01/0394_01.png"
-            raise InputError("not a name of Omniglot's", source.place(name), expected)
+            raise InputError("not a name of Omniglot's", archive.place(name), expected)
         sample = Sample("", clean(f"{parts[0]}_{parts[1]}"), f"drawer{drawer[1]}", name)
         if samples.setdefault("/".join(parts), sample) is not sample:
             twice[name] = "of an alphabet that another part of the set holds, too"
-    _no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, source)
+    _no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, archive)
     drawn = _hold_out(list(samples.values()), held_out)
-    by = f"a share of {held_out.share:g} of the characters, drawn by the seed"
+    by = f"a fraction of {held_out.fraction:g} of the characters, drawn by the seed"
     return Listing(drawn, (64, 64), mirror=False, splits_by=by, left_out=twice)
 
 
 Name = Literal["market1501", "dukemtmc", "msmt17", "cuhk03", "folders", "omniglot"]
-LAYOUTS: dict[Name, Callable[[Source, HeldOut], Listing]] = dict(
+LAYOUTS: dict[Name, Callable[[Archive, HeldOut], Listing]] = dict(
     zip(get_args(Name), (market1501, dukemtmc, msmt17, cuhk03, folders, omniglot), strict=True)
 )
 
 
-def _no_two_alike(names: Iterable[str], source: Source) -> None:
+def _no_two_alike(names: Iterable[str], archive: Archive) -> None:
     by_clean: dict[str, str] = {}
     for name in sorted(names):
         other = by_clean.setdefault(clean(name), name)
         if other != name:
-            raise InputError(f"identities '{other}' and '{name}' both become '{clean(name)}'", source.where, "rename one of them")
+            what = f"identities '{other}' and '{name}' both become '{clean(name)}'"
+            raise InputError(what, archive.where, "rename one of them")
 
 
-def _three_folders(source: Source, pattern: str, example: str) -> Listing:
-    root = root_above(source, "bounding_box_train", "bounding_box_train, query and bounding_box_test are expected")
+def _three_folders(archive: Archive, pattern: str, example: str) -> Listing:
+    root = root_above(archive, "bounding_box_train", "bounding_box_train, query and bounding_box_test are expected")
     samples, left_out = [], {}
     for folder, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
-        inside = [name for name in source.sizes if name.startswith(f"{root}{folder}/")]
+        inside = [name for name in archive.sizes if name.startswith(f"{root}{folder}/")]
         if not inside:
-            raise InputError("an empty or missing folder", source.place(root + folder), "is the download whole?")
-        for name in images_in(source, inside):
+            raise InputError("an empty or missing folder", archive.place(root + folder), "is the download whole?")
+        for name in images_in(archive, inside):
             parsed = re.match(pattern, PurePosixPath(name).name)
             if parsed is None:
                 expected = f"a name like {example} is expected"
-                raise InputError("a name that says no person and camera", source.place(name), expected)
+                raise InputError("a name that says no person and camera", archive.place(name), expected)
             identity = DISTRACTOR if parsed[1] != JUNK and int(parsed[1]) == 0 else parsed[1]
             if split != "train" or identity not in (JUNK, DISTRACTOR):
                 samples.append(Sample(split, identity, f"c{parsed[2]}", name))
@@ -170,7 +172,7 @@ def _three_folders(source: Source, pattern: str, example: str) -> Listing:
 
 
 def _evaluated(samples: list[Sample], queries: Callable[[list[Sample]], list[Sample]]) -> list[Sample]:
-    """With queries and gallery made of the test samples, or of the val samples where there are none; unless there are queries."""
+    """Make queries and gallery of the test samples, or of the val samples if there is no test; keep existing queries."""
     splits = {sample.split for sample in samples}
     of = "" if "query" in splits else "test" if "test" in splits else "val"
     return [s for s in samples if s.split != of] + queries([s for s in samples if s.split == of])
@@ -188,16 +190,16 @@ def _first_of_each_camera(samples: list[Sample]) -> list[Sample]:
 
 
 def _hold_out(samples: list[Sample], held_out: HeldOut) -> list[Sample]:
-    """Draw identities for testing, at least one; all others train."""
+    """Draw at least one identity for testing; all others are for training."""
     identities = sorted({sample.identity for sample in samples})
-    count = min(max(round(held_out.share * len(identities)), 1), len(identities) - 1) if held_out.share else 0
+    count = min(max(round(held_out.fraction * len(identities)), 1), len(identities) - 1) if held_out.fraction else 0
     test = set(shuffled(identities, held_out.seed, "held-out identities")[:count])
     train = [replace(sample, split="train") for sample in samples if sample.identity not in test]
     return train + _queries([sample for sample in samples if sample.identity in test], held_out.seed)
 
 
 def _queries(samples: list[Sample], seed: int) -> list[Sample]:
-    """Of each identity draw one image in `QUERIES_IN` as queries, at least one; the rest, and an only image, are the gallery."""
+    """Draw one of `QUERIES_IN` images of each identity as queries, at least one; the rest, or an only image, is the gallery."""
     by_identity: dict[str, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda s: s.name):
         by_identity[sample.identity].append(sample)
@@ -210,6 +212,6 @@ def _queries(samples: list[Sample], seed: int) -> list[Sample]:
     return test
 
 
-def _listed(source: Source, name: str, list_name: str) -> None:
-    if name not in source.sizes:
-        raise InputError(f"{list_name} names an image that is not there", source.place(name), "is the download whole?")
+def _listed(archive: Archive, name: str, list_name: str) -> None:
+    if name not in archive.sizes:
+        raise InputError(f"{list_name} names an image that is not there", archive.place(name), "is the download whole?")

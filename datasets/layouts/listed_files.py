@@ -1,4 +1,4 @@
-"""Finds the files of a source that a list names, however the list writes their paths."""
+"""Finds the files that a list names, whatever form of path the list uses."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,15 +9,12 @@ from datasets.splits import split_of_path
 
 
 def listed_path(text: str) -> str:
-    """A path as lists write it, with slashes alone and without ``.``."""
+    """Normalise a path from a list: slashes only, without ``.``."""
     return "/".join(part for part in text.strip().replace("\\", "/").split("/") if part not in ("", "."))
 
 
-class Places:
-    """The files that lists may name.
-
-    A name stands for the one file whose path ends in it.
-    """
+class ListedFiles:
+    """The files that a list may name. A name in a list means the one file whose path ends with it."""
 
     def __init__(self, names: Iterable[str], what: str = "image") -> None:
         self.what = what
@@ -26,12 +23,12 @@ class Places:
             self._by_name[PurePosixPath(name).name].append(name)
 
     def find(self, file: str, where: str, beside: str = "", split: str = "") -> str:
-        """The path of a file that is named at ``where``.
+        """Return the path of the file that a list names; ``where``: the place in the list, for messages.
 
-        Of several with that name it is the one below ``beside``, the list's own folder, else the one in a folder of ``split``.
+        If there are several, it is the one below ``beside``, the list's own folder, else the one in a folder of ``split``.
 
         Raises:
-            InputError: there is none, or more than one that it could be.
+            InputError: there is no such file, or it is ambiguous.
         """
         wanted = listed_path(file)
         alike = self._by_name.get(PurePosixPath(wanted).name, [])
@@ -40,7 +37,7 @@ class Places:
             found = [name for name in found if name == str(PurePosixPath(beside) / wanted)] or _narrowed(found, beside, split)
         if len(found) > 1:
             what = f"{len(found)} {self.what}s are called '{file}': {found[0]} and {found[1]}"
-            raise InputError(what, where, "name it by as much of its path as tells them apart")
+            raise InputError(what, where, "write more of its path, so that only one fits")
         if not found:
             remedy = f"there is {alike[0]}: correct the path" if alike else "is the download whole?"
             raise InputError(f"the {self.what} '{file}' is not there", where, remedy)

@@ -1,4 +1,4 @@
-"""What a layout returns: a listing of samples with their splits and labels."""
+"""The result of a layout: a listing of samples with their splits and labels; and helpers that layouts share."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,22 +10,20 @@ from zlib import crc32
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import IMAGES
 from datasets.shards.boxes import Box
 from datasets.shards.index import DISTRACTOR, JUNK
 
-COMPANIONS = {".txt", ".md", ".csv", ".json", ".xml", ".mat", ".html", ".pdf"}  # text that data sets carry along
-
-
+COMPANIONS = {".txt", ".md", ".csv", ".json", ".xml", ".mat", ".html", ".pdf"}  # texts that come with data sets
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``name`` is its path in the source, ``labels`` what is known of the columns in `datasets.shards.labels`.
+    """One image. ``name``: its path in the archive; ``labels``: those of the columns in `datasets.shards.labels` that are known.
 
-    ``boxes``: None where nobody looked for any.
+    ``boxes``: None if nobody annotated the image.
     """
 
     split: str
@@ -36,18 +34,17 @@ class Sample:
     boxes: tuple[Box, ...] | None = None
 
     def renamed(self, names: Mapping[str, str]) -> "Sample":
-        """With other names of its boxes' classes."""
+        """Return the sample with the classes of its boxes renamed."""
         boxes = None if self.boxes is None else tuple(box._replace(name=names.get(box.name, box.name)) for box in self.boxes)
         return replace(self, boxes=boxes)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set. ``size`` is the [h, w] to train at; ``mirror``: does a mirrored image show the same identity?
+    """The samples of a data set. ``size``: [h, w] to train at; ``mirror``: whether a mirrored image shows the same identity.
 
-    Of a set with boxes: the names of its ``classes``, and which boxes were ``dropped``, in words. For the summary: what says the
-    splits (``splits_by``), the rule by which an image of ``left_out`` is no sample, the rule for all others that are none
-    (``others``), and ``notes``.
+    Only for boxes: names of the ``classes``; ``dropped``: boxes that were left out, in words. For the summary: ``splits_by``:
+    where the splits come from; ``left_out``: for images that are no samples, the rule; ``others``: the rule for all others.
     """
 
     samples: list[Sample]
@@ -62,34 +59,35 @@ class Listing:
 
 
 def clean(name: str) -> str:
-    """A name as it can stand in a tar and in a WebDataset key: of ASCII letters, digits, ``_`` and ``-``, and without a meaning.
+    """Return a name that is valid in a tar and a WebDataset key: ASCII letters, digits, ``_`` and ``-``.
 
-    Other ASCII becomes ``-``, anything else its code point in hexadecimal; ``0`` and ``-1`` get ``id-`` before them.
+    Other ASCII becomes ``-``, other characters their code point in hexadecimal. The special names ``0`` and ``-1`` get a prefix
+    ``id-``.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", lambda match: "-" if match[0].isascii() else f"u{ord(match[0]):04x}", name.strip())
     return f"id-{safe}" if safe in (JUNK, DISTRACTOR, "") else safe
 
 
 def shuffled(items: Sequence[T], seed: int, purpose: str) -> list[T]:
-    """The items in an order drawn from seed and purpose alone."""
+    """Return the items in a random order that depends only on seed and purpose."""
     return [items[i] for i in np.random.default_rng((seed, crc32(purpose.encode()))).permutation(len(items))]
 
 
-def images_in(source: Source, names: list[str]) -> Iterable[str]:
-    """Those of the names that are images; what is neither image nor companion is refused."""
+def images_in(archive: Archive, names: list[str]) -> Iterable[str]:
+    """Yield the names of images; raises InputError for a file that is neither an image nor a known companion."""
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in IMAGES:
             yield name
         elif suffix not in COMPANIONS and PurePosixPath(name).stem not in ("LICENSE", "README"):
             expected = f"{', '.join(sorted(IMAGES))} are taken"
-            raise InputError("not an image by its name", source.place(name), f"{expected}: convert it or take it out")
+            raise InputError("not an image by its name", archive.place(name), f"{expected}: convert it or take it out")
 
 
-def root_above(source: Source, marker: str, expected: str) -> str:
-    """The path, with its last slash, above the file or folder ``marker`` that lies nearest to the top."""
-    found = [PurePosixPath(name).parts for name in source.sizes]
+def root_above(archive: Archive, marker: str, expected: str) -> str:
+    """Return the path, with a slash at its end, of the folder that holds the topmost file or folder ``marker``."""
+    found = [PurePosixPath(name).parts for name in archive.sizes]
     roots = [parts[: parts.index(marker)] for parts in found if marker in parts]
     if not roots:
-        raise InputError(f"no {marker}", f"{source.where}, which begins with {next(iter(source.sizes))}", expected)
+        raise InputError(f"no {marker}", f"{archive.where}, which begins with {next(iter(archive.sizes))}", expected)
     return "".join(f"{part}/" for part in min(roots, key=len))

@@ -1,7 +1,7 @@
-"""How sets of videos lay out their files: from folders, lists and manifests to clips with their actions in order.
+"""Layouts of videos: from folders, lists and manifests to clips with their actions in order.
 
-A layout reads lists, never a picture. Where nothing says which clips are for testing, a clip is held out by the hash of its
-file's name: the same ones whatever else is in the set.
+A layout reads lists, never frames. Where nothing defines the test clips, a hash of each file's name decides: a clip's split
+does not depend on other files.
 """
 
 import io
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from datasets.arrays import arrays_of, texts_of
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
-from datasets.layouts.listed_files import Places
+from datasets.layouts.archive import Archive
+from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import clean
 from datasets.splits import HeldOut, checked_split, split_by_hash, split_of_file, splits_by_names
 from datasets.texts import csv_rows
@@ -30,7 +30,7 @@ Kind = Literal["videos", "arrays", "skeletons"]
 
 @dataclass(frozen=True)
 class Clip:
-    """A part of a file, from ``start`` to ``end`` in seconds, and what is done in it, in order."""
+    """A part of a file, from ``start`` to ``end`` in seconds, with its actions in order."""
 
     split: str
     file: str
@@ -38,66 +38,66 @@ class Clip:
     start: float = 0.0
     end: float = math.inf
     entry: int = 0
-    """Of a file that holds several clips (skeletons): which."""
+    """Number of the clip in a file that holds several (skeletons)."""
 
     def name(self, number: int) -> str:
-        """Its name in a set, where it is the ``number``-th."""
+        """Return the clip's name in a set; ``number``: its place in the set."""
         return f"{clean(PurePosixPath(self.file).stem)[:72]}-{number:06d}"
 
 
 @dataclass(frozen=True)
 class ClipListing:
-    """A set of clips. ``mirror``: does a mirrored clip show the same action?"""
+    """The clips of a set. ``mirror``: whether a mirrored clip shows the same action."""
 
     kind: Kind
     clips: list[Clip]
     mirror: bool
     by: str
-    """What said which split a clip is in, in words."""
+    """Where the splits come from, in words."""
     lists: tuple[str, ...] = ()
-    """The files that were read for it, beside the clips' own."""
+    """The lists and manifests that were read."""
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    """Files that are left out by a rule of the set itself, by the rule in words."""
+    """Files that the set's own lists leave out, by rule in words."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which clips are for testing, where a layout offers a choice."""
+    """Options that choose the test clips, where a layout has a choice."""
 
     held_out: HeldOut
     fold: int = 1
     test: str = ""
 
 
-def ucf101(source: Source, choice: Choice) -> ClipListing:
-    """UCF-101: a folder a class, and ``trainlist01.txt`` .. ``testlist03.txt`` (fold 1, 2 or 3).
+def ucf101(archive: Archive, choice: Choice) -> ClipListing:
+    """Read UCF-101: one folder per class, and ``trainlist01.txt`` .. ``testlist03.txt`` (fold 1, 2 or 3).
 
-    A line is a path, in the training lists with the class's number behind it.
+    A line is a path; in the training lists the number of the class follows.
     """
-    places = _videos(source)
+    places = _videos(archive)
     clips, lists = [], []
     for split in ("train", "test"):
-        path = _list(source, f"{split}list{choice.fold:02d}.txt")
+        path = _list(archive, f"{split}list{choice.fold:02d}.txt")
         lists.append(path)
-        for line, where in _lines(source, path):
+        for line, where in _lines(archive, path):
             name = re.sub(r"\s+\d+$", "", line).replace("\\", "/")
             clips.append((Clip(split, places.find(name, where), (PurePosixPath(name).parent.name,)), where))
     return ClipListing("videos", _once(clips), mirror=True, by=f"the lists of fold {choice.fold}", lists=tuple(lists))
 
 
-def hmdb51(source: Source, choice: Choice) -> ClipListing:
-    """HMDB-51: a folder a class, and ``<class>_test_split1.txt`` with ``name.avi 1`` (1 trains, 2 tests, 0 neither)."""
-    places = _videos(source)
+def hmdb51(archive: Archive, choice: Choice) -> ClipListing:
+    """Read HMDB-51: one folder per class, and ``<class>_test_split1.txt`` with ``name.avi 1`` (1 train, 2 test, 0 neither)."""
+    places = _videos(archive)
     ending = f"_test_split{choice.fold}.txt"
-    names = sorted({PurePosixPath(name).name for name in source.sizes if name.endswith(ending)})
+    names = sorted({PurePosixPath(name).name for name in archive.sizes if name.endswith(ending)})
     if not names:
-        raise InputError(f"no <class>{ending}", source.where, "unpack HMDB-51's split lists beside its class folders")
-    folders = {str(PurePosixPath(name).parent) for name in source.sizes if _is_video(name)}
-    clips, lists, neither = [], [_list(source, name) for name in names], []
+        raise InputError(f"no <class>{ending}", archive.where, "unpack HMDB-51's split lists beside its class folders")
+    folders = {str(PurePosixPath(name).parent) for name in archive.sizes if _is_video(name)}
+    clips, lists, neither = [], [_list(archive, name) for name in names], []
     for name, path in zip(names, lists, strict=True):
         action = name.removesuffix(ending)
         own = [folder for folder in folders if PurePosixPath(folder).name == action]
-        for line, where in _lines(source, path):
+        for line, where in _lines(archive, path):
             parsed = re.fullmatch(r"(\S.*?)\s+([012])", line)
             if parsed is None:
                 raise InputError("a line that cannot be read", where, "lines like `name.avi 1` are expected")
@@ -111,31 +111,34 @@ def hmdb51(source: Source, choice: Choice) -> ClipListing:
     return ClipListing("videos", _once(clips), mirror=True, by=by, lists=tuple(lists), left_out=left)
 
 
-def video_csv(source: Source, choice: Choice) -> ClipListing:
-    """Videos and one csv, or one a split (``train.csv``, ``test.csv``): file; label, or labels in order with ``;`` between them;
-    when wanted start and end in seconds, split."""
-    return _by_csv(source, choice, "file", "videos", VIDEOS)
+def video_csv(archive: Archive, choice: Choice) -> ClipListing:
+    """Read videos and one csv, or one per split (``train.csv``, ``test.csv``).
 
-
-def frames_npz(source: Source, choice: Choice) -> ClipListing:
-    """A csv as of `video_csv` (path; label or labels; any other columns), and npz files with ``frames`` uint8 [T, H, W] or
-    [T, H, W, 3].
-
-    A file may carry ``actions`` as well: text [T], the action of each frame, empty where there is none.
+    Columns: file; label, or labels in order, separated by ``;``; optionally start and end in seconds, and split.
     """
-    return _by_csv(source, choice, "path", "arrays", {".npz"})
+    return _by_csv(archive, choice, "file", "videos", VIDEOS)
 
 
-def skeletons_npz(source: Source, choice: Choice) -> ClipListing:
-    """Files that say their split in a folder's or their own name, or do not: ``pose`` float [sum of T, J, D], ``length`` int [n],
-    ``label`` [n]."""
-    files = [name for name in source.sizes if name.lower().endswith(".npz")]
+def frames_npz(archive: Archive, choice: Choice) -> ClipListing:
+    """Read npz files with ``frames`` uint8 [T, H, W] or [T, H, W, 3], and a csv as for `video_csv`, with path instead of file.
+
+    A file may also have ``actions``: text [T], the action of each frame, empty for none.
+    """
+    return _by_csv(archive, choice, "path", "arrays", {".npz"})
+
+
+def skeletons_npz(archive: Archive, choice: Choice) -> ClipListing:
+    """Read npz files of skeletons: ``pose`` float [sum of T, J, D], ``length`` int [n], ``label`` [n].
+
+    The split comes from the name of the file or its folder, else from a hash.
+    """
+    files = [name for name in archive.sizes if name.lower().endswith(".npz")]
     if not files:
-        raise InputError("no npz file", source.where, "files with pose, length and label are expected")
+        raise InputError("no npz file", archive.where, "files with pose, length and label are expected")
     said, clips = _said(files), []
     for file in files:
-        where = source.place(file)
-        arrays = skeletons_of(source.read(file), where, ("length", "label"))
+        where = archive.place(file)
+        arrays = skeletons_of(archive.read(file), where, ("length", "label"))
         try:
             labels = texts_of(arrays["label"])
         except ValueError as error:
@@ -147,18 +150,18 @@ def skeletons_npz(source: Source, choice: Choice) -> ClipListing:
             clips.append(Clip(split, file, (label,), entry=entry))
     by = ["the names of files"] if any(said.values()) else []
     if not all(said.values()):
-        by.append(f"a hash of each clip's name, a share of {choice.held_out.share:g} for test")
+        by.append(f"a hash of each clip's name, a fraction of {choice.held_out.fraction:g} for test")
     return ClipListing("skeletons", clips, mirror=False, by=", else ".join(by))
 
 
 Name = Literal["ucf101", "hmdb51", "video_csv", "frames_npz", "skeletons_npz"]
-VIDEO_LAYOUTS: dict[Name, Callable[[Source, Choice], ClipListing]] = dict(
+VIDEO_LAYOUTS: dict[Name, Callable[[Archive, Choice], ClipListing]] = dict(
     zip(get_args(Name), (ucf101, hmdb51, video_csv, frames_npz, skeletons_npz), strict=True)
 )
 
 
 def skeletons_of(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """Those of the arrays of a file of skeletons, and its pose, checked against each other; raises InputError."""
+    """Read ``pose`` and the arrays ``names``, length among them, of a file of skeletons; raises InputError if they disagree."""
     arrays = arrays_of(io.BytesIO(data), where, ("pose", *names))
     pose, length = arrays["pose"], arrays["length"]
     if pose.ndim != 3 or pose.dtype.kind not in "fiu" or length.ndim != 1 or length.dtype.kind not in "iu":
@@ -175,12 +178,12 @@ def _is_video(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in VIDEOS
 
 
-def _videos(source: Source) -> Places:
-    return Places(filter(_is_video, source.sizes), "video")
+def _videos(archive: Archive) -> ListedFiles:
+    return ListedFiles(filter(_is_video, archive.sizes), "video")
 
 
 def _once(clips: list[tuple[Clip, str]]) -> list[Clip]:
-    """Each clip once, though it is named twice; raises InputError where it is named with another split or other actions."""
+    """Return each clip once; raises InputError where it is listed again with another split or other actions."""
     kept: dict[tuple[str, float, float], Clip] = {}
     for clip, where in clips:
         before = kept.setdefault((clip.file, clip.start, clip.end), clip)
@@ -191,32 +194,32 @@ def _once(clips: list[tuple[Clip, str]]) -> list[Clip]:
 
 
 def _said(names: Collection[str]) -> dict[str, str]:
-    """The split that each path says below the folder around all of them; "" for none."""
+    """Return the split that each path names, below the folder that contains all of them; "" for none."""
     around = os.path.commonpath([PurePosixPath(name).parent for name in names]) if names else ""
     return {name: split_of_file(str(PurePosixPath(name).relative_to(around))) for name in names}
 
 
-def _list(source: Source, name: str) -> str:
-    """The path of a list, wherever it stands in the source; raises InputError where there is none, or two that differ."""
-    paths = [path for path in source.sizes if PurePosixPath(path).name == name]
+def _list(archive: Archive, name: str) -> str:
+    """Return the path of a list anywhere in the archive; raises InputError where there is none, or there are two that differ."""
+    paths = [path for path in archive.sizes if PurePosixPath(path).name == name]
     if not paths:
-        raise InputError(f"no {name}", source.where, "is the download whole, and the fold right?")
+        raise InputError(f"no {name}", archive.where, "is the download whole, and the fold right?")
     for path in paths[1:]:
-        if source.read(path) != source.read(paths[0]):
-            raise InputError(f"two lists {name} that differ: {paths[0]} and {path}", source.where, "take one of them out")
+        if archive.read(path) != archive.read(paths[0]):
+            raise InputError(f"two lists {name} that differ: {paths[0]} and {path}", archive.where, "take one of them out")
     return paths[0]
 
 
-def _lines(source: Source, path: str) -> Iterator[tuple[str, str]]:
-    """The lines of a list that are not empty, and the place of each in words."""
-    for number, line in enumerate(source.text(path).splitlines(), 1):
+def _lines(archive: Archive, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a list that are not empty, each with where it is, in words."""
+    for number, line in enumerate(archive.text(path).splitlines(), 1):
         if line.strip():
-            yield line.strip(), f"line {number} of {source.place(path)}"
+            yield line.strip(), f"line {number} of {archive.place(path)}"
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a csv: its cells, the place of it in words, the file that it names, and the split that the csv's name says."""
+    """A row of a csv: its cells, where it is (in words), the file that it names, and the split that the csv's name means."""
 
     cells: Mapping[str, str]
     where: str
@@ -224,14 +227,14 @@ class _Row:
     split: str
 
 
-def _by_csv(source: Source, choice: Choice, column: str, kind: Kind, suffixes: Collection[str]) -> ClipListing:
-    lists = [name for name in source.sizes if name.lower().endswith(".csv")]
+def _by_csv(archive: Archive, choice: Choice, column: str, kind: Kind, suffixes: Collection[str]) -> ClipListing:
+    lists = [name for name in archive.sizes if name.lower().endswith(".csv")]
     said = _said(lists) if len(lists) > 1 else dict.fromkeys(lists, "")
-    places = Places((name for name in source.sizes if PurePosixPath(name).suffix.lower() in suffixes), "file")
+    places = ListedFiles((name for name in archive.sizes if PurePosixPath(name).suffix.lower() in suffixes), "file")
     rows: list[_Row] = []
     for path, split in said.items():
-        where = source.place(path)
-        for place, cells in csv_rows(source.text(path), where, (column,)):
+        where = archive.place(path)
+        for place, cells in csv_rows(archive.text(path), where, (column,)):
             if "label" not in cells and "labels" not in cells:
                 raise InputError("no column label or labels", where, f"it has: {', '.join(cells)}")
             if not split and len(lists) > 1 and "split" not in cells:
@@ -242,8 +245,8 @@ def _by_csv(source: Source, choice: Choice, column: str, kind: Kind, suffixes: C
             rows.append(_Row(cells, place, file, split))
     if not rows:
         what = "a csv without rows" if lists else "no csv file"
-        raise InputError(what, source.where, f"one with {column}, and label or labels is expected")
-    of, by = _splits(rows, choice, source.where)
+        raise InputError(what, archive.where, f"one with {column}, and label or labels is expected")
+    of, by = _splits(rows, choice, archive.where)
     clips = []
     for row, split in zip(rows, of, strict=True):
         start, end = _seconds(row.cells, "start", 0.0, row.where), _seconds(row.cells, "end", math.inf, row.where)
@@ -274,8 +277,11 @@ def _seconds(row: Mapping[str, str], column: str, default: float, where: str) ->
 
 
 def _splits(rows: list[_Row], choice: Choice, where: str) -> tuple[list[str], str]:
-    """The split of each row, and what said it: ``choice.test`` (``column=value,value``), else the column ``split``, else the
-    names of several csv files, else those of the clips' files."""
+    """Return the split of each row, and where the splits come from, in words.
+
+    They come from ``choice.test`` (``column=value,value``), else the column ``split``, else the names of several csv files, else
+    the names of the clips' files.
+    """
     if choice.test:
         column, equals, values = choice.test.partition("=")
         if without := next((row for row in rows if not equals or column not in row.cells), None):

@@ -1,0 +1,1 @@
+"""From stored bytes to batches: storage, the node's cache, loader processes, counters."""

@@ -1,7 +1,7 @@
-"""Batches for one rank: draw, fetch, decode, change, stack; in worker processes that never call Ray.
+"""Batches of one rank: draw, fetch, decode, augment, stack; in loader workers that never call Ray.
 
-Loader worker w of W prepares steps w, w + W, w + 2W ..., whole batches in order, and asks the storage for the next ones
-while it decodes. What a batch holds depends on the step alone, not on how many ranks or workers there are.
+Loader worker w of W prepares the batches of steps w, w + W, w + 2W ..., and requests the next ones from the storage while it
+decodes. The content of a batch depends only on the step, not on the number of ranks or workers.
 
 b images of this rank, B of all ranks.
 """
@@ -28,22 +28,22 @@ from datasets.sampling.sampler import Sampler, SamplerConfig
 from datasets.shards.index import Int64s, Split
 
 Batch = dict[str, Any]
-HARMLESS = {"change": "harmless"}  # of a setting: a run that goes on may change it (trainers/engine/config.py)
-STAND_INS = 100  # samples tried in the place of one that cannot be read
+HARMLESS = {"change": "harmless"}  # of a setting: a resumed run may change it (trainers/engine/config.py)
+STAND_INS = 100  # samples that are tried as a replacement of an unreadable one
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How a rank's batches are prepared."""
+    """How each rank prepares its batches."""
 
     workers: int = field(default=1, metadata=HARMLESS)
-    """Loader processes of each rank; 0 prepares batches in the training process."""
+    """Loader processes of each rank; with 0, the training process prepares its batches itself."""
     ahead: int = field(default=4, metadata=HARMLESS)
-    """Batches that a worker asks the storage for before it decodes the first of them."""
+    """Batches that a loader process requests from the storage before it decodes the first of them."""
     size: tuple[int, int] | None = None
-    """Height and width trained at, in pixels; None: as the data set says."""
+    """Height and width to train at, in pixels; None: the data set's."""
     bad_share: float = field(default=0.01, metadata=HARMLESS)
-    """RankSlice of samples that may fail to decode before the run ends; each is named, counted and replaced by the next one."""
+    """Fraction of samples that may fail to decode before the run ends; each is reported, counted and replaced by another one."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.ahead < 1:
@@ -51,7 +51,7 @@ class LoaderConfig:
         if self.size is not None and min(self.size) < 8:
             raise InputError(f"loader.size is {self.size}", "loader", "give a height and a width of 8 pixels or more")
         if not 0 <= self.bad_share <= 1:
-            raise InputError(f"loader.bad_share is {self.bad_share}", "loader", "give a share from 0 to 1")
+            raise InputError(f"loader.bad_share is {self.bad_share}", "loader", "give a fraction from 0 to 1")
 
 
 class RankSlice(NamedTuple):
@@ -61,7 +61,7 @@ class RankSlice(NamedTuple):
     world: int
 
     def of(self, batch: int) -> slice:
-        """Its rows of a global batch of B."""
+        """Return this rank's rows of a global batch of B."""
         each = batch // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -77,7 +77,7 @@ class _Plan(NamedTuple):
 
 
 class Stream(IterableDataset[Batch]):
-    """Gives batches; their images are best written to its ``room``, from where they need not be copied to cross processes."""
+    """Base of all streams of batches. Arrays from ``room`` lie in shared memory, so they are not copied between processes."""
 
     slots: Slots | None = None
 
@@ -86,11 +86,11 @@ class Stream(IterableDataset[Batch]):
         return Decoder()
 
     def room(self, *shape: int) -> npt.NDArray[np.uint8]:
-        """An uint8 array for the next batch, not initialised."""
+        """Return an uninitialised uint8 array for the next batch."""
         return self.slots.room(shape) if self.slots else np.empty(shape, np.uint8)
 
     def _image(self, data: Sample, out: Image | None = None) -> Image | ValueError:
-        """What a sample decodes to, until the next is decoded: ``out`` itself if it has that size; or why it does not."""
+        """Decode a sample, to ``out`` if the size fits, else valid until the next call; returns the error if it fails."""
         if isinstance(data, ValueError):
             return data
         try:
@@ -102,20 +102,20 @@ class Stream(IterableDataset[Batch]):
 class BatchStream(Stream):
     """Batches of the steps ``start`` .. ``stop`` - 1 of one rank, in order.
 
-    A batch: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b], ``moves`` float32 [b, 4] (see
-    `Changes.geometry`), ``step``, ``version`` (0: drawn evenly), ``draw`` (crc32c of the global batch's positions), ``bad``
-    (sentences: samples that could not be read and were replaced), ``storage`` (the store's COUNTS so far). ``load_in_workers``
-    hands its arrays on as tensors, images as [b, 3, H, W].
+    A batch is a dict: ``images`` uint8 [b, H, W, 3], ``labels`` int64 [b], ``positions`` int64 [b] in the split, ``moves``
+    float32 [b, 4] (see `Changes.geometry`), ``step``, ``version`` of the difficulty vector (0: none), ``draw`` (crc32c of the
+    global batch's positions), ``bad`` (messages about unreadable samples, which were replaced), ``storage`` (the store's COUNTS
+    so far). `load_in_workers` converts the arrays to tensors, images to [b, 3, H, W].
     """
 
     def __init__(
         self, split: Split, sampler: SamplerConfig, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
-        versions: DifficultyTable | None, etags: dict[str, str], share: RankSlice, seed: int, start: int, stop: int,
+        versions: DifficultyTable | None, etags: dict[str, str], part: RankSlice, seed: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        sampler.check_world(share.world)
+        sampler.check_world(part.world)
         self.split, self.loader, self.augment, self.cache, self.etags = split, loader, augment, cache, etags
         self.sampler = Sampler(sampler, split, seed)
-        self.versions, self.share, self.seed, self.start, self.stop = versions, share, seed, start, stop
+        self.versions, self.part, self.seed, self.start, self.stop = versions, part, seed, start, stop
         about = split.index.about
         self.size = loader.size or (int(about["size"][0]), int(about["size"][1]))
         self.mirror = bool(about["mirror"])
@@ -127,11 +127,11 @@ class BatchStream(Stream):
         try:
             ahead: deque[_Plan] = deque()
             for step in (steps := range(self.start + first, self.stop, every)):
-                # A version that is not here yet may come from a step that waits for the batches we hold: hand them over first.
+                # If the next version is missing, the step that computes it may be waiting for the batches here: yield them first.
                 while ahead and (len(ahead) >= self.loader.ahead or not self._ready(step)):
                     yield self._prepare(ahead.popleft(), store)
-                    store.fill(self._shards)  # nor before the first batch is out
-                # The first batch must not wait for the megabytes around its samples, which the next ones bring.
+                    store.fill(self._shards)  # only after the first batch, so that it does not wait
+                # The first batch must not wait for the megabytes around its samples; the next ones fetch them.
                 ahead.append(self._plan(step, store, streaming=step > steps[0]))
             while ahead:
                 yield self._prepare(ahead.popleft(), store)
@@ -144,7 +144,7 @@ class BatchStream(Stream):
 
     @cached_property
     def _holds_mixed(self) -> bool:
-        """Whether the cache keeps the neighbours of an even draw until they are drawn themselves."""
+        """Whether the cache is large enough to keep the neighbours of uniformly drawn samples until they are drawn."""
         return self.cache.gib * 2**30 >= self.sampler.mixed_bytes
 
     def _ready(self, step: int) -> bool:
@@ -154,7 +154,7 @@ class BatchStream(Stream):
         difficulty = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
         drawn = self.sampler.draw(step, difficulty)
-        positions = drawn[self.share.of(batch)]
+        positions = drawn[self.part.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
         in_order = difficulty is None and self.sampler.config.kind != "pk" and self._holds_mixed
@@ -163,7 +163,7 @@ class BatchStream(Stream):
         return _Plan(step, difficulty.version if difficulty else 0, draw, positions, samples, changes, asked)
 
     def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
-        rows = range(*self.share.of(self.sampler.config.batch).indices(self.sampler.config.batch))
+        rows = range(*self.part.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = self.room(len(rows), *self.size, 3)
         positions, bad, changes = plan.positions.copy(), [], plan.changes
         for place, (row, out, data) in enumerate(zip(rows, images, plan.bytes(), strict=True)):
@@ -186,7 +186,7 @@ class BatchStream(Stream):
         }
 
     def _stand_in(self, position: int, store: FolderStore | BucketStore) -> tuple[int, Image]:
-        """The sample that replaces a bad one on whatever rank: the next of its identity, or else of the identities after it."""
+        """Return the replacement of a bad sample: the next of its identity, else of the next identities; the same on any rank."""
         (label,) = self.split.labels_of(np.array([position]))
         first, end = int(self.split.identity_starts[label]), int(self.split.identity_starts[label + 1])
         others = [*range(position + 1, end), *range(first, position)]
@@ -202,23 +202,23 @@ class BatchStream(Stream):
 
 
 class SplitStream(Stream):
-    """Every sample of a split once, in order, in chunks shared out over ranks and loader workers: for evaluation.
+    """Every sample of a split once, in order, in chunks divided among ranks and loader workers; for evaluation.
 
-    A chunk: ``images`` uint8 [n, H, W, 3] and ``positions`` int64 [n] of the samples that decode, ``bad`` for those that don't;
-    as tensors from ``load_in_workers``, like a batch.
+    A chunk is a dict: ``images`` uint8 [n, H, W, 3] and ``positions`` int64 [n] of the samples that decode, ``bad``: messages
+    about the others. `load_in_workers` converts it like a batch.
     """
 
     def __init__(
-        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], share: RankSlice, chunk: int
+        self, split: Split, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], part: RankSlice, chunk: int
     ) -> None:
-        self.split, self.size, self.cache, self.etags, self.share, self.chunk = split, size, cache, etags, share, chunk
+        self.split, self.size, self.cache, self.etags, self.part, self.chunk = split, size, cache, etags, part, chunk
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         store = open_store(self.split.index, self.etags, self.cache)
         try:
-            starts = range(0, len(self.split), self.chunk)[self.share.rank :: self.share.world][first::every]
+            starts = range(0, len(self.split), self.chunk)[self.part.rank :: self.part.world][first::every]
             ahead: deque[tuple[Int64s, Pending]] = deque()
             for start in starts:
                 positions = np.arange(start, min(start + self.chunk, len(self.split)), dtype=np.int64)

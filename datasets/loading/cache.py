@@ -1,8 +1,8 @@
-"""A node's cache of shards on its disk, shared by all the processes of the node and bounded in size.
+"""The node's cache of shards on disk, shared by all processes of the node and limited in size.
 
-A cached shard is one sparse file: a block lies where it lies in the shard, and one flag a block follows the shard's end. A
-flag is set after its bytes are written, so a reader needs no lock. Who fetches holds a lock on the flags' byte range, so no
-block is fetched twice; it is an open-file-description lock, which the kernel lifts when its holder dies: none is left behind.
+A cached shard is one sparse file: each block at its offset in the shard, and after the shard's end a one-byte flag per block. A
+flag is set after the block's bytes are written, so readers need no lock. A process that fetches blocks locks the byte range of
+their flags, so no block is fetched twice. It is an open-file-description lock, which the kernel releases if the process dies.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from pathlib import Path
 from datasets.errors import InputError
 from datasets.shards.index import Index
 
-CHECK_EVERY = 16 << 20  # bytes that a process fetches between two looks at the cache's size
-MIN_REQUEST = 1 << 16  # bytes that a request counts for, though all it wanted was here: copies that others evict must be let go
-SPARE = 0.1  # share of the disk that stays free of what is brought in the background
+CHECK_EVERY = 16 << 20  # bytes that a process fetches between two checks of the cache's size
+MIN_REQUEST = 1 << 16  # bytes that each request counts at least, so that copies evicted by others are closed in time
+SPARE = 0.1  # fraction of the disk that filling in the background leaves free
 OPEN = 128  # copies that a process keeps open; a set may have more shards than a process may open files
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The node's cache of what was read from S3; a local data set needs none."""
+    """The node's cache of data from S3; not used for local data."""
 
     folder: str = ""
-    """Where it stands; empty: $HARDSHARD_CACHE, else the temporary folder. Best on a local NVMe disk; nodes must not share it."""
+    """Its folder; empty: $HARDSHARD_CACHE, else the temporary folder. Best on a local NVMe disk; nodes must not share it."""
     gib: float = 16.0
-    """The most that it takes on disk, in GiB; 0 turns it off."""
+    """Largest size on disk, in GiB; 0 turns the cache off."""
     fill: bool = True
-    """Bring all training samples there while training goes on, 4 MiB a GET, not only those drawn; if the set fits by itself."""
+    """Fetch all training samples in the background during training, 4 MiB per GET, if the whole set fits into the cache."""
 
     def __post_init__(self) -> None:
         if self.gib < 0:
@@ -46,41 +46,41 @@ class CacheConfig:
 
     @property
     def root(self) -> Path:
-        """The folder that the cache makes its own folder in."""
+        """The folder in which the cache creates its own folder."""
         return Path(self.folder or os.environ.get("HARDSHARD_CACHE", "") or tempfile.gettempdir())
 
 
 class CachedShard:
-    """One shard's copy. Its file closes with the last reference, so that an evicted one serves who still reads it.
+    """The cached copy of one shard. Its file closes with the last reference, so an evicted copy can still be read.
 
-    Flags and bytes are one file on purpose: whoever opens a copy while it is evicted gets both or neither.
+    Flags and bytes are in one file on purpose: a process that opens a copy during eviction gets both or neither.
     """
 
     def __init__(self, path: Path, size: int, first: int, last: int) -> None:
-        self.full = False  # the disk took a block in part or not at all
-        self._flags = size - first  # plus a block's number: where its flag lies
+        self.full = False  # a block could not be written, as the disk is full
+        self._flags = size - first  # plus a block's number: the offset of its flag
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         weakref.finalize(self, os.close, self._file)
         os.truncate(self._file, size + last - first)
 
     def has(self, block: int) -> bool:
-        """Whether a block's bytes are here."""
+        """Whether a block is in the copy."""
         return os.pread(self._file, 1, self._flags + block) == b"\1"
 
     def tight(self) -> bool:
-        """Whether the disk is all but full."""
+        """Whether the disk is almost full."""
         disk = os.fstatvfs(self._file)
         return disk.f_bavail < SPARE * disk.f_blocks
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at an offset of the shard; they must lie in a block that is here."""
+        """Read bytes at an offset of the shard; they must lie in a block that is in the copy."""
         return os.pread(self._file, size, offset)
 
     def write(self, block: int, offset: int, data: bytes) -> None:
-        """Keep a block. A full disk costs a later fetch and nothing else."""
+        """Store a block. If the disk is full, the block is fetched again later."""
         try:
-            if os.pwrite(self._file, data, offset) == len(data):  # a disk that runs full takes a part and says nothing
-                os.pwrite(self._file, b"\1", self._flags + block)  # not by mmap: that ends a process whose disk is full
+            if os.pwrite(self._file, data, offset) == len(data):  # when the disk gets full, a part is written without an error
+                os.pwrite(self._file, b"\1", self._flags + block)  # mmap would kill the process when the disk is full
                 return
         except OSError as error:
             if error.errno not in FULL:
@@ -89,12 +89,12 @@ class CachedShard:
 
     @contextlib.contextmanager
     def claim(self, block: int, count: int) -> Iterator[None]:
-        """Hold the right to fetch ``count`` blocks from ``block`` on, waiting for whoever holds it."""
-        file = os.open(f"/proc/self/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)  # a description of its own, evicted or not
+        """Lock ``count`` blocks from ``block`` on for fetching; waits while another process holds them."""
+        file = os.open(f"/proc/self/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)  # a new open file description; works if evicted
         try:
             fcntl.fcntl(file, fcntl.F_OFD_SETLKW, self._range(fcntl.F_WRLCK, block, count))
             yield
-        finally:  # closing alone would leave the lock to a child that was forked meanwhile
+        finally:  # closing is not enough: a child forked meanwhile would keep the lock
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, self._range(fcntl.F_UNLCK, block, count))
             os.close(file)
 
@@ -102,7 +102,7 @@ class CachedShard:
         return struct.pack("hhqqi4x", kind, os.SEEK_SET, self._flags + block, count, 0)
 
     def gone(self) -> bool:
-        """Whether the copy was evicted: what is open still reads, but must be let go to free the disk."""
+        """Whether the copy was evicted: it can still be read, but must be closed to free the disk."""
         return os.fstat(self._file).st_nlink == 0
 
 
@@ -115,7 +115,7 @@ class NodeCache:
 
     def __init__(self, config: CacheConfig, index: Index, etags: dict[str, str]) -> None:
         self.config, self.index, self.etags = config, index, etags
-        # Flags and data reach the disk in no set order: after a crash of the machine nothing that was cached before is believed.
+        # Flags and data reach the disk in any order. A cache from before the last boot is not used: the machine may have crashed.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.folder = config.root / f"hardshard-{os.getuid()}-{boot}"
         with self._errors():
@@ -124,10 +124,10 @@ class NodeCache:
                 if old != self.folder:
                     shutil.rmtree(old, ignore_errors=True)
         self._open: dict[int, CachedShard] = {}  # in the order of use
-        self._unchecked = secrets.randbelow(CHECK_EVERY)  # the processes of a node look at different times
+        self._unchecked = secrets.randbelow(CHECK_EVERY)  # so that the processes of a node check at different times
 
     def shard(self, number: int) -> CachedShard | None:
-        """The copy of a shard, kept open; None where the disk has no room to begin one."""
+        """Return the copy of a shard and keep it open; None if the disk has no space to create it."""
         copy = self._open.pop(number, None)
         if copy is None or copy.gone():
             copy = self.copy(number)
@@ -138,13 +138,13 @@ class NodeCache:
         return copy
 
     def copy(self, number: int) -> CachedShard | None:
-        """As `shard`, for who holds it himself."""
+        """Open or create the copy of a shard like `shard`, but leave it to the caller to keep it open."""
         shard, (first, last) = self.index.shards[number], self.index.blocks_of_shard(number)
         identity = hashlib.sha256(repr((self.index.url, shard, self.etags.get(shard.name))).encode())
-        identity.update(self.index.blocks["offset"][first:last].tobytes())  # two indexes may cut a shard into other blocks
+        identity.update(self.index.blocks["offset"][first:last].tobytes())  # another index may define other blocks
         with self._errors():
             try:
-                self._make()  # again, for whoever cleans temporary folders under running programs
+                self._make()  # again: the system may have cleaned the temporary folder meanwhile
                 return CachedShard(self.folder / identity.hexdigest()[:32], shard.size, first, last)
             except OSError as error:
                 if error.errno not in FULL:
@@ -152,13 +152,13 @@ class NodeCache:
         return None
 
     def has_room_for(self, shards: Sequence[int]) -> bool:
-        """Whether the cache is to be filled with these, and is as large as all of them."""
+        """Whether the cache should be filled with these shards, and is large enough for all of them."""
         return self.config.fill and sum(self.index.shards[shard].size for shard in shards) <= self.config.gib * 2**30
 
-    def account(self, fetched: int) -> bool:
-        """Note bytes fetched; now and then look at the whole folder, and evict the copies opened or written longest ago.
+    def add_fetched(self, fetched: int) -> bool:
+        """Count fetched bytes. Every `CHECK_EVERY` bytes, evict the copies that were least recently opened or written.
 
-        Whether any were evicted.
+        Returns whether any copies were evicted.
         """
         self._unchecked += max(fetched, MIN_REQUEST)
         if self._unchecked < CHECK_EVERY:
@@ -192,5 +192,5 @@ class NodeCache:
         except OSError as error:
             what = f"the node cache cannot be written ({error.strerror})"
             raise InputError(what, str(self.config.root), "set --cache.folder") from error
-        if owner != os.getuid():  # whoever makes it first in a folder open to all could plant bytes in it
+        if owner != os.getuid():  # in a folder open to all, another user could create it first and plant data
             raise InputError("the node cache belongs to another user", str(self.folder), "remove it or set --cache.folder")

@@ -1,7 +1,7 @@
-"""Clips of a packed set as arrays: which there are, and the frames of a training or test batch.
+"""Batches of video clips for training and evaluation.
 
-b clips of this rank, L frames of a cut, T frames of a whole clip, V views of a clip, U actions of a sequence, H x W trained at.
-Frames are uint8 [.., H, W, 3], of skeletons float32 [.., J, D].
+A *cut*: L frames of a clip. A *view*: a cut at one place of the frame. b clips of this rank, T frames of a whole clip, V views
+of a clip, U actions of a sequence, H x W training size. Frames are uint8 [.., H, W, 3], of skeletons float32 [.., J, D].
 """
 
 from collections import deque
@@ -30,19 +30,19 @@ class ClipConfig:
     """How frames are taken from clips."""
 
     frames: int = 16
-    """L: frames of a cut that a model of single actions sees; a shorter clip is played again from its beginning."""
+    """L: number of frames that a model of single actions sees; a shorter clip is repeated."""
     stride: int = 1
-    """Of so many frames one is taken."""
+    """Use every n-th frame."""
     size: tuple[int, int] = (112, 112)
-    """Height and width trained at, in pixels."""
+    """Height and width to train at, in pixels."""
     margin: float = 0.15
-    """Frames are resized to cover the size with so much to spare; training cuts it out at random, testing in the middle."""
+    """Frames are resized to cover the size plus this margin, then cropped: in training at random, in tests at the centre."""
     flip: bool | None = None
-    """Mirror every second training clip; None: if the data set says that this keeps the action."""
+    """Mirror every second training clip at random; None: only if the data set allows it."""
     test_clips: int = 3
-    """Cuts of a test clip, evenly spaced in time, whose predictions are averaged."""
+    """Cuts of a test clip, evenly spaced in time; their predictions are averaged."""
     test_crops: int = 1
-    """Places that each of them is cut out at: 1, the middle, or 3, two corners besides."""
+    """Crops of each of these cuts: 1, the centre, or 3, the centre and two corners."""
 
     def __post_init__(self) -> None:
         if min(self.frames, self.stride, self.test_clips) < 1 or self.test_crops not in (1, 3) or not 0 <= self.margin <= 1:
@@ -53,7 +53,7 @@ class ClipConfig:
 
 
 class View(NamedTuple):
-    """Where the trained size is cut out of a frame: shares of the spare height and width above and to the left; mirrored?"""
+    """A crop of a frame: the fractions of the spare height above and of the spare width to the left of it; and if mirrored."""
 
     down: float = 0.5
     right: float = 0.5
@@ -65,14 +65,14 @@ CROPS = {1: (View(),), 3: (View(0.0, 0.0), View(), View(1.0, 1.0))}
 
 @dataclass(frozen=True, eq=False)
 class ClipSet:
-    """A set of clips, opened: N clips of all splits, numbered as the index's identities."""
+    """An opened set of clips: N clips of all splits, numbered as the identities of the index."""
 
     index: Index
     etags: dict[str, str]
-    class_names: tuple[str, ...]  # not "classes": cloudpickle would take torch.classes for meant, and fail
+    class_names: tuple[str, ...]  # not "classes": cloudpickle would take it for torch.classes, and fail
     frames: Int64s  # [N]
     actions: tuple[tuple[int, ...], ...]  # [N]
-    first: Int64s  # [N] the sample that is the clip's first strip
+    first: Int64s  # [N] the sample of the clip's first strip
 
     @property
     def stream(self) -> str:
@@ -80,23 +80,23 @@ class ClipSet:
         return str(self.index.about["stream"])
 
     def clips_of(self, split: str) -> Int64s:
-        """The clips of a split; raises InputError when there are none."""
+        """Return the clips of a split; raises InputError if there is no such split."""
         return split_of(self.index, split).identities.astype(np.int64)
 
     def name(self, clip: int) -> str:
-        """A clip in words, for messages."""
+        """Describe a clip, for messages."""
         return f"{self.index.identities[clip]} ({self.index.clips.column('file')[clip].as_py()}) in {self.index.url}"
 
     def frame_actions(self) -> list[Int64s]:
-        """The class of each frame of each clip, -1 for none; of length 0 where that is not known."""
+        """Return the class of each frame of each clip, -1 for none; an empty array if a clip's are unknown."""
         return [np.array(row, np.int64) for row in self.index.clips.column("frame_actions").to_pylist()]
 
 
 def open_clips(url: str) -> ClipSet:
-    """Open a set that `datasets.pack_videos` made.
+    """Open a set packed by `datasets.pack_videos`.
 
     Raises:
-        InputError: no set is there, it holds no clips, or its strips and frames do not agree.
+        InputError: there is no set, it holds no clips, or its strips and frames disagree.
     """
     if not url:
         raise InputError("no data", "--data", "give a set of clips, packed by `python -m datasets.pack_videos`")
@@ -115,14 +115,14 @@ def open_clips(url: str) -> ClipSet:
 
 
 class Reader:
-    """Frames of clips through a store."""
+    """Reads frames of clips from a store."""
 
     def __init__(self, clips: ClipSet, cache: CacheConfig) -> None:
         self.clips = clips
         self.store: FolderStore | BucketStore = open_store(clips.index, clips.etags, cache)
 
     def request(self, clip: int, frames: Int64s) -> Callable[[], Frames | ValueError]:
-        """Ask for frames [L] of a clip, by number: only the strips that hold them are read."""
+        """Request the frames [L] of a clip, by number; calling the result returns them. Only the strips needed are read."""
         strips = np.unique(frames // STRIP)
         asked = self.store.request(self.clips.first[clip] + strips)
         return lambda: self._frames(clip, frames, strips.tolist(), asked())
@@ -145,32 +145,32 @@ class Reader:
 
 
 def drawn(seed: int, step: int, batch: int, count: int) -> Int64s:
-    """Which of ``count`` clips the global batch of a step holds: shuffled epochs, one after the other."""
+    """Draw the global batch of a step from ``count`` clips: shuffled epochs, one after the other."""
     places = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     orders = {int(e): generator(seed, "clips", int(e)).permutation(count) for e in np.unique(places // count)}
     return np.array([orders[place // count][place % count] for place in places.tolist()], np.int64)
 
 
 def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
-    """The frames of a cut that begins at the share ``place`` of where it can, [L]; a clip that is too short begins again."""
+    """Return the frame numbers of a cut, [L]. ``place``: 0 for the earliest start, 1 for the latest. Short clips are repeated."""
     span = (config.frames - 1) * config.stride + 1
     offset = int(min(place, 1 - 1e-9) * (total - span + 1)) if total > span else 0
     return (offset + config.stride * np.arange(config.frames, dtype=np.int64)) % total
 
 
 def cuts_of(total: int, config: ClipConfig) -> list[Int64s]:
-    """The frames of each cut of a test clip."""
+    """Return the frame numbers of each cut of a test clip."""
     return [cut_of(total, config, place) for place in np.linspace(0, 1, config.test_clips)]
 
 
 def cuts_of_views(frames: Frames, config: ClipConfig, stream: str) -> Frames:
-    """A whole clip [T, h, w, 3] as a model of single actions is shown it: [V, L, H, W, 3], cuts times crops."""
+    """Convert a whole clip [T, h, w, 3] to the views for a model of single actions: [V, L, H, W, 3], cuts times crops."""
     cuts = cuts_of(len(frames), config)
     return np.stack([seen(frames[cut], config, view, stream) for view in CROPS[config.test_crops] for cut in cuts])
 
 
 def seen(frames: Frames, config: ClipConfig, view: View, stream: str) -> Frames:
-    """Frames as the model sees them: pictures [L, h, w, 3] -> [L, H, W, 3]; skeletons as they are."""
+    """Resize and crop frames for the model: [L, h, w, 3] -> [L, H, W, 3]; skeletons stay as they are."""
     if stream == "skeletons":
         return frames
     height, width = config.size
@@ -184,7 +184,7 @@ def seen(frames: Frames, config: ClipConfig, view: View, stream: str) -> Frames:
 
 
 def seen_picture(image: Image, config: ClipConfig) -> Image:
-    """One frame of a stream as the model sees it."""
+    """Resize and crop a single frame for the model."""
     picture: Image = seen(image[None], config, View(), "rgb")[0]
     return picture
 
@@ -198,21 +198,21 @@ class _Plan(NamedTuple):
 
 
 class ClipStream(Stream):
-    """Training batches of steps ``start`` .. ``stop`` - 1 of one rank; what they hold depends on (seed, step) alone.
+    """Training batches of steps ``start`` .. ``stop`` - 1 of one rank; their content depends only on (seed, step).
 
-    With ``whole`` False a batch is for single actions: "clips" [b, L, ...] cut at random times, "labels" int64 [b]. Otherwise it
-    is for sequences: "clips" [b, T, ...], padded with zeros, "lengths" int64 [b] in frames, "targets" int64 [b, U] padded
-    with -1, "frame_targets" int64 [b, T], -1 where there is none (`frame_targets`), "labels" int64 [b], the first of the targets.
-    Always "positions" int64 [b], "step", "bad" (sentences: clips that could not be read and were replaced) and "storage" (the
-    store's counts so far).
+    With ``whole`` False, for single actions: "clips" [b, L, ...] cut at random times, "labels" int64 [b]. Otherwise, for
+    sequences: "clips" [b, T, ...] padded with zeros, "lengths" int64 [b] in frames, "targets" int64 [b, U] padded with -1,
+    "labels" int64 [b], the first target of each, and if ``frame_targets`` are given "frame_targets" int64 [b, T], -1 for none.
+    Always "positions" int64 [b], "step", "bad" (messages about unreadable clips, which were replaced) and "storage" (the store's
+    COUNTS so far).
     """
 
     def __init__(
         self, clips: ClipSet, chosen: Int64s, config: ClipConfig, batch: int, loader: LoaderConfig, cache: CacheConfig,
-        share: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
+        part: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
     ) -> None:  # fmt: skip
         self.clips, self.chosen, self.config, self.batch, self.loader, self.cache = clips, chosen, config, batch, loader, cache
-        self.share, self.seed, self.start, self.stop = share, seed, start, stop
+        self.part, self.seed, self.start, self.stop = part, seed, start, stop
         self.whole, self.frame_targets = whole, frame_targets
         self.flip = bool(clips.index.about["mirror"]) if config.flip is None else config.flip
 
@@ -239,8 +239,8 @@ class ClipStream(Stream):
         return self.clips.index.shards_of(self.clips.index.samples["block"][np.concatenate([first, last])])
 
     def _plan(self, step: int, reader: Reader) -> _Plan:
-        u = generator(self.seed, "views", step).random((4, self.batch))[:, self.share.of(self.batch)]
-        positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.share.of(self.batch)]
+        u = generator(self.seed, "views", step).random((4, self.batch))[:, self.part.of(self.batch)]
+        positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.part.of(self.batch)]
         views = [View(float(d), float(r), bool(f < 0.5) and self.flip) for d, r, f in u[:3].T]
         places = u[3].tolist()
         asked = [self._ask(position, place, reader) for position, place in zip(positions.tolist(), places, strict=True)]
@@ -278,7 +278,7 @@ class ClipStream(Stream):
         return batch
 
     def _stand_in(self, position: int, place: float, reader: Reader) -> tuple[int, Frames]:
-        """The clip that replaces a bad one: the next that can be read."""
+        """Return the replacement of a bad clip: the next one that can be read."""
         count = len(self.chosen)
         for other in [(position + step) % count for step in range(1, min(STAND_INS, count))]:
             frames = self._ask(other, place, reader)()
@@ -291,16 +291,16 @@ class ClipStream(Stream):
 
 
 class ClipViews(Stream):
-    """Every chosen clip once, in order, shared out over ranks and loader workers: "position" int, "clips" and "bad".
+    """Every chosen clip once, in order, divided among ranks and loader workers: "position" int, "clips" and "bad".
 
-    With ``whole`` False "clips" [V, L, ...] are its views: ``test_clips`` cuts times ``test_crops`` places; otherwise it is
-    whole, [1, T, ...]. Of a clip that cannot be read "clips" is empty and "bad" says why.
+    With ``whole`` False, "clips" [V, L, ...] are the clip's views: ``test_clips`` cuts times ``test_crops`` crops; otherwise the
+    whole clip [1, T, ...]. For an unreadable clip "clips" is empty and "bad" says why.
     """
 
     def __init__(
-        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, share: RankSlice, *, whole: bool = False
+        self, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, part: RankSlice, *, whole: bool = False
     ) -> None:
-        self.clips, self.chosen, self.config, self.cache, self.share, self.whole = clips, chosen, config, cache, share, whole
+        self.clips, self.chosen, self.config, self.cache, self.part, self.whole = clips, chosen, config, cache, part, whole
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -308,7 +308,7 @@ class ClipViews(Stream):
         reader = Reader(self.clips, self.cache)
         try:
             ahead: deque[Callable[[], Batch]] = deque()
-            for position in range(len(self.chosen))[self.share.rank :: self.share.world][first::every]:
+            for position in range(len(self.chosen))[self.part.rank :: self.part.world][first::every]:
                 ahead.append(self._ask(position, reader))
                 if len(ahead) > 2:
                     yield ahead.popleft()()
@@ -336,7 +336,7 @@ class ClipViews(Stream):
 
 
 def padded(arrays: Sequence[Frames], fill: int) -> Frames:
-    """Arrays of different lengths as one [b, longest, ...]."""
+    """Stack arrays of different lengths to one array [b, longest, ...], padded with ``fill``."""
     out = np.full((len(arrays), max(len(array) for array in arrays), *arrays[0].shape[1:]), fill, arrays[0].dtype)
     for row, array in enumerate(arrays):
         out[row, : len(array)] = array

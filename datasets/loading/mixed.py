@@ -1,6 +1,6 @@
-"""Several shard sets in one step: each set has a stream of its own that gives a fixed part of every global batch.
+"""Batches from several shard sets: each set has its own stream, which provides a fixed part of every global batch.
 
-A part is a whole number of ``unit`` samples and depends on batch and weights alone, never on the number of workers; so whoever
+The parts are multiples of ``unit`` samples. They depend only on batch and weights, not on the number of workers, so a run that
 resumes on another number of workers sees the same samples.
 """
 
@@ -14,10 +14,10 @@ from datasets.loading.store import COUNTS
 
 
 def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
-    """Samples of each set in a global batch: by weight, whole units, the rest to the largest remainders.
+    """Return the number of samples of each set in a global batch, by weight, in whole units (largest remainder method).
 
     Raises:
-        InputError: a weight is not above 0, the batch is no multiple of the unit, or a set would get nothing.
+        InputError: a weight is not above 0, the batch is no multiple of the unit, or a set would get no samples.
     """
     if not weights or not all(0 < weight < np.inf for weight in weights):
         raise InputError(f"the sets' weights are {', '.join(f'{weight:g}' for weight in weights)}", "mix", "give numbers above 0")
@@ -34,9 +34,9 @@ def parts_of(batch: int, weights: Sequence[float], unit: int) -> list[int]:
 
 
 class MixedStream(Stream):
-    """The streams of several sets, step by step: their samples side by side, ``set`` int64 [b] says whose each is.
+    """Concatenates the batches of several sets; ``set`` int64 [b] is the number of each sample's set.
 
-    ``first``: the number of the streams' step 0 in the run.
+    ``first``: the step of the run at which the streams' step 0 is.
     """
 
     def __init__(self, streams: Sequence[BatchStream], first: int = 0) -> None:
@@ -57,10 +57,10 @@ class MixedStream(Stream):
 
 
 class PairedStream(Stream):
-    """Two domains step by step, as many images of each, each domain's of its own size: ``images`` and ``target_images``.
+    """Pairs the batches of two domains: ``images`` of the first and ``target_images``, each in the size of its domain.
 
-    ``labels`` and ``positions`` are the first domain's and then the target's; ``moves`` the first's. A domain that is smaller
-    begins again earlier: both have a batch for every step, on every rank.
+    ``labels`` and ``positions`` are those of the first domain, then of the target; ``moves`` of the first only. A smaller domain
+    starts its next epoch earlier: both have a batch for every step, on every rank.
     """
 
     def __init__(self, first: BatchStream, target: BatchStream) -> None:

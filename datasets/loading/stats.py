@@ -1,4 +1,4 @@
-"""What a rank's batches have held and cost so far: plain counts, for whoever watches the run."""
+"""Counters of one rank's loader: samples, skipped samples, GETs, bytes, and draws by difficulty decile."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,7 @@ DECILES = 10
 
 
 class LoaderStats:
-    """Counts over the batches of one rank, whose loader has ``workers`` processes.
-
-    ``versions``: of the difficulty vector that the draws follow, if they follow one.
-    """
+    """Counts over the batches of one rank. ``workers``: its loader processes; ``versions``: those that its draws use, if any."""
 
     def __init__(self, workers: int, versions: DifficultyTable | None = None) -> None:
         self.samples = self.skipped = 0
@@ -39,34 +36,36 @@ class LoaderStats:
 
     @property
     def counts(self) -> dict[str, float]:
-        """``samples``, ``skipped`` (unreadable, replaced), the stores' COUNTS, and ``draws_0`` .. ``draws_9``: samples drawn
-        while a version was in force, of the easiest tenth of the identities to the hardest."""
+        """``samples``, ``skipped`` (unreadable ones, replaced), the stores' COUNTS, and ``draws_0`` .. ``draws_9``.
+
+        The last ten count the samples of batches drawn by difficulty, from the easiest tenth of the identities to the hardest.
+        """
         storage = {name: float(sum(counts[name] for counts in self._storage)) for name in COUNTS}
         draws = {f"draws_{decile}": float(count) for decile, count in enumerate(self.draws)}
         return {"samples": float(self.samples), "skipped": float(self.skipped), **storage, **draws}
 
 
 class BadSamples:
-    """Counts samples that failed to decode, and ends the run when they are too many."""
+    """Counts samples that failed to decode, and ends the run if there are too many."""
 
-    def __init__(self, share: float, samples: int) -> None:
-        self.share, self.samples, self.seen = share, samples, 0
-        self.names: dict[str, None] = {}  # each sample once, however often hard draws come back to it
+    def __init__(self, fraction: float, samples: int) -> None:
+        self.fraction, self.samples, self.seen = fraction, samples, 0
+        self.names: dict[str, None] = {}  # each sample once, though it may be drawn many times
 
     def note(self, batch: Batch) -> list[str]:
-        """Count a batch; returns the failures that were not known yet.
+        """Count a batch; returns the failures that are new.
 
         Raises:
-            InputError: more than the set share of the samples drawn so far failed, of at least a hundred.
+            InputError: more than the allowed fraction of the samples drawn so far failed (counting at least 100 samples).
         """
         self.seen += len(batch["labels"])
         fresh = [name for name in batch["bad"] if name not in self.names]
         self.names.update(dict.fromkeys(fresh))
         seen = min(self.seen, self.samples)
-        if len(self.names) > self.share * max(seen, 100):
+        if len(self.names) > self.fraction * max(seen, 100):
             shown = list(self.names)[:20]
             more = f" (+{len(self.names) - len(shown)} more)" if len(self.names) > len(shown) else ""
-            what = f"{len(self.names)} of {seen} samples could not be read, more than the share of {self.share:g} allowed"
+            what = f"{len(self.names)} of {seen} samples could not be read, more than the allowed fraction of {self.fraction:g}"
             remedy = "check the set with `python -m datasets.inspect`, or raise --loader.bad-share"
             raise InputError(what, "; ".join(shown) + more, remedy)
         return fresh

@@ -1,7 +1,7 @@
-"""Samples' bytes: by pread from a folder, or by ranged GETs from S3, a whole identity block at a time, through the node's cache.
+"""Reads the bytes of samples: by pread from a folder, or from S3 by ranged GETs of whole blocks, through the node's cache.
 
-A store of a bucket is made in the process that reads (a loader worker), after the fork: obstore's threads do not survive one,
-so a process that used it must not fork readers (`read_samples` is for those that do). It knows nothing of Ray.
+A store of a bucket must be created after the fork, in the process that reads (a loader worker), as obstore's threads do not
+survive a fork. A process that forks loaders uses `read_samples` instead. No Ray here.
 """
 
 import logging
@@ -32,21 +32,21 @@ from datasets.shards.index import Index, Int64s
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
-SPAN = 4 * 2**20  # bytes that a streaming read fetches at once; its samples' neighbours come next anyway
-RUNS = 4  # GETs of a span of which some is cached
+SPAN = 4 * 2**20  # bytes that a streaming read fetches in one GET, as neighbouring samples are drawn soon, too
+RUNS = 4  # most GETs for a span that is partly cached
 OPEN = 256  # shards of a folder that a process keeps open
-FEW = 8  # blocks that are read at once for a report
-IN_FLIGHT = 32  # GETs of blocks at once: samples/s = in flight x samples a GET / latency
-SPANS_IN_FLIGHT = 8  # GETs of spans at once; each takes twice its size of memory until it is in the cache
-REREADS = 3  # of a block whose checksum is wrong, before its samples are given up
-TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # a connect, a read, a whole try
-TRIES, PAUSE = 13, 10.0  # of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
-PATIENCE = 120.0  # seconds from the first try of a GET after which there is no other
-CREDENTIALS = timedelta(minutes=5)  # for which they are kept: boto3 gives none that expire in less than 10
+FEW = 8  # blocks that `read_samples` reads in parallel
+IN_FLIGHT = 32  # GETs of blocks in parallel: samples/s = in flight x samples per GET / latency
+SPANS_IN_FLIGHT = 8  # GETs of spans in parallel; each takes twice its size in memory until it is in the cache
+REREADS = 3  # reads of a block with a wrong checksum, before its samples count as bad
+TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "60s"}  # connect, read, whole try
+TRIES, PAUSE = 13, 10.0  # tries of a GET, and the longest pause between two in seconds; pauses double from 0.1 s on
+PATIENCE = 120.0  # seconds after its first try in which a GET is tried again
+CREDENTIALS = timedelta(minutes=5)  # how long they are kept: boto3's are valid for at least 10
 NOT_AGAIN = re.compile(r"status code: 4(?!08|29)")  # S3 would answer the same again
 
-COUNTS = ("gets", "bytes", "hits", "retries")  # GETs that brought bytes, the bytes, blocks found cached, GETs tried again
-Sample = bytes | ValueError  # the bytes, or why they cannot be had
+COUNTS = ("gets", "bytes", "hits", "retries")  # successful GETs, their bytes, blocks found in the cache, repeated GETs
+Sample = bytes | ValueError  # the bytes, or why they cannot be read
 Pending = Callable[[], list[Sample]]
 Found = dict[int, Sample]  # blocks by number
 Kept = Mapping[int, Sample | CachedShard]  # the same, or the copy of the shard where the cache keeps a block
@@ -56,18 +56,18 @@ log = logging.getLogger(__name__)
 
 
 class StorageError(Exception):
-    """The storage failed for longer than the retries last. A fault, not the user's: the run restarts from its checkpoint."""
+    """The storage still fails after all retries. Not the user's fault: the run restarts from its checkpoint."""
 
 
 class FolderStore:
-    """Samples of a set in a local folder."""
+    """Reads samples of a set in a local folder."""
 
     def __init__(self, index: Index) -> None:
         self.index, self.counts = index, dict.fromkeys(COUNTS, 0)
         self._files: dict[int, int] = {}
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
-        """Ask for samples; calling the answer gives their bytes, in order. The page cache is the read-ahead here."""
+        """Request samples; calling the result returns their bytes, in order. The kernel does the read-ahead here."""
         table = self.index.samples
         shards = self.index.blocks["shard"][table["block"][samples]].tolist()
         places = list(zip(shards, table["offset"][samples].tolist(), table["size"][samples].tolist(), strict=True))
@@ -93,7 +93,7 @@ class FolderStore:
         return file
 
     def fill(self, shards: Sequence[int]) -> None:
-        """Nothing is to be brought here."""
+        """Do nothing: the shards are local."""
 
     def close(self) -> None:
         """Close the shards."""
@@ -103,9 +103,9 @@ class FolderStore:
 
 
 class BucketStore:
-    """Samples of a set in a bucket. One GET a block that is not cached, ``IN_FLIGHT`` of them at once, none for one that is.
+    """Reads samples of a set in a bucket: one GET for each block that is not cached, ``IN_FLIGHT`` in parallel.
 
-    ``fill`` brings shards to the cache meanwhile, with the few large GETs of a reader in order.
+    ``fill`` copies whole shards to the cache in the background, by few large GETs.
     """
 
     def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
@@ -117,12 +117,12 @@ class BucketStore:
         self._lock, self._over = threading.Lock(), threading.Event()
         self._under_way: dict[int, Fetch] = {}
         self._filling: Future[None] | None = None
-        self._fetched = 0  # bytes for draws that the cache has not been told of
+        self._fetched = 0  # bytes for draws that are not yet reported to the cache
 
     def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
-        """Ask for samples: missing blocks are fetched at once in the background; calling the answer gives the bytes, in order.
+        """Request samples; calling the result returns their bytes, in order. Missing blocks are fetched in the background.
 
-        ``streaming`` fetches ``SPAN`` bytes around a missing block in one GET, for readers who come by all of them soon.
+        ``streaming``: fetch ``SPAN`` bytes around a missing block in one GET, for readers that need all of them soon.
         """
         table = self.index.samples
         blocks, offsets = table["block"][samples], table["offset"][samples]
@@ -149,7 +149,7 @@ class BucketStore:
         return fetch
 
     def _spans(self, shard: int) -> list[list[int]]:
-        """The blocks that begin in the same SPAN of the shard: fixed groups, so that processes agree on them."""
+        """Group a shard's blocks by the SPAN in which they begin: fixed groups, so that all processes use the same."""
         first, last = self.index.blocks_of_shard(shard)
         ends = np.flatnonzero(np.diff(self.index.blocks["offset"][first:last] // SPAN)) + 1
         return [span.tolist() for span in np.split(np.arange(first, last), ends)]
@@ -160,16 +160,16 @@ class BucketStore:
         try:
             for block, source in sources.items():
                 found[block] = source if isinstance(source, CachedShard) else source.result()[block]
-        finally:  # a failed fetch is not to be had again by whoever asks next
+        finally:  # so that the next request does not reuse a failed fetch
             self._under_way = {block: fetch for block, fetch in self._under_way.items() if fetch not in ended}
         if self._cache:
             with self._lock:
                 fetched, self._fetched = self._fetched, 0
-            self._cache.account(fetched)
+            self._cache.add_fetched(fetched)
         return [_cut(found[block], offset, start, size) for block, offset, start, size in places]
 
     def _fetch(self, group: list[int], copy: CachedShard | None) -> Kept:
-        """Bring the blocks of a group; memory holds only those that the copy does not."""
+        """Fetch the blocks of a group; returns their bytes only where they are not in the copy."""
         if copy is None:
             return self._get(group)
         found = self._bring(group, copy)
@@ -178,7 +178,7 @@ class BucketStore:
         return {**found, **{block: copy for block in group if copy.has(block)}}
 
     def _bring(self, group: list[int], copy: CachedShard) -> Found:
-        """GET the blocks of a group that are not in the copy, and keep them there."""
+        """GET the blocks of a group that are not in the copy, and store them there."""
         with copy.claim(group[0], len(group)):
             missing = [block for block in group if not copy.has(block)]
             found: Found = {}
@@ -190,26 +190,26 @@ class BucketStore:
         return found
 
     def fill(self, shards: Sequence[int]) -> None:
-        """Bring shards to the cache in the background, once, if the cache is as large as they are together."""
+        """Copy shards to the cache in the background, once, if the cache is large enough for all of them."""
         if self._filling is None and self._cache and self._cache.has_room_for(shards):
             self._filling = self._pool.submit(self._fill, shards)
 
     def _fill(self, shards: Sequence[int]) -> None:
         assert self._cache
         try:
-            cache = NodeCache(self._cache.config, self.index, self.etags)  # the other is the drawing thread's
-            for shard in np.random.default_rng().permutation(shards).tolist():  # apart from the other processes of the node
+            cache = NodeCache(self._cache.config, self.index, self.etags)  # the other one belongs to the thread that draws
+            for shard in np.random.default_rng().permutation(shards).tolist():  # other processes take another order
                 copy = cache.copy(shard)
                 for span in self._spans(shard):
                     if copy is None or copy.full or copy.tight() or copy.gone() or self._over.is_set():
                         return
-                    if not all(map(copy.has, span)) and cache.account(_bytes(self._bring(span, copy))):
-                        return  # with what else is there it is too much: what was evicted would be brought again
-        except Exception as error:  # a draw that needs the block meets it, too, and ends the run
-            log.warning("the node cache is filled no further: %s", error)
+                    if not all(map(copy.has, span)) and cache.add_fetched(_bytes(self._bring(span, copy))):
+                        return  # the cache holds other data, too: to fill on would evict what was just fetched
+        except Exception as error:  # a draw that needs the block gets the same error, and ends the run
+            log.warning("filling the node cache has stopped: %s", error)
 
     def _get(self, group: list[int]) -> Found:
-        """One GET for neighbouring blocks; those with a wrong checksum are fetched again, one by one."""
+        """GET neighbouring blocks at once; those with a wrong checksum are fetched again, one by one."""
         found = self._checked(group)
         for attempt in range(REREADS):
             for block in [block for block in group if block not in found]:
@@ -219,7 +219,7 @@ class BucketStore:
         return {block: found.get(block, wrong) for block in group}
 
     def _checked(self, group: list[int]) -> dict[int, bytes]:
-        """One GET; those of its blocks that have the right checksum."""
+        """GET neighbouring blocks at once; returns those with the right checksum."""
         table = self.index.blocks
         start, end = int(table["offset"][group[0]]), int(table["offset"][group[-1]] + table["size"][group[-1]])
         data = self._get_range(int(table["shard"][group[0]]), start, end)
@@ -254,10 +254,10 @@ class BucketStore:
                 renewed = True
                 self._renew(remote)
             except BaseError as error:
-                told = str(error).splitlines()[0]
-                last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(told)
+                reason = str(error).splitlines()[0]
+                last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(reason)
                 if last or self._over.wait(_pause(tried)):
-                    raise StorageError(f"{where}: {told}") from error
+                    raise StorageError(f"{where}: {reason}") from error
             with self._lock:
                 self.counts["retries"] += 1
         with self._lock:
@@ -266,32 +266,32 @@ class BucketStore:
         return data
 
     def _renew(self, refused: S3Store) -> None:
-        """Ask for credentials again, once for all GETs that are refused: they may have expired, and others be there."""
+        """Get new credentials, once for all refused GETs: the old ones may have expired."""
         with self._lock:
             if self._remote is refused:
                 self._remote = _connect(self.index.url)
 
     def close(self) -> None:
-        """End the threads; who waits for another try waits no longer."""
+        """End the threads; pending retries are cancelled."""
         self._over.set()
-        for wait in (False, True):  # what waits for a thread in either is cancelled before any is waited for
+        for wait in (False, True):  # cancel what is queued in both pools before waiting for either
             for pool in (self._pool, self._span_pool):
                 pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> FolderStore | BucketStore:
-    """The store that a set's address calls for. ``etags``: of every shard, in a bucket; ranged GETs are bound to them."""
+    """Open the store for a set's URL. ``etags``: ETag of every shard in a bucket; a GET fails if the shard has another one."""
     return BucketStore(index, etags, cache) if index.url.startswith("s3://") else FolderStore(index)
 
 
 def shard_etags(index: Index) -> dict[str, str]:
-    """Each shard's ETag now, for a set in a bucket; empty for a folder."""
+    """Return the current ETag of each shard of a set in a bucket; empty for a folder."""
     objects = open_objects(index.url)
     return objects.etags() if isinstance(objects, Bucket) else {}
 
 
 def read_samples(index: Index, samples: Sequence[int] | Int64s) -> list[Sample]:
-    """A few samples' bytes at once, for reports and predictions; of a bucket by boto3, so that this process may fork loaders."""
+    """Read a few samples, for reports and predictions; from a bucket with boto3, so that this process may still fork loaders."""
     chosen = np.asarray(samples, np.int64)
     objects = open_objects(index.url)
     if isinstance(objects, Bucket):
@@ -317,7 +317,7 @@ def _read_block(bucket: Bucket, index: Index, block: int) -> Sample:
 
 
 def _runs(blocks: list[int]) -> list[list[int]]:
-    """What is fetched by one GET each: blocks without a gap; or all of them, with what lies between, when the gaps are many."""
+    """Group blocks into GETs: runs without gaps; if there are more than RUNS, one GET for all, including what lies between."""
     starts = [place for place, block in enumerate(blocks) if not place or block != blocks[place - 1] + 1]
     if len(starts) > RUNS:
         return [list(range(blocks[0], blocks[-1] + 1))]
@@ -329,18 +329,18 @@ def _bytes(found: Found) -> int:
 
 
 def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sample:
-    """A sample's bytes, from a shard's copy by its offset there or from a block by its start in it."""
+    """Return a sample's bytes: from the shard's copy by its ``offset``, or from the block's bytes by its ``start`` there."""
     if isinstance(source, bytes):
         return source[start : start + size]
     return source if isinstance(source, ValueError) else source.read(offset, size)
 
 
 def _pause(tried: int) -> float:
-    """Seconds before the next try: doubled each time, and half of it by chance, so that readers do not come back all at once."""
+    """Return the seconds before the next try: doubled each time, with a random factor, so that readers do not retry together."""
     return min(0.1 * 2.0 ** (tried - 1), PAUSE) * (0.5 + secrets.randbelow(500) / 1000)
 
 
-_used_by = 0  # the process that obstore has threads in
+_used_by = 0  # the process in which obstore has threads
 
 
 def _connect(url: str) -> S3Store:
@@ -354,12 +354,12 @@ def _connect(url: str) -> S3Store:
         return S3Store(
             bucket.bucket,
             prefix=bucket.prefix or None,
-            aws_endpoint_url_s3=bucket.endpoint,  # boto3's word: environment, profile, region
+            aws_endpoint_url_s3=bucket.endpoint,  # as boto3 found it: environment, profile, region
             region=bucket.client.meta.region_name or "us-east-1",
             virtual_hosted_style_request=False,
             credential_provider=Boto3CredentialProvider(ttl=CREDENTIALS),
             client_options={"allow_http": bucket.endpoint.startswith("http://"), **TIMEOUTS},
-            retry_config={"max_retries": 0},  # ours are counted
+            retry_config={"max_retries": 0},  # as `_get_range` retries, and counts it
         )
     except ValueError as error:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"

@@ -1,4 +1,4 @@
-"""Loader processes: batches are made in forked workers and handed over through shared memory."""
+"""Runs a stream of batches in forked loader processes, which pass the batches through shared memory."""
 
 import ctypes
 import multiprocessing
@@ -12,23 +12,18 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.errors import InputError
 from datasets.loading.batches import Batch, Stream
-from datasets.loading.shared_memory import Placed, Slots
+from datasets.loading.shared_memory import ArrayRef, Slots
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-
 PREFETCH = 2  # batches that a loader process prepares before the first is taken
-
-
-LENT = 3  # batches of a loader process that are not copied for who holds them: the one at hand, the one before, one in between
+LENT = 3  # batches of a loader process that the training process may hold without copies: the current, the last, one between
 
 
 def load_in_workers(stream: Stream, workers: int, *, pin: bool = False) -> Generator[Batch, None, None]:
-    """A stream behind ``workers`` processes, in order; they are forked, so that they share the versions' memory.
+    """Yield the batches of a stream, in order, prepared by ``workers`` forked processes; 0: in this process.
 
-    Its arrays come as tensors, images as [b, 3, H, W].
-
-    ``pin`` copies batches to page-locked memory, for a GPU. What the stream raises as InputError is raised as it is.
+    Arrays become tensors, images [b, 3, H, W]. ``pin``: copy batches to page-locked memory, for a GPU. An InputError of the
+    stream is raised unchanged. The processes are forked so that they share the memory of the difficulty table.
     """
     if workers < 0:
         raise InputError(f"{workers} loader processes", "--workers", "give 0 or more")
@@ -44,10 +39,10 @@ def load_in_workers(stream: Stream, workers: int, *, pin: bool = False) -> Gener
 
 
 def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
-    """A batch with its arrays as tensors, those in the slots where they lie; images as [b, 3, H, W]."""
+    """Return a batch with its arrays as tensors, those in shared memory in place; images as [b, 3, H, W]."""
     batch = dict(sent.batch)
     if slots:
-        placed = {name: value for name, value in batch.items() if isinstance(value, Placed)}
+        placed = {name: value for name, value in batch.items() if isinstance(value, ArrayRef)}
         batch |= zip(placed, slots.get(sent.slot, placed.values()), strict=True)
     for name, value in batch.items():
         if isinstance(value, np.ndarray):
@@ -57,8 +52,8 @@ def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
 
 
 def _die_with_parent(_: int) -> None:
-    """A loader whose training process was killed would wait for ever to hand a batch over, and keep the dead one's sockets
-    open, so that Ray would not notice the death."""
+    """End this loader with its training process: it would wait for ever, and keep the dead one's sockets open, so that Ray would
+    not notice the death."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -67,17 +62,17 @@ def _as_it_is(item: Any) -> Any:
 
 
 class _Sent(NamedTuple):
-    """What comes from a loader process: a batch, whose large arrays may lie in a slot."""
+    """A batch from a loader process; its large arrays may be references to a slot."""
 
     slot: int
     batch: Batch
 
 
 class _ErrorsAsItems(IterableDataset[_Sent | InputError]):
-    """Hands an InputError over like a batch: DataLoader would raise one whose text is the worker's traceback.
+    """Yields an InputError like a batch: DataLoader would raise one whose text is the worker's traceback.
 
-    Large arrays are left in the slots. Torch would send a file descriptor a tensor through a server in the loader process, and a
-    run with a killed worker was seen to hang there.
+    Large arrays stay in the slots. Torch would send a file descriptor per tensor through a server in the loader process, where a
+    run with a killed worker once hung.
     """
 
     def __init__(self, stream: Stream) -> None:

@@ -1,0 +1,1 @@
+"""Pixels: decoding, augmentation, video frames, optical flow."""

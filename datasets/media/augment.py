@@ -1,7 +1,7 @@
-"""Training images: resized, and changed at random in ways that keep who is on them (`datasets.shards.labels` changes the labels along).
+"""Random augmentation of training images: flip, shift, turn, erase. `datasets.shards.labels` moves the labels accordingly.
 
-The random numbers of a whole global batch come from one generator of (seed, step), so an image is changed in the same way
-on whatever worker it is prepared. B images, H x W the size trained at.
+The random numbers of a whole global batch come from one generator of (seed, step), so the result for an image does not depend
+on the worker that prepares it. B images of the global batch, H x W the training size.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from datasets.errors import InputError
 from datasets.media.decode import Image
 from datasets.seeding import generator
 
-MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's, in 0..255: what the model sees as zero
-GREY = MEAN.tolist()  # the same for OpenCV, which flips and fills 15 times as fast as NumPy where a pixel is three bytes
+MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's mean in 0..255, which normalisation maps to zero
+GREY = MEAN.tolist()  # the same for OpenCV, which flips and fills three-byte pixels 15 times as fast as NumPy
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,24 @@ class AugmentConfig:
     """Random changes of training images."""
 
     flip: bool | None = None
-    """Mirror every second image; None: if the data set says that this keeps the identity (persons yes, letters no)."""
+    """Mirror every second image at random; None: only if the data set allows it (persons: yes, letters: no)."""
     shift: float = 0.05
-    """Pad by this share of the height, then crop at random."""
+    """Pad by this fraction of the height, then crop at random."""
     turn: float = 0.0
-    """Turn about the centre by up to so many degrees, either way."""
+    """Rotate about the centre by up to this many degrees, in either direction."""
     erase: float = 0.0
-    """RankSlice of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
+    """Fraction of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1 or not 0 <= self.erase <= 1:
-            raise InputError("augment.shift and augment.erase are shares", "augment", "give numbers from 0 to 1")
+            raise InputError("augment.shift and augment.erase are fractions", "augment", "give numbers from 0 to 1")
         if not 0 <= self.turn <= 180:
             raise InputError(f"augment.turn is {self.turn}", "augment", "give degrees from 0 to 180")
 
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """What is done to each image of a global batch, in this order; arrays of [B], pixels of the H x W image."""
+    """The random changes of each image of a global batch, in the order of application; arrays [B], in pixels of H x W."""
 
     flip: npt.NDArray[np.bool_]
     turn: npt.NDArray[np.float64]  # degrees, clockwise as seen
@@ -51,19 +51,19 @@ class Changes:
 
     @cached_property
     def nothing(self) -> list[bool]:
-        """Which images stay as they are, [B]."""
+        """Which images are not changed at all, [B]."""
         unmoved = ~self.flip & (self.turn == 0) & (self.down == 0) & (self.right == 0)
         still: list[bool] = (unmoved & (self.erase[:, 2] == 0)).tolist()
         return still
 
     def apply(self, row: int, image: Image, out: Image) -> None:
-        """Write an image that has the size trained at, [H, W, 3], into ``out``, which is other memory, as it is changed."""
+        """Write the changed image [H, W, 3] to ``out``, which must not share its memory."""
         height, width = image.shape[:2]
         flip, down, right = bool(self.flip[row]), int(self.down[row]), int(self.right[row])
         if self.turn[row]:
             image, flip = turned(cv2.flip(image, 1) if flip else image, self.turn[row]), False  # type: ignore[arg-type]
         if flip:
-            right = -right  # mirrored afterwards, in place
+            right = -right  # as ``out`` is mirrored afterwards, in place
         if abs(down) >= height or abs(right) >= width:
             out[:] = MEAN
         elif down or right:
@@ -79,13 +79,13 @@ class Changes:
             cv2.rectangle(out, (left, top), (left + wide - 1, top + tall - 1), GREY, cv2.FILLED)
 
     def geometry(self, rows: range, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """What moves the content of these rows [b, 4]: flip (0 or 1), turn in degrees, down and right as shares of (H, W)."""
+        """Return how these rows were moved, [b, 4]: flip (0 or 1), turn in degrees, down and right as fractions of (H, W)."""
         moves = [self.flip[rows], self.turn[rows], self.down[rows] / size[0], self.right[rows] / size[1]]
         return np.stack(moves, axis=1).astype(np.float32)
 
 
 def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], batch: int, seed: int, step: int) -> Changes:
-    """The changes of the global batch of a step. ``mirror``: the data set says that mirroring keeps the identity."""
+    """Draw the changes of a step's global batch. ``mirror``: whether the data set allows mirroring."""
     rng, (height, width) = generator(seed, "augment", step), size
     u = rng.random((7, batch))
     flip = u[0] < (0.5 if (mirror if config.flip is None else config.flip) else 0)
@@ -102,7 +102,7 @@ def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], bat
 
 
 def turned(image: Image, degrees: float) -> Image:
-    """An image turned about its centre, clockwise as seen; what comes in from outside is MEAN."""
+    """Rotate an image about its centre, clockwise; what comes in from outside is MEAN."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
     out: Image = cv2.warpAffine(image, matrix, (width, height), borderValue=GREY)  # type: ignore[assignment]
@@ -110,7 +110,7 @@ def turned(image: Image, degrees: float) -> Image:
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """An image at (H, W); its aspect ratio is not kept, as usual in re-identification."""
+    """Resize an image to (H, W), without keeping its aspect ratio, as usual in re-identification."""
     if image.shape[:2] == size:
         return image
     shrinks = image.shape[0] > size[0] and image.shape[1] > size[1]

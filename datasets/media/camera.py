@@ -1,4 +1,4 @@
-"""A camera's frames, each with the time at which it came."""
+"""Frames of a camera, each with its time of arrival."""
 
 from collections.abc import Generator
 from queue import SimpleQueue
@@ -9,13 +9,13 @@ import cv2
 
 from datasets.media.decode import Image
 
-WAITING = 64  # frames that may wait for whoever uses them
+WAITING = 64  # frames that may wait in the queue
 
 Timed = tuple[float, Image]
 
 
 def camera_frames(number: int) -> Generator[Timed]:
-    """The frames of a camera as they come, RGB, each with `time.monotonic` at that moment."""
+    """Yield the frames of a camera, RGB, each with the `time.monotonic` of its arrival."""
     camera = cv2.VideoCapture(number)
     try:
         while (read := camera.read())[0]:
@@ -25,8 +25,10 @@ def camera_frames(number: int) -> Generator[Timed]:
 
 
 def read_ahead(frames: Generator[Timed]) -> Generator[Timed]:
-    """The same frames, read by a thread: so they come at their true times while a model computes. Where `WAITING` frames wait, a
-    new one is dropped; what fails in the thread is raised here."""
+    """Yield the same frames, read by a thread, so that their times are right while a model computes.
+
+    New frames are dropped while `WAITING` frames wait. An error in the thread is raised here.
+    """
     waiting: SimpleQueue[Timed | Exception | None] = SimpleQueue()
     closed = Event()
 
@@ -43,7 +45,7 @@ def read_ahead(frames: Generator[Timed]) -> Generator[Timed]:
             frames.close()
             waiting.put(None)
 
-    Thread(target=read, name="camera", daemon=True).start()  # a daemon, for a camera that gives no frame any more blocks it
+    Thread(target=read, name="camera", daemon=True).start()  # a daemon, as a camera that stops sending frames blocks it
     try:
         while (item := waiting.get()) is not None:
             if isinstance(item, Exception):

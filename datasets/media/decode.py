@@ -1,4 +1,4 @@
-"""The bytes of samples to arrays: pixels as a viewer shows them, so turned as EXIF says."""
+"""Decoding of samples to arrays. Pixels are as a viewer shows them: EXIF's orientation is applied."""
 
 import os
 from collections.abc import Iterator
@@ -16,23 +16,23 @@ from datasets.media.image_header import PNG, bare_png, jpeg_orientation, read_he
 Image = npt.NDArray[np.uint8]
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # endings of files that `decode` takes
 MAX_BYTES = 512 << 20  # of a file that is decoded
-# Where images begin, in bytes after a multiple of 32: to rows at such multiples libjpeg-turbo writes past the cache, and a small
-# JPEG takes 15% longer to decode.
+# Images begin this many bytes after a multiple of 32. libjpeg-turbo writes rows that begin at such multiples past the cache,
+# and a small JPEG then takes 15% longer to decode.
 OFFSET = 16
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad image is named by whoever asked for it, on one line
-cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would fight them, and hangs after a fork
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the caller reports a bad image, on one line
+cv2.setNumThreads(0)  # loader workers are the parallelism; cv2's own pool would compete with them, and hangs after a fork
 
 
 def decode(data: bytes | memoryview) -> Image:
-    """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is spread over the channels, alpha is dropped.
+    """Decode a JPEG, PNG, BMP or WebP to RGB, uint8 [H, W, 3]. Grey is copied to all channels, alpha is dropped.
 
     Raises:
-        ValueError: the bytes are not a whole image, or it has more pixels than `datasets.media.image_header.MAX_PIXELS`.
+        ValueError: not a complete image, or more pixels than `datasets.media.image_header.MAX_PIXELS`.
     """
     header = read_header(data)
     if data[:2] == b"\xff\xd8":
-        pixels: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: one that is cut off is an error
+        pixels: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: a truncated image is an error
     else:
         plain = bare_png(data) if data[:8] == PNG else data
         try:
@@ -46,21 +46,21 @@ def decode(data: bytes | memoryview) -> Image:
 
 
 class Decoder:
-    """Decodes one image after another into memory of its own, which it writes again: an image is good until the next.
+    """Decodes images into a buffer that it reuses: an image is valid only until the next call.
 
-    Fresh memory costs a seventh of decoding a small JPEG: its pages come from the kernel, and go back with the image.
+    Allocating memory for each image takes a seventh of the time of decoding a small JPEG, as the kernel maps new pages each time.
     """
 
     def __init__(self) -> None:
         self._memory = _memory(1 << 16)
 
     def decode(self, data: bytes | memoryview, out: Image | None = None) -> Image:
-        """As `decode`, and as ``out`` itself if that is given and has the image's size: a JPEG is then decoded to its place."""
+        """Decode like `decode`. A JPEG of the size of ``out`` is decoded directly into it, and ``out`` itself is returned."""
         if data[:2] != b"\xff\xd8" or _orientation(data) != 1:
             return decode(data)
         try:
             image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=self._memory if out is None else out)
-        except ValueError:  # too little memory, or a bad image, which is one again
+        except ValueError:  # the buffer is too small, or the image is bad, which the next try shows
             if out is not None:
                 return self.decode(data)
             image = decode(data)
@@ -72,7 +72,7 @@ class Decoder:
 def _orientation(data: bytes | memoryview) -> int:
     try:
         return jpeg_orientation(data)
-    except (IndexError, ValueError):  # which `decode` says better
+    except (IndexError, ValueError):  # `decode` reports it with a better message
         return 0
 
 
@@ -83,10 +83,10 @@ def _memory(size: int) -> npt.NDArray[np.uint8]:
 
 
 def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
-    """Decode whatever a shard may hold: an image, or numbers in numpy's npy format.
+    """Decode any sample of a shard: an image, or an array in numpy's npy format.
 
     Raises:
-        ValueError: the bytes are neither, or cut off.
+        ValueError: neither of them, or truncated.
     """
     if bytes(data[:6]) != b"\x93NUMPY":
         return decode(data)
@@ -95,7 +95,7 @@ def decode_sample(data: bytes | memoryview) -> npt.NDArray[Any]:
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Within, nothing reaches stderr, where libpng writes by itself; for commands of one thread, which name a bad image."""
+    """Discard everything written to stderr, where libpng prints warnings; for single-threaded commands that report bad images."""
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

@@ -1,7 +1,7 @@
 """Optical flow between neighbouring frames, stored as bytes. T frames of H x W.
 
-A byte b stands for (b - 128) * STEP pixels, so that no motion is exactly 128 and mirroring is 256 - b; flow is cut at LIMIT
-pixels, as two-stream networks do (Carreira and Zisserman, CVPR 2017).
+A byte b stands for (b - 128) * STEP pixels, so no motion is exactly 128 and the opposite motion is 256 - b. Flow is clipped at
+LIMIT pixels, as in two-stream networks (Carreira and Zisserman, CVPR 2017).
 """
 
 from typing import Any
@@ -15,28 +15,28 @@ STEP = LIMIT / 127
 STILL = 128
 SMALLEST = 12  # pixels of a side that OpenCV's DIS takes
 
-METHOD = "TV-L1" if hasattr(cv2, "optflow") else "DIS"  # TV-L1 stands in OpenCV's contrib modules
+METHOD = "TV-L1" if hasattr(cv2, "optflow") else "DIS"  # TV-L1 is in OpenCV's contrib modules
 
 
 def to_bytes(flow: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Pixels a frame as bytes, cut at LIMIT."""
+    """Convert pixels per frame to bytes, clipped at LIMIT."""
     return (np.round(np.clip(flow, -LIMIT, LIMIT) / STEP) + STILL).astype(np.uint8)
 
 
 def from_bytes(stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What `to_bytes` stored, within half a STEP where it was not cut."""
+    """Invert `to_bytes`, within half a STEP where it did not clip."""
     return ((stored.astype(np.float32) - STILL) * STEP).astype(np.float32)
 
 
 def mirrored(stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Stored flow [..., H, W, 3] of the mirrored frames: left and right change places, and motion to the right is to the left."""
+    """Return the stored flow [..., H, W, 3] of mirrored frames: left and right are swapped, in place and in direction."""
     out = stored[..., ::-1, :].copy()
     out[..., 0] = STILL - (out[..., 0].astype(np.int16) - STILL)
     return out
 
 
 def flow_of(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The motion from each frame to the next, stored form: RGB frames [T, H, W, 3] -> uint8 [T - 1, H, W, 3] (right, down, 128).
+    """Compute the flow from each frame to the next: RGB frames [T, H, W, 3] -> uint8 [T - 1, H, W, 3] (right, down, 128).
 
     Raises:
         ValueError: the frames are too small, or fewer than two.

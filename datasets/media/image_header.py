@@ -1,7 +1,7 @@
-"""What an image file says before its pixels: height, width and how it is to be turned; of JPEG, PNG, BMP and WebP.
+"""Headers of JPEG, PNG, BMP and WebP files: height, width and orientation.
 
-Orientation is EXIF's: 1 as stored, 2 to 8 mirrored or turned. A viewer applies it, so `datasets.media.decode` does, too; what labels
-say of the stored picture is moved by `shown`.
+Orientation is EXIF's: 1 as stored, 2 to 8 mirrored or rotated. A viewer applies it, so `datasets.media.decode` does too;
+`shown_box` moves boxes that were annotated on the stored picture.
 """
 
 import struct
@@ -35,10 +35,10 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes | memoryview) -> Header:
-    """The header of an image file; no pixels are decoded.
+    """Read the header of an image file; no pixels are decoded.
 
     Raises:
-        ValueError: it is none of these kinds, cut off, without area, or of more than `MAX_PIXELS`.
+        ValueError: none of these formats, truncated, without area, or more than `MAX_PIXELS`.
     """
     start = bytes(data[:12])
     try:
@@ -62,18 +62,18 @@ def read_header(data: bytes | memoryview) -> Header:
 
 
 def jpeg_orientation(data: bytes | memoryview) -> int:
-    """The orientation that a JPEG's EXIF asks for, 1 without one; raises IndexError or struct.error where it is cut off."""
+    """Return the orientation in a JPEG's EXIF, 1 without one; raises IndexError or struct.error where it is truncated."""
     return _jpeg(data, only_orientation=True).orientation
 
 
 def _jpeg(data: bytes | memoryview, *, only_orientation: bool = False) -> Header:
-    """Walk the segments up to the frame's size. EXIF stands before the tables (0xDB), which every JPEG has before its size."""
+    """Walk the segments up to the frame's size. EXIF comes before the tables (0xDB), and these before the size."""
     at, orientation = 2, 1
     while True:
         if data[at] != 0xFF:
             raise ValueError("a damaged JPEG")
         marker = data[at + 1]
-        if marker == 0xFF or marker in BARE:  # filling, or a marker without a length
+        if marker == 0xFF or marker in BARE:  # padding, or a marker without a length
             at += 1 if marker == 0xFF else 2
             continue
         if marker in SIZES:
@@ -90,7 +90,7 @@ def _jpeg(data: bytes | memoryview, *, only_orientation: bool = False) -> Header
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in EXIF data (a TIFF header and its first directory); 1 where there is none that can be read."""
+    """Return the orientation in EXIF data (a TIFF header and its first directory); 1 where none can be read."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1
@@ -135,7 +135,7 @@ def _bmp(data: bytes | memoryview) -> Header:
 
 
 def _chunks(data: bytes | memoryview, start: bytes | memoryview, order: str) -> list[tuple[bytes, bytes]]:
-    """The chunks, name and data, of a PNG (">") or of a RIFF file ("<"); pixels are not copied."""
+    """Return the chunks of a PNG (">") or a RIFF file ("<") as (name, data); only EXIF data is copied."""
     found, at = [], len(start)
     while at + 8 <= len(data):
         length, name = struct.unpack_from(f"{order}I4s" if order == ">" else "<4sI", data, at)[:: 1 if order == ">" else -1]
@@ -145,7 +145,7 @@ def _chunks(data: bytes | memoryview, start: bytes | memoryview, order: str) -> 
 
 
 def bare_png(data: bytes | memoryview) -> bytes | memoryview:
-    """A PNG without the chunks that its pixels do not depend on: libpng writes to stderr what it thinks of them.
+    """Return a PNG without the chunks that its pixels do not depend on: libpng prints warnings about them to stderr.
 
     Raises:
         ValueError: a chunk's checksum is wrong, or the file is cut off.
@@ -169,7 +169,7 @@ def bare_png(data: bytes | memoryview) -> bytes | memoryview:
 
 
 def upright(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """The pixels [H, W, 3] as a viewer shows them; turned by 90 degrees they are [W, H, 3]."""
+    """Return the pixels [H, W, 3] as a viewer shows them; [W, H, 3] where they are rotated by 90 degrees."""
     if orientation in TURNED:
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -180,7 +180,7 @@ def upright(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.ui
 
 
 def shown_box(box: tuple[float, float, float, float], orientation: int) -> tuple[float, float, float, float]:
-    """A box of the stored picture (left, top, right, bottom as fractions of its sides) as it lies in the picture shown."""
+    """Move a box (left, top, right, bottom, in fractions of the sides) from the stored picture to the one that is shown."""
     left, top, right, bottom = box
     if orientation in TURNED:
         left, top, right, bottom = top, left, bottom, right
@@ -192,10 +192,10 @@ def shown_box(box: tuple[float, float, float, float], orientation: int) -> tuple
 
 
 def turned_size(said: tuple[int, int] | None, header: Header, where: str) -> bool:
-    """Whether labels, which say that the image has ``said`` (height, width), are of the picture as stored and not as shown.
+    """Whether labels that state the image size ``said`` (height, width) are of the stored picture, not of the shown one.
 
     Raises:
-        InputError: it has neither size.
+        InputError: the image has neither size.
     """
     if said is None or said == header.shown:
         return False

@@ -1,4 +1,7 @@
-"""Videos to frames at a constant rate, by PyAV: the pictures, at the times, that a player shows. T frames of H x W, RGB."""
+"""Decodes videos to frames at a constant rate, with PyAV: the same pictures at the same times as a player.
+
+T frames of H x W, RGB.
+"""
 
 import re
 import time
@@ -19,37 +22,38 @@ from datasets.media.augment import resize
 from datasets.media.camera import camera_frames, read_ahead
 from datasets.media.decode import IMAGES, Image, decode, quiet_decoders
 
-UNEVEN = 0.5  # of the usual time between two frames: where one is off by more, the video's rate is variable
+UNEVEN = 0.5  # of the median time between frames: where one differs by more, the video's rate is variable
 LONGEST = 60.0  # seconds between two frames: more is taken for a damaged time, not for a still picture
-WHOLE = 0.9  # share of what its header announces that a video must have, not to count as cut off
-EARLY = 0.1  # of the time between two frames: so much late is still in time, for some formats round times to 1/1000 s
+WHOLE = 0.9  # fraction of the length in its header that a video must have; one with less is truncated
+EARLY = 0.1  # of the time between two frames: a frame may be late by this, as some formats round times to 1/1000 s
 MAX_PIXELS = 1 << 26  # of a frame: twice those of 8K
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 ANNOUNCING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # formats whose header says how long the video is
 
-av.logging.set_level(av.logging.PANIC)  # a bad video is named by whoever asked for it, on one line
+av.logging.set_level(av.logging.PANIC)  # the caller reports a bad video, on one line
 
 
 class Video(NamedTuple):
-    """``frames`` uint8 [T, H, W, 3]; ``variable``: they did not come at a constant rate."""
+    """``frames`` uint8 [T, H, W, 3]; ``variable``: whether the video's own frame rate varies."""
 
     frames: npt.NDArray[np.uint8]
     variable: bool
 
 
 class Arrived(NamedTuple):
-    """A frame of a stream; ``came``: the time, by `time.monotonic`, at which it was there."""
+    """A frame of a live stream; ``came``: its time of arrival by `time.monotonic`."""
 
     came: float
     image: Image
 
 
 def timed_frames(file: IO[bytes] | str, start: float = 0.0) -> Generator[tuple[float, Image]]:
-    """A video's frames, turned and mirrored as its track says, with their times in seconds as a player counts them, ascending;
-    from the key frame before ``start`` on.
+    """Yield a video's frames with their times in seconds, ascending, beginning at the last key frame before ``start``.
+
+    Frames are rotated and mirrored as the video track says, and times are counted as a player counts them.
 
     Raises:
-        ValueError: it is no video, is damaged, has frames of more than `MAX_PIXELS`, or ends before what it announces.
+        ValueError: not a video, damaged, truncated, or frames of more than `MAX_PIXELS`.
     """
     try:
         if start > 0:
@@ -59,18 +63,18 @@ def timed_frames(file: IO[bytes] | str, start: float = 0.0) -> Generator[tuple[f
                     yield first
                     yield from frames
                     return
-        yield from _frames(file, 0.0)  # also where the format cannot be searched, or the search went too far
+        yield from _frames(file, 0.0)  # also where the format cannot seek, or the seek went too far
     except (av.error.FFmpegError, EOFError) as error:
         raise ValueError(_reason(error)) from error
 
 
 def at_rate(timed: Iterable[tuple[float, Image]], rate: float, start: float = 0.0, end: float = np.inf) -> Iterator[Image]:
-    """Frames ``rate`` times a second from ``start`` to before ``end``: each is the last one that had come by then.
+    """Yield frames at a constant ``rate`` per second from ``start`` to before ``end``; for each time, the latest frame so far.
 
-    A frame that is due when another comes is given at once, one that is due between two when the second comes.
+    Frames are yielded as early as possible, so this also works on a live stream.
 
     Raises:
-        ValueError: no frame comes for `LONGEST` seconds.
+        ValueError: there is no frame for `LONGEST` seconds.
     """
     number, held, latest = 0, None, start
     early = EARLY / rate
@@ -91,16 +95,16 @@ def at_rate(timed: Iterable[tuple[float, Image]], rate: float, start: float = 0.
 
 
 def shrunk(image: Image, side: int) -> Image:
-    """An image whose shorter side is ``side`` at most; its aspect ratio is kept."""
+    """Shrink an image so that its shorter side is at most ``side``; keeps the aspect ratio."""
     ratio = side / min(image.shape[:2])
     return resize(image, (round(image.shape[0] * ratio), round(image.shape[1] * ratio))) if ratio < 1 else image
 
 
 def read_video(file: IO[bytes], rate: float, side: int, start: float = 0.0, end: float = np.inf) -> Video:
-    """A part of a video at a constant rate, its shorter side ``side`` at most.
+    """Read a part of a video at a constant rate, shrunk so that the shorter side is at most ``side``.
 
     Raises:
-        ValueError: it cannot be read, has no frame there, has frames of two sizes, or takes more than `MAX_BYTES` of memory.
+        ValueError: it cannot be read, has no frame in that part, has frames of two sizes, or takes more than `MAX_BYTES`.
     """
     times: list[float] = []
 
@@ -125,11 +129,10 @@ def read_video(file: IO[bytes], rate: float, side: int, start: float = 0.0, end:
 
 
 def frames_of_path(source: str, rate: float) -> Iterator[Arrived]:
-    """Frames to recognise as they come: a camera by its number or a video file or its address, both brought to ``rate``, or a
-    folder of frames.
+    """Yield frames for online recognition: of a camera (by number) or a video (file or URL) at ``rate``, or a folder of images.
 
     Raises:
-        InputError: nothing comes, or the video is broken.
+        InputError: there are no frames, or the video is broken.
     """
     remedy = "give a camera's number, a video file or its address, or a folder of frames"
     count = 0
@@ -200,7 +203,7 @@ def _frames(file: IO[bytes] | str, start: float) -> Generator[tuple[float, Image
 
 
 class _Reader:
-    """Reads one video packet by packet, those of sound as well: they tell where the file ends."""
+    """Reads one video packet by packet, also the sound: its packets show where the file ends."""
 
     def __init__(self, container: Any) -> None:
         self.container, self.stream = container, container.streams.best("video")
@@ -212,7 +215,7 @@ class _Reader:
         self.step = 1 / float(self.stream.average_rate or 25)
 
     def frames(self, start: float) -> Iterator[tuple[float, Image]]:
-        """From the key frame on that the index has before ``start``; none where frames carry no times to search by."""
+        """Yield frames from the last key frame before ``start`` on; none where frames have no times to seek by."""
         decoded = self._decoded()
         frame = next(decoded, None)
         base = 0.0 if frame is None else self._base(frame)
@@ -246,18 +249,18 @@ class _Reader:
             raise ValueError(f"cut off: {packets} of {self.stream.frames} frames are there")
 
     def _moment(self, frame: av.VideoFrame) -> float | None:
-        """An AVI has no times of presentation: those that FFmpeg derives are wrong where frames are stored in another order."""
+        """A frame's time. AVI stores none: those that FFmpeg derives are wrong where frames are stored in another order."""
         stamp = frame.dts if self.is_avi else frame.pts
         return None if stamp is None else float(stamp * self.stream.time_base)
 
     def _base(self, first: av.VideoFrame) -> float:
-        """What a player counts from: the start of all streams, so that pictures that begin after the sound do so."""
+        """The time that a player counts from: the start of all streams, as the pictures may begin later than the sound."""
         began = self._moment(first) or 0.0
         origin = began if self.container.start_time is None else self.container.start_time / av.time_base
         return began if self.is_avi or began - origin < self.step else origin
 
     def _shown(self, frame: av.VideoFrame) -> Image:
-        ratio = self.stream.sample_aspect_ratio or 1  # of a pixel, as it is to be shown: width to height
+        ratio = self.stream.sample_aspect_ratio or 1  # width to height of a shown pixel
         width, height = round(frame.width * max(ratio, 1)), round(frame.height / min(ratio, 1))
         _check_size(height, width)
         image: Image = frame.reformat(width, height, "rgb24").to_ndarray()  # type: ignore[assignment]
@@ -271,9 +274,9 @@ def _check_size(height: int, width: int) -> None:
 
 
 def turned(image: Image, matrix: Sequence[int]) -> Image:
-    """An image as its track's matrix (a, b, u, c, d, v, x, y, w) shows it, to the nearest quarter of a turn.
+    """Rotate and mirror an image by its track's display matrix (a, b, u, c, d, v, x, y, w), to the nearest 90 degrees.
 
-    A stored pixel (x, y) is shown at (ax + cy, bx + dy).
+    The matrix moves a stored pixel (x, y) to (ax + cy, bx + dy).
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     if abs(b) + abs(c) > abs(a) + abs(d):

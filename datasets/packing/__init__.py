@@ -1,0 +1,1 @@
+"""Writing shards: the plan, the files, and the check of the destination."""

@@ -1,6 +1,6 @@
-"""What lies where a set is to be packed: nothing, the same set, the same set begun, or something else that is not to be lost.
+"""Checks of a pack's destination: it may be empty, or hold the same set, complete or interrupted; nothing else is overwritten.
 
-While a set is being packed, notes about it lie in ``_packing/<fingerprint>/``; ``begun`` marks the shards there as its own.
+While a set is being packed, its notes are in ``_packing/<fingerprint>/``; the note ``begun`` marks the shards there as its own.
 """
 
 import re
@@ -15,16 +15,17 @@ SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
 
 
 def note_name(fingerprint: str, name: str) -> str:
-    """Where a pack keeps a note about one of its shards."""
+    """Return the name of a pack's note about one of its shards."""
     return f"{PACKING}/{fingerprint}/{name}.json"
 
 
 def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool, *, alone: bool = True) -> Index | None:
-    """The index, if this very pack lies there, whole. Otherwise the destination is the pack's own from here on, and does not
-    read as whole. ``alone``: no other process packs another part of the same set, so that unfinished files are nobody's.
+    """Return the index if this pack is already complete there; otherwise mark the destination as this pack's and incomplete.
+
+    ``alone``: no other process packs another part of the same set, so unfinished files can be removed.
 
     Raises:
-        InputError: something else lies there, and ``overwrite`` does not say to replace it.
+        InputError: something else is there, and ``overwrite`` is False.
     """
     begun = f"{PACKING}/{fingerprint}/begun"
     if not overwrite and objects.exists(MANIFEST):
@@ -48,7 +49,7 @@ def claim(objects: Folder | Bucket, fingerprint: str, overwrite: bool, *, alone:
         remedy = "give another destination, or replace it by --overwrite"
         raise InputError(f"{what} at the destination", f"{objects.url}/{tars[0]}", remedy)
     if alone and isinstance(objects, Folder):
-        for leftover in objects.path.glob(f".*.tar.*{UNFINISHED}"):  # of a pack that was killed
+        for leftover in objects.path.glob(f".*.tar.*{UNFINISHED}"):  # from a killed pack
             leftover.unlink()
     objects.put(begun, b"")
     return None
@@ -59,7 +60,7 @@ def forget(objects: Folder | Bucket) -> None:
     for name in objects.sizes(f"{PACKING}/"):
         objects.delete(name)
     if isinstance(objects, Folder):
-        shutil.rmtree(objects.path / PACKING, ignore_errors=True)  # the folders that are left, empty
+        shutil.rmtree(objects.path / PACKING, ignore_errors=True)  # the empty folders that remain
 
 
 def _known(objects: Folder | Bucket) -> Index:

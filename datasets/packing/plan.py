@@ -1,7 +1,7 @@
-"""Which sample goes where in a set of shards: a pure function of the listing, the sizes and the seed.
+"""The plan of a pack: which sample goes where, as a pure function of the listing, the sizes and the seed.
 
-An identity's samples lie side by side, in random order, so that any run of them is a fair draw; identities follow each other in
-random order. An identity's run is cut into blocks, and blocks fill shards; no block crosses a shard.
+An identity's samples lie side by side in random order, so that any run of them is a fair sample. Identities follow each other
+in random order. An identity's samples are cut into blocks, and blocks fill shards; no block crosses a shard.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ LONGEST = 99  # characters of a member's name in every tar
 
 @dataclass(frozen=True)
 class Member:
-    """A sample as it will stand in a shard; ``size`` in bytes, without header and padding."""
+    """A planned sample of a shard; ``source``: its name in the archive; ``size``: bytes, without header and padding."""
 
     key: str
     identity: str
@@ -38,7 +38,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Its name in the tar."""
+        """The sample's name in the tar."""
         suffix = PurePosixPath(self.source).suffix.lower()
         return self.key + (".jpg" if suffix == ".jpeg" else suffix)
 
@@ -53,7 +53,7 @@ Block = tuple[Member, ...]
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One tar file to be."""
+    """The plan of one tar file."""
 
     name: str
     split: str
@@ -62,8 +62,8 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of a planned shard: its size, each block's crc32c, and why samples were left out, by their name in the source.
-    Blocks of which nothing was left are not among them."""
+    """A written shard: its size in bytes, the crc32c of each block that is not empty, and by name in the archive why samples
+    were left out."""
 
     size: int
     crc32c: list[int]
@@ -73,8 +73,10 @@ class Written:
 def plan_shards(
     samples: Sequence[Sample], sizes: dict[str, int], shard_size: int, max_block: int, seed: int, *, in_order: bool = False
 ) -> list[ShardPlan]:
-    """Place every sample. Blocks take at most ``max_block`` bytes, unless one sample alone is larger; shards at most
-    ``shard_size``, unless one block alone is larger. ``in_order``: an identity's samples keep the order of their names.
+    """Plan the shards of all samples.
+
+    Blocks take at most ``max_block`` bytes, shards at most ``shard_size``, unless a single sample or block is larger.
+    ``in_order``: an identity's samples keep the order of their names.
 
     Raises:
         InputError: an identity's name is too long for a tar.
@@ -95,7 +97,7 @@ def plan_shards(
 
 
 def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], about: dict[str, Any]) -> tuple[Index, list[str]]:
-    """The index of shards that were written by plan, and the key of each sample."""
+    """Return the index of the written shards, and the key of each sample."""
     blocks, crcs = [], []  # blocks with samples in them, and their shard
     for number, (shard, result) in enumerate(zip(shards, written, strict=True)):
         blocks += [(number, block) for block in left(shard, result.unreadable.keys())]
@@ -105,7 +107,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
     cameras = sorted({member.camera for _, block in blocks for member in block})
     identity_id, camera_id = ({name: i for i, name in enumerate(names)} for names in (identities, cameras))
     if len(cameras) > np.iinfo(np.int16).max:
-        raise InputError(f"{len(cameras)} cameras", url, f"at most {np.iinfo(np.int16).max} can be told apart")
+        raise InputError(f"{len(cameras)} cameras", url, f"the index holds at most {np.iinfo(np.int16).max}")
     samples: list[tuple[int, ...]] = []
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
@@ -124,14 +126,14 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
 
 
 def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
-    """The labels of the samples of `index_of`, in its order: a column [M] for each that any has, NaN where absent."""
+    """Return the labels in the order of `index_of`: a column [M] for each label that any sample has, NaN where absent."""
     members = list(_members_left(shards, written))
     names = sorted({name for member in members for name in member.labels})
     return {name: np.array([member.labels.get(name, np.nan) for member in members], np.float32) for name in names}
 
 
 def boxes_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> list[tuple[Box, ...] | None]:
-    """The boxes of the samples of `index_of`, in its order."""
+    """Return the boxes of the samples in the order of `index_of`."""
     return [member.boxes for member in _members_left(shards, written)]
 
 
@@ -142,14 +144,14 @@ def _members_left(shards: Sequence[ShardPlan], written: Sequence[Written]) -> It
 
 
 def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
-    """The shard's blocks without the samples that could not be read, and without blocks of which nothing is left."""
+    """Yield the shard's blocks without unreadable samples, and without empty blocks."""
     for block in shard.blocks:
         if readable := tuple(member for member in block if member.source not in unreadable):
             yield readable
 
 
 def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict[str, list[Member]]]:
-    """Members by split and identity, in sorted order. A key counts through all of an identity's samples in the order of names."""
+    """Return the members by split and identity, sorted. Keys number all samples of an identity in the order of their names."""
     by_split: dict[str, dict[str, list[Member]]] = {split: defaultdict(list) for split in SPLITS}
     seen: dict[str, int] = defaultdict(int)
     for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
@@ -164,7 +166,7 @@ def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict
 
 
 def _even_limit(spans: Sequence[int], limit: int) -> int:
-    """The least limit that cuts into as few parts: they come out alike, so that each holds enough samples to draw from."""
+    """Return the smallest limit that gives as few parts: parts of similar size each have enough samples to draw from."""
     parts = sum(1 for _ in _filled(spans, spans, limit))
     low, high = 0, limit
     while low + 1 < high:
@@ -174,7 +176,7 @@ def _even_limit(spans: Sequence[int], limit: int) -> int:
 
 
 def _filled(items: Sequence[T], spans: Sequence[int], limit: int) -> Iterator[tuple[T, ...]]:
-    """Cut a sequence so that the spans of each part sum to the limit at most, or the part has one item."""
+    """Cut a sequence into parts whose spans add up to at most the limit; a single larger item is a part of its own."""
     part: list[T] = []
     filled = 0
     for item, span in zip(items, spans, strict=True):

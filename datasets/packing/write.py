@@ -1,4 +1,4 @@
-"""Writes planned shards: reads and checks each image, puts each shard whole or not at all, shows progress."""
+"""Writes planned shards: reads and checks each image, stores each shard completely or not at all, shows progress."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from datasets.errors import InputError
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.media.decode import MAX_BYTES, decode_sample, quiet_decoders
 from datasets.objects import Bucket, Folder
 from datasets.packing.destination import note_name
@@ -25,7 +25,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def bytes_of(text: str) -> int:
-    """A number of bytes as people write it: 65536, 64MiB, 1GB. Raises ValueError."""
+    """Parse a number of bytes: 65536, 64MiB, 1GB. Raises ValueError."""
     number = text.strip().rstrip("KMGiBkmgb")
     return round(float(number) * UNITS[text.strip()[len(number) :].upper()])
 
@@ -40,9 +40,9 @@ Bytes = Annotated[
 
 
 def write_shards(
-    shards: Sequence[ShardPlan], source: Source, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
+    shards: Sequence[ShardPlan], archive: Archive, objects: Folder | Bucket, fingerprint: str, allowed: int, console: Console
 ) -> list[Written]:
-    """Put every shard that is not there yet, each followed by its note."""
+    """Write every shard that is not there yet, each followed by its note."""
     there = objects.sizes()
     written: list[Written] = []
     unreadable: dict[str, str] = {}
@@ -52,34 +52,34 @@ def write_shards(
             result = Written(**json.loads(objects.get(note))) if note in there else None
             if result is None or there.get(shard.name) != result.size:
                 with tempfile.NamedTemporaryFile(prefix="hardshard-", suffix=".tar") as file:
-                    result = _write(shard, source, Path(file.name), unreadable, allowed, advance)
+                    result = _write(shard, archive, Path(file.name), unreadable, allowed, advance)
                     objects.put_file(shard.name, Path(file.name))
                 objects.put(note, json.dumps(asdict(result)).encode())
             else:
                 advance(sum(len(block) for block in shard.blocks))
             unreadable |= result.unreadable
-            _refuse(unreadable, allowed, source)
+            refuse_unreadable(unreadable, allowed, archive)
             written.append(result)
     return written
 
 
 def _write(
-    shard: ShardPlan, source: Source, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
+    shard: ShardPlan, archive: Archive, path: Path, unreadable: dict[str, str], allowed: int, advance: Callable[[int], None]
 ) -> Written:
-    """Write one shard to a local file. ``unreadable``: those of the shards before."""
+    """Write one shard to a local file. ``unreadable``: images of earlier shards that could not be decoded."""
     bad: dict[str, str] = {}
     crcs: list[int] = []
     with path.open("wb") as file:
         for planned in shard.blocks:
             block = bytearray()
             for member in planned:
-                data = source.read(member.source, MAX_BYTES)
+                data = archive.read(member.source, MAX_BYTES)
                 try:
                     with quiet_decoders():
                         decode_sample(data)
                 except ValueError as error:
                     bad[member.source] = str(error)
-                    _refuse(unreadable | bad, allowed, source)
+                    refuse_unreadable(unreadable | bad, allowed, archive)
                 else:
                     block += header(member.name, member.size) + data + bytes(padded(member.size) - member.size)
                 advance(1)
@@ -91,16 +91,19 @@ def _write(
     return Written(size, crcs, bad)
 
 
-def _refuse(unreadable: dict[str, str], allowed: int, source: Source) -> None:
+def refuse_unreadable(
+    unreadable: dict[str, str], allowed: int, archive: Archive, what: str = "an image that cannot be decoded"
+) -> None:
+    """Raise InputError if more files (name: reason) are unreadable than ``allowed``."""
     if len(unreadable) > allowed:
         named = ", ".join(f"{name} ({reason})" for name, reason in unreadable.items())
-        remedy = f"mend or remove it, or leave out up to N images by --allow-unreadable N (now {allowed})"
-        raise InputError("an image that cannot be decoded", f"{named} in {source.where}", remedy)
+        remedy = f"repair or remove it, or leave out up to N by --allow-unreadable N (now {allowed})"
+        raise InputError(what, f"{named} in {archive.where}", remedy)
 
 
 @contextmanager
 def progress(console: Console, total: int, verb: str = "packing", what: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar, where there is a terminal; yields the function that advances it."""
+    """Show a progress bar on a terminal; yields the function that advances it."""
     numbers = (MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(), TimeRemainingColumn())
     columns = (TextColumn(verb), BarColumn(), *numbers)
     with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as bar:

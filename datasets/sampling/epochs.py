@@ -1,4 +1,4 @@
-"""The uniform epoch: every sample once before any comes twice, in an order that still reads shards nearly in sequence."""
+"""The uniform epoch: every sample once before any comes twice, in a random order that reads shards almost sequentially."""
 
 from functools import lru_cache
 
@@ -7,19 +7,17 @@ import numpy as np
 from datasets.seeding import generator
 from datasets.shards.index import Int64s, Split
 
-MIXED_BYTES = 1 << 30  # bytes of shards that a uniform epoch mixes at a time
-
-
-MIN_SHARDS, MAX_SHARDS = 4, 128  # shards that it mixes at least, and at most: a reader has them open
+MIXED_BYTES = 1 << 30  # bytes of shards that are mixed at a time
+MIN_SHARDS, MAX_SHARDS = 4, 128  # limits of the number of shards that are mixed at a time: a reader has them open
 
 
 class UniformEpochs:
-    """An endless stream of shuffled epochs of a split, as a pure function of the place in the stream.
+    """An endless sequence of shuffled epochs of a split, as a pure function of the place in the sequence.
 
-    Shards come in a new random order each epoch, on a ring. Each is dealt out at random over as many turns as shards are mixed,
-    its own and those after it; a turn's samples lie in random order. So with each turn one shard comes and one is done with
-    (those at the ring's seam come at both ends of the epoch): a reader streams, and has few shards open. A set of ``MIXED_BYTES`` bytes
-    or less, in ``MAX_SHARDS`` shards or fewer, is mixed as a whole.
+    Each epoch puts the shards on a ring in a new random order. There is one turn per shard. The samples of a shard are divided at
+    random among its own turn and the next ``mixed`` - 1 turns, and each turn shuffles its samples. So with every turn a reader
+    opens one shard and finishes another (except where the ring closes), and only ``mixed`` shards are open. Sets of up to
+    ``MIXED_BYTES`` bytes and ``MAX_SHARDS`` shards are mixed completely.
     """
 
     def __init__(self, split: Split, seed: int) -> None:
@@ -37,7 +35,7 @@ class UniformEpochs:
         self._dealt = lru_cache(maxsize=self.mixed + 1)(self._deal)
 
     def batch(self, place: int, count: int) -> Int64s:
-        """``count`` positions from ``place`` on; a batch may straddle two epochs, and no sample is left out."""
+        """Return ``count`` positions from ``place`` on; a batch may cross the border of two epochs, so no sample is left out."""
         parts: list[Int64s] = []
         while count > 0:
             epoch, within = divmod(place, len(self.split))
@@ -50,7 +48,7 @@ class UniformEpochs:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _make_order(self, epoch: int) -> tuple[Int64s, Int64s]:
-        """The shards of an epoch, and where in it each turn ends."""
+        """Return the order of the shards in an epoch, and where in the epoch each turn ends."""
         order = generator(self.seed, "shards", epoch).permutation(len(self.shards))
         sizes, turns = self.sizes[order], np.zeros(len(order), np.int64)
         for part in range(self.mixed):
@@ -58,7 +56,7 @@ class UniformEpochs:
         return order, np.cumsum(turns)
 
     def _make_turn(self, epoch: int, turn: int) -> Int64s:
-        """Part 0 of the shard whose turn it is, part 1 of the one before it on the ring, and so on."""
+        """Return the positions of a turn: part 0 of its own shard, part 1 of the shard before it on the ring, and so on."""
         order, parts = self._order(epoch)[0], list[Int64s]()
         for part in range(self.mixed):
             dealt = self._dealt(epoch, int(order[turn - part]))
@@ -66,14 +64,14 @@ class UniformEpochs:
         return generator(self.seed, "turn", epoch, turn).permutation(np.concatenate(parts))
 
     def _deal(self, epoch: int, shard: int) -> Int64s:
-        """The positions of a shard's samples in random order."""
+        """Return the positions of a shard's samples in random order."""
         blocks = self.blocks[shard]
         first = self.split.starts[blocks]
         return generator(self.seed, "deal", epoch, shard).permutation(runs(first, self.split.starts[blocks + 1] - first))
 
 
 def runs(first: Int64s, counts: Int64s) -> Int64s:
-    """first[0], first[0] + 1, ... ``counts[0]`` numbers, then as many from first[1] on as counts[1] says, and so on."""
+    """Return the numbers first[0], first[0] + 1, ... (``counts[0]`` of them), then those from first[1] on, and so on."""
     before = np.cumsum(counts) - counts
     numbers: Int64s = np.arange(counts.sum()) + np.repeat(first - before, counts)
     return numbers

@@ -1,15 +1,15 @@
-"""Which samples come next: the draw of a global batch, a pure function of (seed, step, version of the difficulty vector).
+"""Samplers: the draw of a global batch, a pure function of (seed, step, version of the difficulty vector).
 
-    uniform        a shuffled epoch that streams, a gibibyte of shards mixed at a time: every sample once before any comes twice
-    pk             P identities x K samples, drawn evenly
-    hardest        strategy A: samples of the h hardest identities, plus random ones
-    proportional   strategy B: identities by p_i = c_i / sum(c), K samples of each
-    pairs          strategy C: an identity by p_i and, with it, its nearest one: the batch holds the contrast
+    uniform        shuffled epochs: every sample once before any comes twice (`datasets.sampling.epochs`)
+    pk             P identities x K samples, all identities with equal probability
+    hardest        strategy A: samples of the h hardest identities, plus uniform ones
+    proportional   strategy B: identities with probability p_i = c_i / sum(c), K samples of each, plus uniform ones
+    pairs          strategy C: as B, and with each identity its nearest one, so that the batch holds both; plus uniform ones
 
-A, B and C fill ``uniform_share`` of the batch from the uniform epoch and draw all of it there until the first version is in
-force; the epoch goes on from there. Which version that is depends on the step alone (`version_at`), never on timing.
+A, B and C take a fraction ``uniform_share`` of the batch from the uniform epoch, and all of it until the first version of the
+difficulty vector is used. The version depends only on the step (`version_at`), never on timing.
 
-B global batch, N identities, K samples an identity (``each``), M samples of the split.
+B global batch, N identities, K samples of each identity (``each``), M samples of the split. c: the difficulty of an identity.
 """
 
 from dataclasses import dataclass, field
@@ -34,27 +34,27 @@ class SamplerConfig:
     """How batches are drawn."""
 
     kind: Kind = "proportional"
-    """uniform: a shuffled epoch; pk: identities by even chance; hardest, proportional, pairs: by the difficulty vector."""
+    """uniform: shuffled epochs; pk: all identities equally likely; hardest, proportional, pairs: by the difficulty vector."""
     batch: int = 64
     """Samples of a global batch, over all workers."""
     instances: int | None = None
     """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
     uniform_share: float = 0.875
-    """RankSlice of a batch drawn evenly from all samples (hardest, proportional, pairs); smaller ones learn less (README)."""
+    """Fraction of a batch from the uniform epoch (hardest, proportional, pairs); smaller fractions learn less (README)."""
     hardest: int = 2
-    """Identities that share the hard part of a batch (hardest). The maximum of c is always shared by two."""
+    """Number of hardest identities that fill the hard part of a batch (hardest). At least two have the maximum of c."""
     temperature: float = 1.0
     """p_i ~ max(c_i, floor) ** (1 / temperature): 1 is the plain formula, smaller is sharper (proportional, pairs)."""
     floor: float = 0.0
-    """Difficulty below which an identity is not drawn more rarely; c can be negative (proportional, pairs)."""
+    """Lower limit of c in the probabilities, as c can be negative (proportional, pairs)."""
     interval: int = 50
     """Steps between two versions of the difficulty vector; version k is computed after k * interval steps."""
     lag: int = 16
-    """Steps from computing a version to its first use; nobody waits for it from loader.workers * (loader.ahead + 2) on."""
+    """Steps from computing a version to its first use. With loader.workers * (loader.ahead + 2) or more, loaders never wait."""
     begin: int = 0
-    """Step before which everything is drawn evenly."""
+    """First step that may draw by difficulty; earlier steps draw evenly."""
     mode: Literal["pinned", "freshest"] = field(default="pinned", metadata={"change": "allowed"})
-    """pinned: the version is a function of the step, runs repeat exactly. freshest: whatever has arrived; runs do not repeat."""
+    """pinned: the version depends only on the step, so runs repeat exactly. freshest: the newest that has arrived."""
     patience: float = field(default=300.0, metadata={"change": "harmless"})
     """Seconds that pinned mode waits for a version before the run ends."""
 
@@ -64,7 +64,7 @@ class SamplerConfig:
             if value is not None and value < least:
                 raise InputError(f"sampler.{name} is {value}", remedy=f"give at least {least}")
         if not 0 <= self.uniform_share <= 1:
-            raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a share from 0 to 1")
+            raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a fraction from 0 to 1")
         if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
             raise InputError("sampler.temperature and patience must be above 0, floor from 0 to 1", "sampler")
         unit = self.unit
@@ -80,65 +80,65 @@ class SamplerConfig:
 
     @property
     def each(self) -> int:
-        """K, samples of each drawn identity. Draws by difficulty learn more from one than from several (measured: README)."""
+        """K, samples of each drawn identity. One is best for draws by difficulty (measured: README)."""
         if self.instances is not None:
             return self.instances
         return 4 if self.kind == "pk" else 1
 
     @property
     def unit(self) -> int:
-        """Samples of a batch that are drawn together: K of an identity, and in pairs as many of its nearest one.
+        """Samples that are drawn together: K of an identity, and for pairs also K of its nearest one.
 
-        They stay together on a rank: units begin at multiples of this in the batch, and `check_world` refuses numbers of ranks
-        whose slices are no such multiple.
+        They stay on one rank: they begin at multiples of this number in the batch, and `check_world` allows only numbers of ranks
+        whose slices are such multiples.
         """
         return {"pk": self.each, "proportional": self.each, "pairs": 2 * self.each}.get(self.kind, 1)
 
     @property
     def uniform_part(self) -> int:
-        """Samples of a batch drawn evenly once a version is in force."""
+        """Samples of a batch from the uniform epoch, once a version is used."""
         return round(self.uniform_share * self.batch)
 
     @property
     def versions_alive(self) -> int:
-        """The most versions between the oldest that a step still draws by and the newest computed, both included."""
+        """The most versions from the oldest that a step may still use to the newest computed, both included."""
         return self.lag // self.interval + 2
 
     def version_at(self, step: int) -> int:
-        """The version that step ``step`` draws by; 0 is none."""
+        """Return the version that a step uses; 0 for none."""
         if not self.by_difficulty or step < max(self.begin, self.lag):
             return 0
         return (step - self.lag) // self.interval
 
     def check_world(self, world: int) -> None:
-        """Check that so many ranks can share a batch evenly, without cutting what is drawn together; raises InputError."""
-        share, rest = divmod(self.batch, world)
-        if rest or not share:
-            what = f"the global batch of {self.batch} cannot be shared evenly by {world} workers"
+        """Check that the batch divides evenly among ``world`` ranks, and each `unit` stays on one rank; raises InputError."""
+        each, rest = divmod(self.batch, world)
+        if rest or not each:
+            what = f"the global batch of {self.batch} cannot be divided evenly among {world} workers"
             raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
-        if world > 1 and share % self.unit:
-            what = f"'{self.kind}' draws {self.unit} samples together, which {world} workers with {share} each would cut apart"
+        if world > 1 and each % self.unit:
+            what = f"'{self.kind}' draws {self.unit} samples together, which {world} workers with {each} each would separate"
             raise InputError(what, "sampler.batch", f"choose a multiple of {world * self.unit}, or other --sampler.instances")
 
     @property
     def mixed_from(self) -> int:
-        """The first step that draws by a version. In mode freshest none may have come by then, but none is used before."""
+        """The first step that uses a version. In mode freshest none may have arrived by then, but none is used before."""
         return max(self.begin, self.lag + self.interval)
 
     def even_place(self, step: int) -> int:
-        """Where in the stream of uniform epochs a step's even draw begins: after all that the steps before it drew there.
+        """Return the place in the uniform epochs where a step's draw begins, i.e. what all earlier steps drew from them.
 
-        They drew the whole batch there before ``mixed_from``, and ``uniform_part`` since: a function of the step in both modes.
+        Steps before ``mixed_from`` drew a whole batch, later ones ``uniform_part``: this depends only on the step in both modes.
         """
         whole = min(step, self.mixed_from) if self.by_difficulty else step
         return whole * self.batch + (step - whole) * self.uniform_part
 
 
 class Sampler:
-    """Draws of one split.
+    """Draws batches of one split.
 
     Raises:
-        InputError: the split cannot fill such batches.
+        InputError: the split is too small for such batches.
     """
 
     def __init__(self, config: SamplerConfig, split: Split, seed: int) -> None:
@@ -147,9 +147,10 @@ class Sampler:
         self._prepared = (0, np.empty(0), np.empty(0, np.int64))
 
     def draw(self, step: int, difficulty: Difficulty | None) -> Int64s:
-        """The global batch of a step as positions of the split, int64 [B]. ``difficulty`` None: before the first version.
+        """Draw the global batch of a step: positions of the split, int64 [B]. ``difficulty``: None before the first version.
 
-        In mode freshest, when none has come in time, the hard part is drawn by even chance: the epoch goes on as with a version.
+        If no version has arrived in time in mode freshest, the hard part is drawn with equal probabilities instead, so that the
+        uniform epoch continues in the same way.
         """
         config = self.config
         if config.kind == "pk":
@@ -163,8 +164,8 @@ class Sampler:
             return even
         rng = generator(self.seed, config.kind, step)
         chosen = rng.integers(len(self.split), size=hard) if difficulty is None else self._hard(rng, hard, difficulty)
-        # Both parts are spread over the batch, so that every rank's slice holds its share of each: where ranks don't share the
-        # statistics of batch norm a model keeps those of rank 0, which must not be of the hard samples alone.
+        # Both parts are spread over the batch, so that every rank's slice has the same mixture. Without synchronised batch norm
+        # the model keeps the statistics of rank 0, which must not come from hard samples only.
         ends = [np.arange(count) // config.unit * config.unit / count for count in (hard, part)]
         drawn: Int64s = np.concatenate([chosen, even])[np.argsort(np.concatenate(ends), kind="stable")]
         return drawn
@@ -183,22 +184,20 @@ class Sampler:
         return self._instances(rng, drawn, config.each)
 
     def _prepare(self, difficulty: Difficulty) -> tuple[npt.NDArray[np.float64], Int64s]:
-        """The running sum of p [N] and the hardest identities [h]: O(N), so kept for the version in use; a draw is O(log N)."""
+        """Return the cumulative sum of p [N] and the hardest identities [h]. O(N), so cached per version; a draw is O(log N)."""
         if self._prepared[0] != difficulty.version:
+            cumulative, hardest = np.empty(0), np.empty(0, np.int64)
             if self.config.kind == "hardest":
-                self._prepared = (difficulty.version, np.empty(0), largest(difficulty.cosine, self.config.hardest))
+                hardest = largest(difficulty.cosine, self.config.hardest)
             else:
-                self._prepared = (
-                    difficulty.version,
-                    np.cumsum(probabilities(difficulty.cosine, self.config)),
-                    np.empty(0, np.int64),
-                )
+                cumulative = np.cumsum(probabilities(difficulty.cosine, self.config))
+            self._prepared = difficulty.version, cumulative, hardest
         return self._prepared[1:]
 
     def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
-        """``each`` samples of every identity, each of its samples equally likely.
+        """Draw ``each`` samples of every identity; all its samples are equally likely.
 
-        They come out of one block, which is one ranged read, unless the identity has a block that holds too few.
+        They come from one block, which is one ranged read, unless one of the identity's blocks holds too few.
         """
         split = self.split
         first, count = split.identity_starts[identities], split.counts[identities]
@@ -212,28 +211,28 @@ class Sampler:
 
     @property
     def mixed_bytes(self) -> int:
-        """Bytes of the shards that even draws come from at a time."""
+        """Bytes of the shards that the uniform epoch mixes at a time."""
         return self._epochs.mixed_bytes
 
     @cached_property
-    def _epochs(self) -> "UniformEpochs":
+    def _epochs(self) -> UniformEpochs:
         return UniformEpochs(self.split, self.seed)
 
 
 def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt.NDArray[np.float64]:
-    """Strategy B: p_i = c_i / sum(c), with floor and temperature; even when nothing is above the floor of 0. [N], sums to 1."""
+    """Return strategy B's p_i = c_i / sum(c), with floor and temperature, [N]; equal where no c is above 0."""
     weights = np.maximum(cosine.astype(np.float64), config.floor)
     if not weights.any():
         return np.full(len(weights), 1 / len(weights))
     weights /= weights.max()
     if config.temperature != 1:
         weights **= 1 / config.temperature
-    share: npt.NDArray[np.float64] = weights / weights.sum()
-    return share
+    found: npt.NDArray[np.float64] = weights / weights.sum()
+    return found
 
 
 def largest(values: npt.NDArray[np.float32], count: int) -> Int64s:
-    """Where the ``count`` largest values stand, the largest first; of equal ones the first."""
+    """Return the indices of the ``count`` largest values, largest first; of equal values, the first ones."""
     count = min(count, len(values))
     least = np.partition(values, -count)[-count]
     places = np.flatnonzero(values >= least)
@@ -242,15 +241,15 @@ def largest(values: npt.NDArray[np.float32], count: int) -> Int64s:
 
 
 def pick(rng: np.random.Generator, cumulative: npt.NDArray[np.float64], count: int) -> Int64s:
-    """``count`` independent draws from the distribution whose running sum is given."""
+    """Draw ``count`` independent indices from a distribution, given its cumulative sum."""
     drawn: Int64s = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right").astype(np.int64)
     return drawn
 
 
 def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:
-    """For every size s, ``each`` numbers of 0..s-1, int64 [len(sizes), each]: all different while s lasts, then the same again.
+    """For every size s, draw ``each`` numbers from 0..s-1, int64 [len(sizes), each]: distinct, or repeated where s is smaller.
 
-    The j-th is drawn among the s - j left and moved past the ones taken before it, in ascending order.
+    The j-th is drawn from the s - j remaining numbers, then moved past the ones already taken, in ascending order.
     """
     out = np.empty((len(sizes), each), np.int64)
     taken = np.empty((len(sizes), 0), np.int64)  # ascending
@@ -270,15 +269,11 @@ def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:
 def _check_fits(config: SamplerConfig, split: Split) -> None:
     identities, where = len(split.counts), f"split '{split.name}' of {split.index.url}"
     if identities < 2 and config.kind != "uniform":
-        raise InputError(
-            f"only {identities} identity to train on", where, "re-identification needs two or more: check the layout"
-        )
+        remedy = "re-identification needs two or more: check the layout"
+        raise InputError(f"only {identities} identity to train on", where, remedy)
     if config.batch > len(split):
-        raise InputError(
-            f"the batch of {config.batch} is larger than the data ({len(split)} samples)",
-            where,
-            "lower --sampler.batch",
-        )
+        what = f"the batch of {config.batch} is larger than the data ({len(split)} samples)"
+        raise InputError(what, where, "lower --sampler.batch")
     if config.kind == "pk" and config.batch // config.each > identities:
         what = f"pk draws {config.batch // config.each} different identities and there are {identities}"
         raise InputError(what, where, "lower --sampler.batch or raise --sampler.instances")

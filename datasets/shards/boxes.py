@@ -1,7 +1,7 @@
-"""Boxes of things in images: which are kept, and how they lie beside the index.
+"""Bounding boxes: which are kept, their table in the index, and how they follow an augmented image.
 
-A box is left, top, right, bottom as shares of the image's width and height, from 0 to 1. An image without boxes may be one that
-nobody annotated (a target domain's), or one that shows nothing: the two are told apart.
+A box is left, top, right, bottom as fractions of the image's width and height, from 0 to 1. An image that nobody annotated (as
+in a target domain) is kept apart from one that was annotated and shows nothing.
 
 M samples, n boxes of all of them.
 """
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Box(NamedTuple):
-    """One annotated thing. ``ignored``: neither learned nor counted (VOC's difficult ones, COCO's crowds)."""
+    """One annotated object. ``ignored``: used neither in training nor in evaluation (VOC's difficult ones, COCO's crowds)."""
 
     left: float
     top: float
@@ -33,9 +33,10 @@ class Box(NamedTuple):
 
 
 def box_within(corners: Sequence[float], sides: tuple[float, float], name: str, *, ignored: bool = False) -> Box | str:
-    """A box given in units of which the image has (width, height) = ``sides``, cut at the image's edges; or why there is none.
+    """Return a box as fractions, clipped to the image, or the reason why it is dropped.
 
-    There is none without an area, nor where it lies outside or leaves less than a thousandth of a side inside.
+    ``sides``: width and height of the image, in the units of ``corners``. A box is dropped where it has no area, lies outside the
+    image, or less than a thousandth of a side remains after clipping.
     """
     if not all(math.isfinite(value) for value in corners):
         return "is not finite"
@@ -50,7 +51,7 @@ def box_within(corners: Sequence[float], sides: tuple[float, float], name: str, 
 
 @dataclass(frozen=True, eq=False)
 class BoxTable:
-    """The boxes of M samples, one after another; sample i owns rows ``starts[i] .. starts[i + 1]``."""
+    """The boxes of M samples, concatenated; sample i has the rows ``starts[i]`` to ``starts[i + 1] - 1``."""
 
     corners: Floats  # [n, 4]
     classes: npt.NDArray[np.int64]  # [n], from 0
@@ -59,12 +60,12 @@ class BoxTable:
     annotated: npt.NDArray[np.bool_]  # [M]
 
     def rows(self, sample: int) -> slice:
-        """Where a sample's boxes stand."""
+        """Return the rows of a sample's boxes."""
         return slice(int(self.starts[sample]), int(self.starts[sample + 1]))
 
 
 def table_of_boxes(boxes: Sequence[Sequence[Box] | None], classes: Sequence[str]) -> pa.Table:
-    """The Parquet form, a row a sample: lists, which are null where nobody annotated the image."""
+    """Return the Parquet table, one row per sample: lists, null where nobody annotated the image."""
     number = {name: i for i, name in enumerate(classes)}
     columns: dict[str, pa.Array] = {
         "corners": pa.array(
@@ -77,12 +78,12 @@ def table_of_boxes(boxes: Sequence[Sequence[Box] | None], classes: Sequence[str]
 
 
 def boxes_of_table(table: pa.Table, where: str) -> BoxTable:
-    """What `table_of_boxes` made; raises InputError when its columns disagree."""
+    """Invert `table_of_boxes`; raises InputError where its columns disagree."""
     corners, classes, ignored = (table.column(name).combine_chunks() for name in ("corners", "class", "ignored"))
     counts = pc.fill_null(pc.list_value_length(classes), 0).to_numpy().astype(np.int64)
     flat = corners.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     if len(flat) != 4 * counts.sum() or len(ignored.flatten()) != counts.sum():
-        raise InputError("the index's boxes disagree with themselves", where, "pack the set again")
+        raise InputError("the columns of the index's boxes disagree", where, "pack the set again")
     return BoxTable(
         flat.reshape(-1, 4),
         classes.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
@@ -93,9 +94,9 @@ def boxes_of_table(table: pa.Table, where: str) -> BoxTable:
 
 
 def moved_boxes(corners: Floats, move: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Boxes [n, 4] of an image that `Changes.geometry` moved (one row of it, without a turn), and which of them are still there.
+    """Move boxes [n, 4] with their augmented image (``move``: a row of `Changes.geometry`, without a turn).
 
-    A box is cut at the edges; one of which less than a third is left is not there any more.
+    Returns the boxes clipped to the image [n, 4], and which of them to keep [n]: those with more than a third of their area left.
     """
     flip, _, down, right = move
     moved = corners.copy()

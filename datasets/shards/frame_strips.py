@@ -1,7 +1,7 @@
-"""Strips: some neighbouring frames of a clip as one file of a shard, so that a reader takes only those that it needs.
+"""Frame strips: STRIP neighbouring frames of a clip in one file of a shard, so that a reader can fetch only the frames it needs.
 
-RGB frames stand one below the other in a JPEG, flow in a PNG (which loses nothing), skeletons in an npy file. A clip of T frames
-has ceil(T / STRIP) strips, all of STRIP frames but the last.
+RGB frames are stacked vertically in a JPEG, flow in a PNG (lossless), skeletons in an npy file. A clip of T frames has
+ceil(T / STRIP) strips; only the last may be shorter.
 """
 
 import io
@@ -24,10 +24,10 @@ Frames = npt.NDArray[Any]  # uint8 [T, H, W, 3], or of skeletons float32 [T, J, 
 
 
 def strips_of(frames: Frames, stream: Stream) -> list[bytes]:
-    """A clip's frames as the bytes of its strips.
+    """Encode a clip's frames as strips.
 
     Raises:
-        ValueError: the frames are too large for a picture that can be read again.
+        ValueError: the frames are too large for a picture that can be decoded again.
     """
     height, width = frames.shape[1:3]
     if stream != "skeletons" and (max(STRIP * height, width) > LONGEST or STRIP * height * width > MAX_PIXELS):
@@ -36,10 +36,10 @@ def strips_of(frames: Frames, stream: Stream) -> list[bytes]:
 
 
 def frames_of_strip(data: bytes | memoryview, count: int) -> Frames:
-    """The ``count`` frames of a strip.
+    """Decode the ``count`` frames of a strip.
 
     Raises:
-        ValueError: it cannot be decoded, or does not hold as many.
+        ValueError: it cannot be decoded, or holds another number of frames.
     """
     strip = decode_sample(data)
     if strip.dtype != np.uint8:

@@ -1,19 +1,19 @@
-"""The index of a shard set: which sample lies where, who is on it, and which bytes make a block.
+"""The index of a shard set: where each sample lies, its identity, and which bytes form a block.
 
-Shards are plain WebDataset tar files; the index is an addition beside them, in Parquet, so that any tool can read it:
+Shards are plain WebDataset tar files. The index is stored beside them, in Parquet, so that any tool can read it:
 
-    index.json                 written last: a set without it is not whole
-    index/samples.parquet      key, identity, block, offset, size, camera       one row a sample, in the order of (block, offset)
-    index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c    in the order of (shard, offset)
+    index.json                 written last: without it a set is incomplete
+    index/samples.parquet      key, identity, block, offset, size, camera       one row per sample, ordered by (block, offset)
+    index/blocks.parquet       shard, identity, split, offset, size, first, count, crc32c       ordered by (shard, offset)
     index/identities.parquet   name, sorted; the row number is the identity
-    index/labels.parquet       only where images have labels: a float32 column each, NaN where absent; rows as the samples'
-    index/boxes.parquet        only of sets with boxes: lists of corners, class, ignored (`datasets.shards.boxes`); rows as the samples'
-    index/clips.parquet        only where identities are clips: file, frames, actions, frame_actions; rows as the identities'
+    index/labels.parquet       only if images have labels: one float32 column each, NaN where absent; one row per sample
+    index/boxes.parquet        only if images have boxes: lists of corners, class, ignored (`datasets.shards.boxes`); per sample
+    index/clips.parquet        only if identities are clips: file, frames, actions, frame_actions; one row per identity
 
-A *block* is a run of one identity's members side by side in one shard, from its first tar header to the end of its last
-member: the unit of a ranged read. A sample's ``offset`` is that of its image bytes in the shard, after the tar header.
-In memory the index takes 13 bytes a sample, 29 a block and an identity's name (17 and 33 in a set whose shards pass 4 GiB, a byte
-more with more than 127 cameras); keys stay on disk until somebody asks.
+A *block* is a run of one identity's members in one shard, from its first tar header to the end of its last member. It is
+fetched by one ranged read. A sample's ``offset`` is where its image bytes begin in the shard, after the tar header.
+In memory the index takes 13 bytes per sample, 29 per block, and the identities' names (17 and 33 for shards above 4 GiB; one byte
+more with more than 127 cameras). Keys are read only when they are needed.
 
 M samples, K blocks, N identities.
 """
@@ -42,10 +42,10 @@ from datasets.texts import json_of
 
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"
-PACKING = "_packing"  # a folder of notes that is there while a set is being packed
+PACKING = "_packing"  # a folder of notes that exists while a set is being packed
 SAMPLES, BLOCKS, IDENTITIES = "index/samples.parquet", "index/blocks.parquet", "index/identities.parquet"
 LABELS, BOXES, CLIPS = "index/labels.parquet", "index/boxes.parquet", "index/clips.parquet"
-JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is left out of evaluation, a distractor matches nobody
+JUNK, DISTRACTOR = "-1", "0"  # Market-1501's names: junk is ignored in evaluation, a distractor matches nobody
 
 SAMPLE_COLUMNS = {"block": np.int32, "offset": np.int64, "size": np.int32, "camera": np.int16}
 BLOCK_COLUMNS = {
@@ -53,7 +53,7 @@ BLOCK_COLUMNS = {
     "size": np.int32, "first": np.int64, "count": np.int32, "crc32c": np.int64,
 }  # fmt: skip
 
-NARROW: dict[Any, Any] = {np.int64: np.uint32, np.int16: np.int8}  # in memory
+NARROW: dict[Any, Any] = {np.int64: np.uint32, np.int16: np.int8}  # types in memory, where the values fit
 
 Int64s = npt.NDArray[np.int64]
 
@@ -68,7 +68,7 @@ class Shard:
 
 
 class Names(Sequence[str]):
-    """Names as Arrow holds them, in a few bytes each; a Python text is made of one when it is asked for."""
+    """Names in Arrow's memory, a few bytes each; converted to Python strings on access."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column.combine_chunks()
@@ -92,7 +92,7 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """A whole index in memory. ``samples`` and ``blocks`` map a column's name to its array, [M] and [K]."""
+    """An index in memory. ``samples`` and ``blocks`` map a column's name to its array, [M] and [K]."""
 
     url: str
     shards: tuple[Shard, ...]
@@ -101,14 +101,14 @@ class Index:
     identities: Sequence[str]
     samples: dict[str, npt.NDArray[Any]]
     blocks: dict[str, npt.NDArray[Any]]
-    about: dict[str, Any]  # what the packer noted: layout, image size to train at, whether mirroring keeps the identity
+    about: dict[str, Any]  # notes of the packer: layout, image size to train at, whether mirroring keeps the identity
 
     def __len__(self) -> int:
         return len(self.samples["block"])
 
     @cached_property
     def keys(self) -> Sequence[str]:
-        """The key of every sample, [M]; read from the set when first asked for."""
+        """The key of every sample, [M]; read from the set at first use."""
         where = f"{self.url}/{SAMPLES}"
         table = checks.parquet(open_objects(self.url).get(SAMPLES), ["key"], len(self), where)
         keys: list[str] = checks.texts(table.column("key"), "key", where).to_pylist()
@@ -116,7 +116,7 @@ class Index:
 
     @cached_property
     def checksum(self) -> int:
-        """crc32c of what the set holds and who is who in it: a repacked set of other content has another."""
+        """crc32c of the blocks' checksums, identities and splits: it changes if the set is packed again with other content."""
         names = ("crc32c", "identity", "split")
         parts = [self.blocks[name].astype(BLOCK_COLUMNS[name], copy=False).tobytes() for name in names]
         parts.append("\n".join(self.identities).encode())
@@ -124,13 +124,13 @@ class Index:
 
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The images' labels, a column [M] each with NaN where one is absent; read from the set when first asked for."""
+        """The images' labels, a column [M] each, NaN where absent; read from the set at first use."""
         table = self._extra(LABELS, len(self))
         return {} if table is None else checks.labels_of(table, f"{self.url}/{LABELS}")
 
     @cached_property
     def boxes(self) -> BoxTable | None:
-        """The images' boxes; None of a set that was packed without. Their classes are named in ``about["classes"]``."""
+        """The images' boxes; None if the set was packed without boxes. ``about["classes"]`` names their classes."""
         table = self._extra(BOXES, len(self))
         if table is None:
             return None
@@ -139,7 +139,7 @@ class Index:
 
     @cached_property
     def clips(self) -> pa.Table:
-        """What is known of clips of videos, a row an identity; without columns where there are none."""
+        """The table of video clips, one row per identity; a table without columns if there are none."""
         table = self._extra(CLIPS, len(self.identities))
         if table is None:
             return pa.table({})
@@ -154,49 +154,49 @@ class Index:
         return checks.parquet(_checked(objects, name, manifest), None, rows, f"{self.url}/{name}")
 
     def identity_of(self, samples: Int64s) -> npt.NDArray[np.int32]:
-        """The identity of each sample."""
+        """Return the identity of each sample."""
         identity: npt.NDArray[np.int32] = self.blocks["identity"][self.samples["block"][samples]]
         return identity
 
     def blocks_of_shard(self, shard: int) -> tuple[int, int]:
-        """The blocks of a shard are numbered on: first, and one past the last."""
+        """Return the number of a shard's first block, and one past its last."""
         first, last = np.searchsorted(self.blocks["shard"], [shard, shard + 1])
         return int(first), int(last)
 
     def shards_of(self, blocks: npt.NDArray[np.integer]) -> list[int]:
-        """The shards that hold these blocks, each once, in order."""
+        """Return the shards that hold these blocks, each once, in order."""
         shards: list[int] = np.flatnonzero(np.bincount(self.blocks["shard"][blocks])).tolist()
         return shards
 
     def where(self, sample: int) -> str:
-        """A sample's place in words, for messages."""
+        """Describe where a sample lies, for messages."""
         shard = self.shards[self.blocks["shard"][self.samples["block"][sample]]]
         return f"{self.keys[sample]} in {self.url}/{shard.name} at byte {self.samples['offset'][sample]}"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split's samples as *positions* 0..M-1, identity by identity, so that identity i owns
-    ``identity_starts[i] .. identity_starts[i+1]`` and nothing is stored per sample.
+    """The samples of one split, numbered by *position* 0..M-1 and sorted by identity; nothing is stored per sample.
 
-    K blocks in the order of (identity, shard, offset); N identities, numbered within the split: a label.
+    *Labels* number the split's N identities from 0. Label i has the positions ``identity_starts[i]`` to
+    ``identity_starts[i + 1] - 1``. The K blocks are sorted by (identity, shard, offset).
     """
 
     index: Index
     name: str
-    identities: npt.NDArray[np.int32]  # [N] the label's identity in the index
+    identities: npt.NDArray[np.int32]  # [N] the identity in the index of each label
     blocks: npt.NDArray[np.int32]  # [K]
     labels: npt.NDArray[np.int32]  # [K]
     starts: Int64s  # [K + 1] first position of each block
     identity_starts: Int64s  # [N + 1]
-    skipped: Int64s | None = None  # [K] samples of the block before its first one here; None: none anywhere
+    skipped: Int64s | None = None  # [K] samples at the start of each block that are not in the split; None: all are
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     @property
     def names(self) -> list[str]:
-        """The identities' names by label, [N]."""
+        """Names of the identities by label, [N]."""
         return [self.index.identities[i] for i in self.identities]
 
     @cached_property
@@ -212,20 +212,20 @@ class Split:
         return least
 
     def samples(self, positions: Int64s) -> Int64s:
-        """The index's sample at each position."""
+        """Return the number in the index of the sample at each position."""
         block = np.searchsorted(self.starts, positions, side="right") - 1
         first: Int64s = self.index.blocks["first"][self.blocks[block]] + positions - self.starts[block]
         return first if self.skipped is None else first + self.skipped[block]
 
     def labels_of(self, positions: Int64s) -> Int64s:
-        """The label at each position."""
+        """Return the label at each position."""
         labels: Int64s = self.labels[np.searchsorted(self.starts, positions, side="right") - 1].astype(np.int64)
         return labels
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> "Split":
-        """The samples at those positions, [M], of which at least one is True; they and their identities are numbered anew.
+        """Return a split of the chosen positions only ([M], at least one True), with new positions and labels.
 
-        Samples that lie side by side in a block make up a block of the new split.
+        Neighbouring chosen samples of a block form a block of the new split.
         """
         if chosen.all():
             return self
@@ -238,7 +238,7 @@ class Split:
 
 
 def split_of(index: Index, name: str) -> Split:
-    """One split of a set.
+    """Return one split of a set.
 
     Raises:
         InputError: the set has no such split.
@@ -246,17 +246,17 @@ def split_of(index: Index, name: str) -> Split:
     if name not in index.splits:
         raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
     of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
-    order = np.argsort(index.blocks["identity"][of_split], kind="stable")  # blocks stand in the order of (shard, offset)
+    order = np.argsort(index.blocks["identity"][of_split], kind="stable")  # blocks are sorted by (shard, offset)
     blocks = of_split[order].astype(np.int32)
     split = _split(index, name, blocks, index.blocks["count"][blocks])
-    _ = split.counts, split.smallest  # every sampler asks for them; what this needed goes back with the rest
+    _ = split.counts, split.smallest  # every sampler needs them; computed here, so that their temporary memory is released too
     del of_split, order
     _release()
     return split
 
 
 def evaluated_split(index: Index) -> Split | None:
-    """The split to evaluate on: test, else val, else None."""
+    """Return the split to evaluate on: test, else val, else None."""
     name = evaluation_split(index.splits)
     return None if name is None else split_of(index, name)
 
@@ -264,7 +264,7 @@ def evaluated_split(index: Index) -> Split | None:
 def _split(
     index: Index, name: str, blocks: npt.NDArray[np.int32], counts: npt.NDArray[np.integer], skipped: Int64s | None = None
 ) -> Split:
-    """A split of blocks in the order of their identities; of each so many samples, after the ``skipped`` ones."""
+    """Return a split of blocks sorted by identity; ``counts`` samples of each, after the ``skipped`` ones."""
     identity = index.blocks["identity"][blocks]
     first_block = np.flatnonzero(np.diff(identity, prepend=-1))
     labels = np.repeat(np.arange(len(first_block), dtype=np.int32), np.diff(first_block, append=len(blocks)))
@@ -277,13 +277,13 @@ def read_index(url: str) -> Index:
     """Read a set's index.
 
     Raises:
-        InputError: nothing is there, the set is not whole, or the index is damaged or of another format.
+        InputError: there is no set, it is incomplete, or the index is damaged or of another format.
     """
     objects = open_objects(url)
     if not objects.exists(MANIFEST):
         there = objects.sizes()
         if any(name.startswith(f"{PACKING}/") for name in there):
-            raise InputError("not a whole shard set (its packing was interrupted)", url, "run the same pack again, which ends it")
+            raise InputError("not a whole shard set (its packing was interrupted)", url, "run the same pack again to finish it")
         remedy = (
             "index it with `python -m datasets.index`" if any(name.endswith(".tar") for name in there)
             else "is the address right? `python -m datasets.pack` makes a shard set"
@@ -313,7 +313,7 @@ def write_index(
     objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None,
     boxes: pa.Table | None = None, clips: pa.Table | None = None,
 ) -> None:  # fmt: skip
-    """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves no whole set."""
+    """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves an incomplete set."""
     of_sample = index.identity_of(np.arange(len(index)))
     tables = {
         SAMPLES: pa.table({"key": pa.array(keys, pa.string()), "identity": of_sample, **index.samples}),
@@ -341,7 +341,7 @@ def write_index(
 
 
 def check_shards(index: Index) -> None:
-    """Compare the shards' sizes with the index; costs a listing, reads no shard.
+    """Compare the shards' sizes with the index; lists the objects, reads no shard.
 
     Raises:
         InputError: a shard is missing or has another size than the index says.
@@ -359,7 +359,7 @@ def check_shards(index: Index) -> None:
 
 
 def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` as an index holds them."""
+    """Convert rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` to an index's columns."""
     table = np.array(rows, np.int64).reshape(-1, len(types))
     return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}
 
@@ -368,7 +368,7 @@ def _manifest(objects: Folder | Bucket) -> dict[str, Any]:
     where = f"{objects.url}/{MANIFEST}"
     manifest = json_of(objects.get(MANIFEST), where, checks.REMEDY)
     if not isinstance(manifest, dict) or "format" not in manifest:
-        checks.damaged("no format is told", where)
+        checks.damaged("no format", where)
     form = (manifest["format"], manifest.get("version"))
     if form != (FORMAT, VERSION):
         raise InputError(f"index.json is of format {form}, this reads {(FORMAT, VERSION)}", objects.url, "pack the set again")
@@ -391,7 +391,7 @@ def _checked(objects: Folder | Bucket, name: str, manifest: dict[str, Any]) -> b
 def _columns(
     objects: Folder | Bucket, table: str, types: dict[str, Any], manifest: dict[str, Any], rows: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """The columns one by one, so that they aren't all held twice, and those of ``NARROW`` in half the bytes where they fit."""
+    """Read the columns one by one, so that only one is in memory twice, in the types of ``NARROW`` where the values fit."""
     data, where, found = _checked(objects, table, manifest), f"{objects.url}/{table}", {}
     for name, dtype in types.items():
         values = checks.integers(checks.parquet(data, [name], rows, where).column(name), dtype, name, where)
@@ -402,7 +402,7 @@ def _columns(
 
 
 def _release() -> None:
-    """Give the kernel back what decoding and sorting needed, about as much as they leave; Arrow and glibc would keep it."""
+    """Return freed memory to the kernel: decoding and sorting took about as much as the index; Arrow and glibc would keep it."""
     pa.default_memory_pool().release_unused()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -1,5 +1,6 @@
-"""An index is checked as it is read, so that one that was damaged, or made by somebody else, ends in one line and not where it is
-used: the types in its JSON, the columns of its tables, and that every number in them points to something that is there.
+"""Checks of an index as it is read: types in its JSON, columns of its tables, and that every number refers to something existing.
+
+So a damaged or foreign index is reported at once in one line, instead of failing where it is used.
 
 M samples, K blocks, N identities.
 """
@@ -21,11 +22,11 @@ Table = Mapping[str, npt.NDArray[Any]]
 
 
 class ShardLike(Protocol):
-    """A shard as the index names it."""
+    """A shard in the index."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
 
     @property
     def split(self) -> str:
@@ -33,7 +34,7 @@ class ShardLike(Protocol):
 
 
 def damaged(what: str, where: str) -> NoReturn:
-    """Raises InputError."""
+    """Raise an InputError that says what is damaged."""
     raise InputError(f"the index is damaged ({what})", where, REMEDY)
 
 
@@ -76,7 +77,7 @@ ABOUT: dict[str, Callable[[Any], bool]] = {
 
 
 def check_manifest(manifest: dict[str, Any], tables: Sequence[str], where: str) -> None:
-    """Check the types of an index.json's fields; raises InputError. ``tables``: those that every set has."""
+    """Check the fields of an index.json; raises InputError. ``tables``: those that every set must have."""
     for name, right in MANIFEST.items():
         if name not in manifest or not right(manifest[name]):
             damaged(f"its {name}", where)
@@ -97,21 +98,21 @@ def check_manifest(manifest: dict[str, Any], tables: Sequence[str], where: str) 
 
 
 def parquet(data: bytes, columns: list[str] | None, rows: int, where: str) -> pa.Table:
-    """A table of so many rows; raises InputError.
+    """Read a table that must have ``rows`` rows; raises InputError.
 
-    Read without Arrow's threads: with them a short-lived process now and then aborts as it exits (pyarrow 26).
+    Reads without Arrow's threads: with them a short-lived process sometimes aborts at exit (pyarrow 26).
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        told = file.metadata.num_rows
-        if told == rows:  # before memory is taken
+        found = file.metadata.num_rows
+        if found == rows:  # before memory is allocated
             table = file.read(columns=columns, use_threads=False)
             table.validate(full=True)
-            told = table.num_rows  # that of this column: another may be longer
+            found = table.num_rows  # of these columns: another may be longer
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise InputError(f"no table can be read ({' '.join(str(error).split())[:120]})", where, REMEDY) from error
-    if told != rows:
-        damaged(f"{told} rows where {rows} belong", where)
+    if found != rows:
+        damaged(f"{found} rows where {rows} are expected", where)
     for name in columns or ():
         if table.column_names.count(name) != 1:
             damaged(f"no column {name}", where)
@@ -119,7 +120,7 @@ def parquet(data: bytes, columns: list[str] | None, rows: int, where: str) -> pa
 
 
 def integers(column: pa.ChunkedArray, dtype: Any, name: str, where: str) -> npt.NDArray[Any]:
-    """A column of whole numbers, none absent, that fit the type; raises InputError."""
+    """Return a column of integers that fit the type, without missing values; raises InputError."""
     if not pa.types.is_integer(column.type) or column.null_count:
         damaged(f"the column {name} is not of whole numbers", where)
     values: npt.NDArray[Any] = column.to_numpy()
@@ -129,7 +130,7 @@ def integers(column: pa.ChunkedArray, dtype: Any, name: str, where: str) -> npt.
 
 
 def texts(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """A column of texts, none absent; raises InputError."""
+    """Return a column of texts without missing values; raises InputError."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
         damaged(f"the column {name} is not of texts", where)
     return column
@@ -138,7 +139,7 @@ def texts(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 def check_tables(
     samples: Table, blocks: Table, shards: Sequence[ShardLike], splits: Sequence[str], identities: int, cameras: int, where: str
 ) -> None:
-    """Check that every row of samples [M] and blocks [K] points to what is there; raises InputError, which names a fault."""
+    """Check that every row of samples [M] and blocks [K] refers to something existing; raises InputError for the first fault."""
     for what in _faults(samples, blocks, shards, splits, identities, cameras):
         damaged(what, where)
 
@@ -175,7 +176,7 @@ def _faults(
 
 
 def _sample_faults(samples: Table, blocks: Table) -> Iterator[str]:
-    """Faults of samples whose blocks are right."""
+    """Yield faults of samples, given that the blocks are right."""
     if _outside(samples["block"], 0, len(blocks["shard"]) - 1):
         yield "a sample's block is not there"
     for rows in _pieces(len(samples["block"])):
@@ -200,7 +201,7 @@ def _outside(values: npt.NDArray[Any], least: int, most: int) -> bool:
 
 
 def labels_of(table: pa.Table, where: str) -> dict[str, npt.NDArray[np.float32]]:
-    """The columns of labels, [M] each; NaN where one is absent. Raises InputError where they hold anything else."""
+    """Return the columns of labels, [M] each, NaN where absent; raises InputError where they hold anything but numbers."""
     found = {}
     for name in table.column_names:
         column = table.column(name)
@@ -213,7 +214,7 @@ def labels_of(table: pa.Table, where: str) -> dict[str, npt.NDArray[np.float32]]
 
 
 def check_lists(table: pa.Table, columns: Mapping[str, tuple[float, float]], where: str, *, absent: bool = False) -> None:
-    """Check columns of lists of numbers from least to most; ``absent``: a whole list may be. Raises InputError."""
+    """Check columns that hold lists of numbers in these ranges; raises InputError. ``absent``: whole lists may be null."""
     for name, (least, most) in columns.items():
         if name not in table.column_names or not pa.types.is_list(table.column(name).type):
             damaged(f"no column {name} of lists", where)
@@ -228,18 +229,18 @@ def check_lists(table: pa.Table, columns: Mapping[str, tuple[float, float]], whe
 
 
 def check_boxes(table: pa.Table, classes: int, where: str) -> None:
-    """Check a table of boxes, a row a sample: as many classes and flags as boxes, each box with an area. Raises InputError."""
+    """Check a table of boxes, one row per sample: a class and a flag for each box, no negative area. Raises InputError."""
     check_lists(table, {"corners": (0, 1), "class": (0, classes - 1), "ignored": (0, 1)}, where, absent=True)
     counts = [pc.fill_null(pc.list_value_length(table.column(name)), -1).to_numpy() for name in ("corners", "class", "ignored")]
     if np.any(counts[0] != np.where(counts[1] < 0, -1, 4 * counts[1])) or np.any(counts[1] != counts[2]):
-        damaged("its boxes disagree with themselves", where)
+        damaged("the columns of its boxes disagree", where)
     corners = pc.list_flatten(table.column("corners")).to_numpy().reshape(-1, 4)
     if np.any(corners[:, 2:] < corners[:, :2]):
         damaged("a box ends before it begins", where)
 
 
 def check_clips(table: pa.Table, classes: int, where: str) -> None:
-    """Check a table of clips, a row an identity; raises InputError."""
+    """Check a table of clips, one row per identity; raises InputError."""
     for name in ("file", "frames"):
         if name not in table.column_names:
             damaged(f"no column {name}", where)

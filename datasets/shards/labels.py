@@ -1,4 +1,4 @@
-"""Labels of face images: which there are, what values they take, and how they follow a change of the image.
+"""Labels of face images: the known columns, their ranges, and how they follow an augmented image.
 
 C columns of `COLUMNS`; an absent label is NaN.
 """
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left as seen in the picture
 KEYPOINTS = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
 COLUMNS: dict[str, tuple[float, float]] = {  # least and greatest value
-    **dict.fromkeys(KEYPOINTS, (-0.5, 1.5)),  # shares of the image's width and height; a point may lie outside
+    **dict.fromkeys(KEYPOINTS, (-0.5, 1.5)),  # fractions of the image's width and height; a point may lie outside
     "gender": (0, 1),  # 0 male, 1 female, as UTKFace numbers them
     "glasses": (0, 1),
     "mask": (0, 1),
@@ -31,10 +31,10 @@ COLUMNS: dict[str, tuple[float, float]] = {  # least and greatest value
 
 
 def check_label(column: str, text: str, where: str) -> float | None:
-    """A label as it stands in a file; None when it is absent (empty or ``nan``).
+    """Parse a label from a file; None if it is absent (empty or ``nan``).
 
     Raises:
-        InputError: it is no number, or out of the column's range.
+        InputError: not a number, or outside the column's range.
     """
     if text.strip().lower() in ("", "nan"):
         return None
@@ -49,17 +49,17 @@ def check_label(column: str, text: str, where: str) -> float | None:
 
 
 def labels_by_position(split: Split, columns: Sequence[str]) -> Floats:
-    """The labels of a split's samples, [M, C]; NaN where one is absent."""
+    """Return the labels of a split's samples, [M, C]; NaN where one is absent."""
     samples, labels = split.samples(np.arange(len(split))), split.index.labels
     absent = np.full(len(split), np.nan, np.float32)
     return np.stack([labels[name][samples] if name in labels else absent for name in columns], axis=1)
 
 
 def moved_labels(labels: Floats, columns: Sequence[str], moves: Floats, size: tuple[int, int], *, make_roll: bool) -> Floats:
-    """Labels [b, C] after the images of (H, W) were moved by `Changes.geometry` [b, 4].
+    """Move labels [b, C] with their augmented images of (H, W); ``moves`` [b, 4] as from `Changes.geometry`.
 
-    ``make_roll``: an image without a roll is taken for upright, so that its turn is its roll. A turn about the viewing axis
-    leaves yaw and pitch as they are.
+    ``make_roll``: an image without a roll counts as upright, so that its turn becomes its roll. A turn does not change yaw and
+    pitch.
     """
     out = {name: labels[:, i] for i, name in enumerate(columns)}
     flip, turn = moves[:, 0] > 0, moves[:, 1]

@@ -1,4 +1,4 @@
-"""How well a set's blocks serve a loader that draws K images of an identity: what a draw reads, against the least it could."""
+"""Measures how close together a set stores each identity: what a draw of its images reads, compared with the possible minimum."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ MAX_BLOCK = 256 << 10
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Means over identities, each identity of a split for itself. The ideal is an identity's samples side by side."""
+class Locality:
+    """Means over the identities of all splits. The ideal: all samples of an identity side by side."""
 
     samples_per_block: float
     ideal_samples_per_block: float
     in_one_block: float
-    """RankSlice of identities that lie in one block."""
+    """Fraction of identities that lie in one block."""
     reads_per_draw: float
-    """Blocks that DRAW random images of an identity lie in, on average."""
+    """Mean number of blocks that hold DRAW random images of an identity."""
     ideal_reads_per_draw: float
     bytes_per_draw: float
     """Bytes of these blocks."""
@@ -28,19 +28,19 @@ class Quality:
 
     @property
     def verdict(self) -> str:
-        """In plain words."""
-        share = self.samples_per_block / self.ideal_samples_per_block
+        """The result in one sentence."""
+        ratio = self.samples_per_block / self.ideal_samples_per_block
         takes = f"{self.reads_per_draw:.1f} reads ({self.ideal_reads_per_draw:.1f} at best)"
         reads = f"drawing {DRAW} images of an identity takes {takes}"
-        if share >= 0.8:
+        if ratio >= 0.8:
             return f"good: identities lie side by side; {reads}"
-        if share >= 0.3:
+        if ratio >= 0.3:
             return f"middling: identities are partly scattered; {reads}"
         return f"poor: identities are scattered over the shards; {reads}: shards sorted by identity would be faster"
 
 
-def quality_of(index: Index, max_block: int = MAX_BLOCK) -> Quality:
-    """Measure a whole set. ``max_block``: bytes that a block may take at most."""
+def locality_of(index: Index, max_block: int = MAX_BLOCK) -> Locality:
+    """Measure a set. ``max_block``: the largest block in bytes."""
     blocks = index.blocks
     pairs = np.stack([blocks["split"].astype(np.int64), blocks["identity"].astype(np.int64)])
     _, group = np.unique(pairs, axis=1, return_inverse=True)
@@ -52,7 +52,7 @@ def quality_of(index: Index, max_block: int = MAX_BLOCK) -> Quality:
     ideal_blocks = np.minimum(np.ceil(total_size / max_block), total)
     missed = _missed(count, total[group])
     ideal_missed = _missed(total / ideal_blocks, total)
-    return Quality(
+    return Locality(
         samples_per_block=len(index) / len(count),
         ideal_samples_per_block=len(index) / float(ideal_blocks.sum()),
         in_one_block=float(np.mean(np.bincount(group) == 1)),
@@ -64,7 +64,7 @@ def quality_of(index: Index, max_block: int = MAX_BLOCK) -> Quality:
 
 
 def _missed(count: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """The chance that none of min(DRAW, total) samples drawn without replacement is among ``count``: hypergeometric."""
+    """Return the probability that min(DRAW, total) samples drawn without replacement miss all ``count``: hypergeometric."""
     missed = np.ones_like(count)
     for drawn in range(DRAW):
         factor = np.maximum(total - count - drawn, 0) / np.maximum(total - drawn, 1)

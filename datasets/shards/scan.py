@@ -1,7 +1,7 @@
-"""``python -m datasets.index URL``: index WebDataset shards that somebody else wrote, in one streaming pass, packing nothing.
+"""Indexes WebDataset shards of other tools in one streaming pass, without packing them again; for ``python -m datasets.index``.
 
-A sample's image is its first member with an image's ending. Samples of one identity that follow each other make a block, with
-all that stands between them, so every image lies in exactly one block. No member is unpickled; only .cls and .json are read.
+A sample's image is its first member with an image's ending. Consecutive samples of one identity form a block, with everything
+between them, so every image lies in exactly one block. Only .cls and .json are read, and nothing is unpickled.
 """
 
 from collections import Counter
@@ -14,9 +14,9 @@ from datasets.errors import InputError
 from datasets.left_out import LITTER, NAMED, is_litter
 from datasets.media.decode import IMAGES
 from datasets.objects import Bucket, Folder, open_objects
-from datasets.shards.identity_rules import Rules, Whose
+from datasets.shards.identity_rules import IdentityReader, Rules
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
-from datasets.shards.tar_reader import Group, LeftOut, Tape, groups
+from datasets.shards.tar_reader import Group, LeftOut, TarReader, groups
 from datasets.splits import SPLITS, counted, split_of_file, split_word
 
 PROBE = "index/probe"
@@ -26,9 +26,9 @@ UNNAMED = "default, as no name says a split"
 
 @dataclass
 class Found:
-    """What the scan gathers; identities and cameras are numbered as they come."""
+    """Results of a scan; identities and cameras are numbered in the order of their appearance."""
 
-    whose: Whose
+    identity_reader: IdentityReader
     identities: dict[str, int] = field(default_factory=dict)
     cameras: dict[str, int] = field(default_factory=dict)
     samples: list[tuple[int, ...]] = field(default_factory=list)
@@ -36,27 +36,27 @@ class Found:
     keys: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     splits_by: dict[str, Counter[str]] = field(default_factory=dict)
-    """How many images each split has, by what said so."""
+    """Images of each split, by where the split was read from."""
 
     def lines(self) -> list[str]:
-        """What became of every file, and what told splits and identities."""
+        """Return the summary: what happened to every file, and where splits and identities were read from."""
         seen, gone = self.left_out.seen, self.left_out.counts.total()
         beside, names = seen - gone - len(self.keys), ", ".join(list(self.identities)[:NAMED])
         return [
             *self.left_out.lines(),
             f"{seen:,} files seen: {len(self.keys):,} images indexed, {gone:,} left out, {beside:,} beside the images",
             *(f"splits: {counted(splits.elements())}; by {by}" for by, splits in self.splits_by.items()),
-            f"identities: by {self.whose.told_by}: {names}{', ...' if len(self.identities) > NAMED else ''}",
+            f"identities: by {self.identity_reader.named_by}: {names}{', ...' if len(self.identities) > NAMED else ''}",
         ]
 
 
 def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None) -> tuple[Index, list[str], Found]:
-    """Index a set of shards without writing anything: the index, every sample's key, and what else was found.
+    """Index a set of shards without writing anything. Returns the index, the key of every sample, and the scan's results.
 
     Raises:
-        InputError: no shards, one that is cut off, damaged, unsorted or no plain tar, or a sample that does not say who is on it.
+        InputError: no shards; a shard that is truncated, damaged, unsorted or no plain tar; or a sample without an identity.
     """
-    objects, found = open_objects(url), Found(Whose(rules))
+    objects, found = open_objects(url), Found(IdentityReader(rules))
     sizes = shards_of(objects, found.left_out)
     said = {name: split_of_file(name) for name in sizes}
     split_of = {name: split_word(rules.split) or said[name] or "train" for name in sizes}
@@ -65,19 +65,19 @@ def scan(url: str, rules: Rules, advance: Callable[[int], None] = lambda _: None
     for number, (name, size) in enumerate(sizes.items()):
         by = "--split" if rules.split else "the shards' names" if said[name] else UNNAMED
         before = len(found.keys)
-        _scan_shard(Tape(objects, name, size, advance), number, split_of[name], splits, by, found)
+        _scan_shard(TarReader(objects, name, size, advance), number, split_of[name], splits, by, found)
         found.splits_by.setdefault(by, Counter())[split_of[name]] += len(found.keys) - before
-    found.whose.check_orphans()
+    found.identity_reader.check_orphans()
     if not found.samples:
         raise InputError("no images in the shards", url, f"members with the endings {', '.join(sorted(IMAGES))} are taken")
     return _sorted(objects.url, sizes, split_of, splits, rules, found), found.keys, found
 
 
 def shards_of(objects: Folder | Bucket, left_out: LeftOut) -> dict[str, int]:
-    """The shards there, with their sizes in bytes; other tars are noted.
+    """Return the shards with their sizes in bytes; notes other tars as left out.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no shards.
     """
     sizes = objects.sizes()
     shards = {name: size for name, size in sizes.items() if name.endswith(".tar") and not is_litter(name)}
@@ -90,14 +90,14 @@ def shards_of(objects: Folder | Bucket, left_out: LeftOut) -> dict[str, int]:
     return shards
 
 
-def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], by: str, found: Found) -> None:
+def _scan_shard(reader: TarReader, number: int, split: str, splits: tuple[str, ...], by: str, found: Found) -> None:
     run: list[tuple[Group, int]] = []  # one identity's samples, with their cameras
     running = ""
 
     def close() -> None:
         if run:
             start, end = run[0][0].start, run[-1][0].end
-            crc = google_crc32c.value(tape.look(start, end))
+            crc = google_crc32c.value(reader.look(start, end))
             row = (number, found.identities[running], splits.index(split), start, end - start, len(found.keys), len(run), crc)
             for group, camera in run:
                 offset, size = group.image or (0, 0)
@@ -106,29 +106,29 @@ def _scan_shard(tape: Tape, number: int, split: str, splits: tuple[str, ...], by
             found.blocks.append(row)
             run.clear()
 
-    for group in groups(tape, found.left_out):
+    for group in groups(reader, found.left_out):
         for ending in group.endings[1:] or ([] if group.image else group.members):
             rule = "images beside the first of a sample" if group.image else "files of samples without an image"
             found.left_out.note(rule, f"{group.key}.{ending}")
         if group.image is None:
-            found.whose.note_imageless(group, tape)
+            found.identity_reader.note_imageless(group, reader)
             close()
         else:
             if by == UNNAMED:
-                _check_top(group.key, tape.where)
-            # If unknown, each split is one camera, so that evaluation's same-camera rule takes nothing away.
-            identity, camera = found.whose.of(group, tape)
-            if run and (identity != running or group.end - run[0][0].start > found.whose.rules.max_block):
+                _check_top(group.key, reader.where)
+            # If cameras are unknown, each split is one camera, so that the same-camera rule of evaluation removes nothing.
+            identity, camera = found.identity_reader.of(group, reader)
+            if run and (identity != running or group.end - run[0][0].start > found.identity_reader.rules.max_block):
                 close()
             running = identity
             found.identities.setdefault(identity, len(found.identities))
             run.append((group, found.cameras.setdefault(camera or split, len(found.cameras))))
-        tape.cut(run[0][0].start if run else group.end)
+        reader.cut(run[0][0].start if run else group.end)
     close()
 
 
 def _check_top(key: str, where: str) -> None:
-    """Refuse to train on what lies in a folder of another split within a shard whose name says none."""
+    """Raise InputError for samples in a folder of another split, where the shard's name names no split."""
     top, slash, _ = key.partition("/")
     if slash and split_word(top) not in ("", "train"):
         what = f"{key} lies in a folder of {split_word(top)}, and the shard's name says no split"
@@ -138,7 +138,7 @@ def _check_top(key: str, where: str) -> None:
 def _sorted(
     url: str, sizes: dict[str, int], split_of: dict[str, str], splits: tuple[str, ...], rules: Rules, found: Found
 ) -> Index:
-    """The index, its identities and cameras numbered in the order of names."""
+    """Return the index, with identities and cameras numbered in the order of their names."""
     identities, cameras = sorted(found.identities), sorted(found.cameras)
     identity_id = {found.identities[name]: i for i, name in enumerate(identities)}
     camera_id = {found.cameras[name]: i for i, name in enumerate(cameras)}

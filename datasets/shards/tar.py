@@ -1,4 +1,4 @@
-"""The few tar facts that shards rest on: headers of our own, padding, names, and walking a tar that may be cut off or crafted."""
+"""Tar basics: headers that we write, padding, names, and safe iteration over a tar that may be truncated or malicious."""
 
 import tarfile
 from collections.abc import Iterator
@@ -13,33 +13,32 @@ EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile
 
 
 def padded(size: int) -> int:
-    """A file's bytes in a tar, without its header."""
+    """Return the bytes that a file takes in a tar, without its header."""
     return -(-size // RECORD) * RECORD
 
 
 def header(name: str, size: int) -> bytes:
-    """A USTAR header with nothing in it that differs between two packs of the same file."""
+    """Return a USTAR header that depends only on name and size, so that the same file always packs to the same bytes."""
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info.tobuf(tarfile.USTAR_FORMAT, encoding="ascii", errors="strict")
 
 
 def member_path(name: str) -> str:
-    """A member's name as a path: without ``./``, with slashes where a tool of Windows wrote none, and printable."""
+    """Return a member's name as a printable path: without ``./``, and with slashes for the backslashes of Windows tools."""
     slashed = name if "/" in name else name.replace("\\", "/")
     return printable("/".join(part for part in slashed.split("/") if part not in ("", ".")))
 
 
 def key_and_ending(path: str) -> tuple[str, str]:
-    """A member's sample and what it is there, as WebDataset splits names: at the first dot after the last slash."""
+    """Split a member's name into its sample's key and its ending, as WebDataset does: at the first dot after the last slash."""
     folder, slash, file = path.rpartition("/")
     stem, _, ending = file.partition(".")
     return folder + slash + stem, ending
 
 
 class _Strict(tarfile.TarInfo):
-    """The standard library takes a damaged or missing header for the end of the archive, and reads as much as a header asks for;
-    this does not."""
+    """Raises errors where the standard library takes a damaged header for the end of the archive, and limits header sizes."""
 
     _decoded = 0
 
@@ -47,7 +46,7 @@ class _Strict(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         found = super().frombuf(buf, encoding, errors)
         if found.size < 0 or (found.type in EXTENSIONS and found.size > MAX_HEADER):
-            raise tarfile.ReadError(f"a header that tells of {found.size} bytes")
+            raise tarfile.ReadError(f"a header of {found.size} bytes")
         return found
 
     @classmethod
@@ -67,12 +66,12 @@ class _Strict(tarfile.TarInfo):
 
 
 def members(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None = None) -> Iterator[tarfile.TarInfo]:
-    """Every member of an uncompressed tar in its order; USTAR, GNU and PAX forms. ``r|`` reads on, ``r:`` seeks over data.
+    """Yield the members of an uncompressed tar (USTAR, GNU, PAX) in order. ``r|`` reads through the data, ``r:`` seeks over it.
 
-    ``size``: of the whole tar, in bytes; None: it is asked of the stream.
+    ``size``: bytes of the whole tar; None: found by seeking.
 
     Raises:
-        InputError: no tar, or one that is damaged or cut off, or goes on behind its end mark: says after which byte.
+        InputError: not a tar, damaged, truncated, or with data after its end mark; says after which byte.
     """
     offset, begun = 0, False
     total = stream.seek(0, 2) if size is None else size
@@ -84,7 +83,7 @@ def members(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int 
                 begun = True
                 _check(member, tar.offset, total)
                 yield member
-                tar.members.clear()  # type: ignore[attr-defined]  # else it remembers all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # or it keeps all of them
                 offset = tar.offset
             while rest := tar.fileobj.read(1 << 20):
                 if rest.strip(b"\0"):
@@ -96,7 +95,7 @@ def members(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int 
 
 
 def _check(member: tarfile.TarInfo, following: int, total: int) -> None:
-    """Refuse sizes that lie: the next header stands where they say, and a stream would be read until there."""
+    """Raise ReadError where a header's sizes contradict each other or the tar's size."""
     if not member.offset_data <= following <= total:
         raise tarfile.ReadError("unexpected end of data")
     stored = following - member.offset_data

@@ -1,4 +1,4 @@
-"""WebDataset samples from a shard that is read once, forwards, from a folder or from S3."""
+"""Reads the WebDataset samples of a shard in one forward pass, from a folder or from S3."""
 
 import io
 import sys
@@ -15,14 +15,14 @@ from datasets.objects import Bucket, Folder
 from datasets.shards.tar import key_and_ending, member_path, members, padded
 
 CHUNK = 8 << 20  # bytes of a read
-MAX_SAMPLE = 256 << 20  # bytes of a sample's members, with what lies between them: a reader asks for all of them at once
-MAX_KEPT = 1 << 30  # bytes in memory: a block, a sample and what is left out between them
+MAX_SAMPLE = 256 << 20  # bytes of a sample's members and of what lies between them, as a loader reads them at once
+MAX_KEPT = 1 << 30  # bytes in memory: a block, a sample, and left-out files between them
 SORTED = "write the tar sorted by name: tar --sort=name -cf"
 
 
 @dataclass
 class LeftOut:
-    """How many files were seen in shards, and which of them no sample of the index takes in: by a rule in words."""
+    """Counts the files in shards, and those that are left out of the index, by rule in words."""
 
     seen: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -35,13 +35,13 @@ class LeftOut:
             self.first[rule].append(name)
 
     def lines(self) -> Iterator[str]:
-        """A line for each rule: how many files, and the first names."""
+        """Return a line for each rule: how many files, and the first names."""
         return (left_out_line(rule, count, self.first[rule]) for rule, count in self.counts.items())
 
 
 @dataclass
 class Group:
-    """The members of one sample: bytes ``start`` to ``end`` of its shard, and (offset, size) of each by its ending."""
+    """The members of one sample: its bytes ``start`` to ``end`` in the shard, and by ending the (offset, size) of each member."""
 
     key: str
     start: int
@@ -50,7 +50,7 @@ class Group:
 
     @property
     def endings(self) -> list[str]:
-        """The endings of its images; the first is the sample's, the others are not indexed."""
+        """The endings of its images; only the first image is indexed."""
         return [ending for ending in self.members if f".{ending}" in IMAGES]
 
     @property
@@ -64,11 +64,8 @@ class Group:
         return f"{self.key}.{(self.endings or list(self.members))[0]}"
 
 
-class Tape(io.RawIOBase):
-    """An object as a stream that is read once, forwards, and remembers what was not yet cut off.
-
-    ``keep`` False: it remembers nothing.
-    """
+class TarReader(io.RawIOBase):
+    """An object as a forward-only stream that keeps the bytes read since the last `cut`; with ``keep`` False, none."""
 
     def __init__(
         self, objects: Folder | Bucket, name: str, size: int, advance: Callable[[int], None], *, keep: bool = True
@@ -80,7 +77,7 @@ class Tape(io.RawIOBase):
 
     @property
     def where(self) -> str:
-        """The object's place in words."""
+        """The object's URL."""
         return f"{self.objects.url}/{self.name}"
 
     def read(self, size: int = -1) -> bytes:
@@ -99,17 +96,17 @@ class Tape(io.RawIOBase):
         return data
 
     def look(self, start: int, end: int) -> bytes:
-        """Bytes that were read and not cut off."""
+        """Return bytes that were read and are still kept."""
         return bytes(self.kept[start - self.kept_from : end - self.kept_from])
 
     def cut(self, at: int) -> None:
-        """Forget what lies before byte ``at``."""
+        """Drop the kept bytes before byte ``at``."""
         del self.kept[: max(at - self.kept_from, 0)]
         self.kept_from = max(at, self.kept_from)
 
 
 def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
-    """Why a member that is no folder belongs to no sample, in words; "" where it does. ``path``: its `member_path`."""
+    """Return why a member that is no folder belongs to no sample, in words; "" if it does. ``path``: its `member_path`."""
     file = path.rpartition("/")[2]
     if is_litter(path):
         return LITTER
@@ -124,20 +121,20 @@ def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
     return "" if "." in file else "files without an ending"
 
 
-def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
-    """The samples of a shard; each is given when all of it has been read.
+def groups(reader: TarReader, left_out: LeftOut) -> Iterator[Group]:
+    """Yield the samples of a shard, each as soon as it is read completely.
 
-    A sample is a run of members with the same key: the name up to the first dot after the last slash. What belongs to no sample
-    is noted, and may lie between its members.
+    A sample is a run of members with the same key: the name up to the first dot after the last slash. Members that belong to no
+    sample are noted as left out; they may lie between a sample's members.
 
     Raises:
-        InputError: the shard is cut off, damaged or no uncompressed tar; a key comes again after others, or a name twice; or a
-            sample is larger than ``MAX_SAMPLE``.
+        InputError: the shard is truncated, damaged or no uncompressed tar; a sample's members are not side by side; two members
+            have the same name; or a sample is larger than ``MAX_SAMPLE``.
     """
     group: Group | None = None
     begun: dict[str, str] = {}  # the first ending of every key
     at = 0
-    for member in members(cast(IO[bytes], tape), tape.where, "r|", tape.size):
+    for member in members(cast(IO[bytes], reader), reader.where, "r|", reader.size):
         if member.isdir():
             continue
         left_out.seen += 1
@@ -149,11 +146,11 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
             at, group = group.end, None
         if end - (group.start if group else at) > MAX_SAMPLE and not member.issparse():
             what = f"a sample, or what lies before one, has more than {MAX_SAMPLE >> 20} MiB"
-            raise InputError(what, f"{key}.{ending} in {tape.where}", "take out what is no image or label")
+            raise InputError(what, f"{key}.{ending} in {reader.where}", "take out what is no image or label")
         if rule:
             left_out.note(rule, path)
             continue
-        _check_key(key, ending, group, begun, tape.where)
+        _check_key(key, ending, group, begun, reader.where)
         group = group or Group(key, member.offset, 0, {})
         group.members[ending.lower()] = (member.offset_data, member.size)
         group.end = end
@@ -162,7 +159,7 @@ def groups(tape: Tape, left_out: LeftOut) -> Iterator[Group]:
 
 
 def _check_key(key: str, ending: str, group: Group | None, begun: dict[str, str], where: str) -> None:
-    """Refuse a member whose sample has one of its name, or lies elsewhere in the shard."""
+    """Raise InputError if the sample already has a member of this name, or has members elsewhere in the shard."""
     if group is not None:
         if ending.lower() in group.members:
             raise InputError("two members of one name", f"{key}.{ending} in {where}", "rename one of them, or take it out")

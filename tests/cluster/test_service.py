@@ -182,7 +182,7 @@ def test_without_the_actor_pinned_ends_with_an_error_and_freshest_goes_on(name: 
     kill(name, for_good=True)
     publisher.publish(version(2))
     pinned.note(20)
-    with pytest.raises(InputError, match=r"version 2 .* step 25, did not come in 2 s"):
+    with pytest.raises(InputError, match=r"version 2 .* step 25, did not arrive in 2 s"):
         pinned.at(25)
     current = freshest.at(25)
     assert current is not None

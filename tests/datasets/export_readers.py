@@ -1,4 +1,4 @@
-"""Run by another Python, which has the tools: prints the bytes of every image that a tool finds, by its key, as hex in JSON.
+"""Runs in another Python that has the tools: prints the bytes of every image that a tool finds, by key, as hex in JSON.
 
 python export_readers.py wids|energon FOLDER
 """

@@ -1,4 +1,4 @@
-"""Small pictures, and data sets of them in the exact naming of the public ones."""
+"""Small pictures, and data sets of them with the names of the public ones."""
 
 import io
 import tarfile

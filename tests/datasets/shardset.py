@@ -1,4 +1,4 @@
-"""A small shard set whose every byte is known, for the tests of those who read it."""
+"""A small shard set of known bytes, for tests of its readers."""
 
 import time
 from collections.abc import Callable, Iterable

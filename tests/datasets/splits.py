@@ -1,4 +1,4 @@
-"""Splits made by hand: an index in memory, without shards."""
+"""Splits created by hand: an index in memory, without shards."""
 
 from collections.abc import Sequence
 

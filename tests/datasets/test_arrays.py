@@ -1,4 +1,4 @@
-"""Arrays that others stored: read as numpy reads them, and what is crafted is refused before memory is taken."""
+"""Arrays are read as numpy reads them, and malicious ones are refused before memory is allocated."""
 
 import io
 import zipfile
@@ -77,18 +77,18 @@ def test_a_bomb_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
         read(bytes(lying), "b")
 
 
-def test_other_faults_of_npz_files_are_told() -> None:
+def test_other_faults_of_npz_files_are_reported() -> None:
     good = zipped({"a.npy": npy(np.zeros(9))})
     encrypted = bytearray(good)
     encrypted[6] |= 1
     encrypted[good.find(b"PK\1\2") + 8] |= 1
     damaged = bytearray(good)
     damaged[good.find(b"a.npy") + 20] ^= 255
-    for bad, told in (
+    for bad, message in (
         (b"nothing", "not a zip"), (good[:-30], "not a zip"), (bytes(encrypted), "not an npz"), (bytes(damaged), "not an npz"),
         (zipped({"b": b""}), "no array a: x.npz; it has: b"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             read(bad, "a")
 
 

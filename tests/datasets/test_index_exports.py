@@ -1,4 +1,4 @@
-"""Exports of the index: against the tar itself, and read back by the tools where a Python that has them is named."""
+"""Exports of the index: compared with the tar, and read by the tools themselves if a Python that has them is given."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def in_tar(index: Index, shard: str) -> list[tarfile.TarInfo]:
         return tar.getmembers()
 
 
-def test_dali_tells_every_member(index: Index) -> None:
+def test_dali_lists_every_member(index: Index) -> None:
     for shard in index.shards:
         found = (Path(index.url) / shard.name).with_suffix(".idx").read_text().splitlines()
         expected = [f"jpg {m.offset_data} {m.size} {m.name}" for m in in_tar(index, shard.name)]
         assert found == [f"v1.2 {len(expected)}", *expected]
 
 
-def test_wids_tells_every_shard(index: Index) -> None:
+def test_wids_lists_every_shard(index: Index) -> None:
     described = json.loads((Path(index.url) / "shardindex.json").read_text())
     assert described["wids_version"] == 1
     assert [shard["url"] for shard in described["shardlist"]] == [shard.name for shard in index.shards]

@@ -1,4 +1,4 @@
-"""Inspecting names every way in which shards and index can disagree."""
+"""Inspecting reports every difference between shards and index."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ def with_column(url: Path, table: str, column: str, change: Callable[[Any], Any]
     write_index(open_objects(str(url)), replace(index, **{table: columns}), index.keys)
 
 
-def test_a_sound_set_is_told_and_found_sound(packed: Path) -> None:
+def test_a_sound_set_is_printed_without_faults(packed: Path) -> None:
     ended = run(packed)
     assert ended.returncode == 0, ended.stderr
     for part in ("train", "query", "gallery", "54 images of 10 identities in 3 cameras", "256x128", "whole and sound: checksums"):
@@ -53,14 +53,14 @@ def test_a_sound_set_is_told_and_found_sound(packed: Path) -> None:
 
 
 def test_json_is_one_object_with_all_facts(packed: Path) -> None:
-    told = json.loads(run(packed, "--json").stdout)
-    assert (told["samples"], told["identities"], told["cameras"], told["faults"]) == (54, 10, 3, [])
-    assert told["verified"] == "everything"
-    assert told["splits"]["train"]["samples_per_identity"] == [6, 6.0, 6]
-    assert told["splits"]["gallery"]["samples_per_identity"] == [1, 6.0, 6]
-    assert told["bytes"] == sum(path.stat().st_size for path in packed.glob("*.tar"))
+    reported = json.loads(run(packed, "--json").stdout)
+    assert (reported["samples"], reported["identities"], reported["cameras"], reported["faults"]) == (54, 10, 3, [])
+    assert reported["verified"] == "everything"
+    assert reported["splits"]["train"]["samples_per_identity"] == [6, 6.0, 6]
+    assert reported["splits"]["gallery"]["samples_per_identity"] == [1, 6.0, 6]
+    assert reported["bytes"] == sum(path.stat().st_size for path in packed.glob("*.tar"))
     images = sum(len(data) for name, data in market().items() if name.endswith(".jpg"))
-    assert told["tar_overhead"] == pytest.approx(1 - images / told["bytes"])
+    assert reported["tar_overhead"] == pytest.approx(1 - images / reported["bytes"])
 
 
 def test_a_set_on_s3(tmp_path: Path, s3_bucket: str) -> None:
@@ -73,9 +73,9 @@ def test_missing_and_short_shards_are_all_named(packed: Path, read: bool) -> Non
     (packed / "query-000000.tar").unlink()
     short = (packed / "train-000000.tar").read_bytes()[:-3000]
     (packed / "train-000000.tar").write_bytes(short)
-    told = found(packed, read)
-    assert [fault.partition(":")[0] for fault in told] == ["train-000000.tar", "query-000000.tar"]
-    assert f"has {len(short)} bytes" in told[0]
+    reported = found(packed, read)
+    assert [fault.partition(":")[0] for fault in reported] == ["train-000000.tar", "query-000000.tar"]
+    assert f"has {len(short)} bytes" in reported[0]
     ended = run(packed)
     assert ended.returncode == 2
     assert ended.stdout.count("FAULT ") == 2
@@ -89,9 +89,9 @@ def test_a_flipped_byte_is_found_by_its_block_only(packed: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[index.blocks["offset"][block] + 700] ^= 1
     shard.write_bytes(data)
-    (told,) = found(packed)
-    assert told.startswith(f"{shard.name} at byte {index.blocks['offset'][block]}: the checksum of ")
-    assert f"identity {index.identities[index.blocks['identity'][block]]} is wrong" in told
+    (reported,) = found(packed)
+    assert reported.startswith(f"{shard.name} at byte {index.blocks['offset'][block]}: the checksum of ")
+    assert f"identity {index.identities[index.blocks['identity'][block]]} is wrong" in reported
     assert found(packed, read=False) == []
 
 
@@ -108,10 +108,10 @@ def shifted(values: Any) -> Any:
         ("blocks", "crc32c", "checksum"),
     ],
 )
-def test_an_index_that_does_not_match_is_told(packed: Path, table: str, column: str, words: str) -> None:
+def test_an_index_that_does_not_match_is_reported(packed: Path, table: str, column: str, words: str) -> None:
     with_column(packed, table, column, shifted)
-    (told,) = found(packed)
-    assert words in told
+    (reported,) = found(packed)
+    assert words in reported
 
 
 def test_an_index_that_contradicts_itself_ends_with_2(packed: Path) -> None:
@@ -122,7 +122,7 @@ def test_an_index_that_contradicts_itself_ends_with_2(packed: Path) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_wrong_keys_and_unreadable_images_are_told(tmp_path: Path) -> None:
+def test_wrong_keys_and_unreadable_images_are_reported(tmp_path: Path) -> None:
     files = {"ann/1.png": png(1), "ann/2.png": b"bad", "bob/1.png": png(3)}
     tarred(tmp_path / "train-0.tar", files)
     index, keys, _ = scan(str(tmp_path), Rules())
@@ -134,7 +134,7 @@ def test_wrong_keys_and_unreadable_images_are_told(tmp_path: Path) -> None:
     assert "the tar has bob/1.png" in wrong
 
 
-def test_bytes_that_are_no_tar_are_told(packed: Path) -> None:
+def test_bytes_that_are_no_tar_are_reported(packed: Path) -> None:
     index = read_index(str(packed))
     shard = packed / index.shards[0].name
     data = bytes(shard.stat().st_size)
@@ -146,9 +146,9 @@ def test_bytes_that_are_no_tar_are_told(packed: Path) -> None:
         return crcs
 
     with_column(packed, "blocks", "crc32c", zeros_checksum)
-    told = found(packed)
-    assert len(told) == (index.blocks["count"][index.blocks["shard"] == 0]).sum()
-    assert all("the tar has no member" in fault for fault in told)
+    reported = found(packed)
+    assert len(reported) == (index.blocks["count"][index.blocks["shard"] == 0]).sum()
+    assert all("the tar has no member" in fault for fault in reported)
 
 
 def test_every_block_is_read_whatever_the_window(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Folder and bucket keep the same promises; each refusal is one line that says what, where and what to do."""
+"""Folder and bucket behave the same; each error is one line that says what, where and what to do."""
 
 import os
 import subprocess
@@ -183,7 +183,7 @@ def test_other_urls_are_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("s3://My_Bucket/x", "'My_Bucket' is no name of a bucket: it has upper-case letters and has an underscore"),
         ("s3://bucket_1", "it has an underscore"),
@@ -202,10 +202,10 @@ def test_other_urls_are_refused(url: str) -> None:
         ("s3a://bucket/x", "write s3://bucket/prefix, in lower case and with two slashes"),
     ],
 )
-def test_what_is_wrong_with_a_place_in_s3_is_told(url: str, told: str) -> None:
+def test_a_wrong_s3_url_is_explained(url: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         open_objects(url)
-    one_line(error, told, repr(url))
+    one_line(error, message, repr(url))
 
 
 def test_keys_may_have_spaces_and_any_letters(s3_url: str) -> None:
@@ -311,7 +311,7 @@ def test_an_endpoint_that_nobody_serves_is_wrong_input(s3_bucket: str, monkeypat
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:{port}")
     with pytest.raises(InputError) as error:
         open_objects(s3_bucket).get("a")
-    one_line(error, "cannot be reached", f"at 127.0.0.1:{port}", "AWS_ENDPOINT_URL")
+    one_line(error, "is unreachable", f"at 127.0.0.1:{port}", "AWS_ENDPOINT_URL")
 
 
 def test_an_endpoint_that_is_no_url_is_wrong_input(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,11 +343,11 @@ def test_reads_outlive_faults(s3_url: str, s3_proxy: FaultProxy, faults: Faults)
     assert s3_proxy.counts["gets"] > 6
 
 
-def test_a_read_that_always_breaks_is_told(s3_url: str, s3_proxy: FaultProxy) -> None:
+def test_a_read_that_always_breaks_is_reported(s3_url: str, s3_proxy: FaultProxy) -> None:
     objects = open_objects(s3_url)
     objects.put("a", bytes(1000))
     s3_proxy.faults = Faults(truncate=1)
     with pytest.raises(InputError) as error:
         objects.get("a")
-    one_line(error, "cannot be reached", s3_url + "/a")
+    one_line(error, "is unreachable", s3_url + "/a")
     assert s3_proxy.counts["truncate"] == 4

@@ -1,4 +1,4 @@
-"""Packing: plain tar shards with the images' own bytes, the same for the same input, whole or resumable, never half."""
+"""Packing: plain tar shards with the images' bytes, the same for the same input, complete or resumable."""
 
 import gc
 import signal
@@ -17,7 +17,7 @@ from pictures import jpeg, market, omniglot, png, put, tarred, zipped
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.layouts.archive import open_source
+from datasets.layouts.archive import open_archive
 from datasets.objects import open_objects
 from datasets.pack import Options, Part, pack, pack_part, part_of
 from datasets.packing.write import bytes_of
@@ -139,7 +139,7 @@ def test_a_pack_that_was_killed_does_not_read_as_whole_and_is_finished_by_the_ne
         read_index(str(destination))
     indexed = subprocess.run([sys.executable, "-m", "datasets.index", destination], capture_output=True, text=True, check=False)
     assert (indexed.returncode, indexed.stderr.count("\n")) == (2, 1)  # else a part would pass for the whole
-    assert indexed.stderr.startswith("error: an interrupted pack lies there")
+    assert indexed.stderr.startswith("error: an interrupted pack is there")
     with pytest.raises(InputError, match="an interrupted pack of other data or options"):
         pack("folders", source, str(destination), Options(shard_size=6 << 10))
     finished = run(*args)
@@ -155,15 +155,15 @@ def test_a_pack_that_was_killed_does_not_read_as_whole_and_is_finished_by_the_ne
     assert len(kept) >= len(done) - 1  # finished shards were not written again
 
 
-def test_a_pack_shared_out_over_processes_is_the_same(tmp_path: Path) -> None:
+def test_a_pack_divided_among_processes_is_the_same(tmp_path: Path) -> None:
     source = put(tmp_path / "market", market())
     pack("market1501", source, str(tmp_path / "alone"), SMALL)
     options = ["--shard-size", SMALL.shard_size, "--max-block", SMALL.max_block]
     command = [sys.executable, "-m", "datasets.pack", "market1501", str(source), str(tmp_path / "set"), *map(str, options)]
     parts = [subprocess.Popen([*command, "--part", f"{k}/3"], stderr=subprocess.PIPE, text=True) for k in (1, 2, 3)]
-    told = [part.communicate()[1] for part in parts]
-    assert [part.returncode for part in parts] == [0, 0, 0], told
-    assert all(f"packed part {k} of 3" in text for k, text in enumerate(told, 1))
+    outputs = [part.communicate()[1] for part in parts]
+    assert [part.returncode for part in parts] == [0, 0, 0], outputs
+    assert all(f"packed part {k} of 3" in text for k, text in enumerate(outputs, 1))
     with pytest.raises(InputError, match="its packing was interrupted"):
         read_index(str(tmp_path / "set"))
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.tar")}
@@ -182,7 +182,7 @@ def test_parts_that_are_none(part: str, tmp_path: Path) -> None:
         part_of(part)
 
 
-def test_packing_again_finds_the_set_whole_and_mends_it_if_not(tmp_path: Path) -> None:
+def test_packing_again_finds_the_set_complete_and_repairs_it_if_not(tmp_path: Path) -> None:
     source, destination = put(tmp_path / "market", market()), tmp_path / "set"
     args = ["market1501", source, destination, "--shard-size", "20000"]
     assert "packed 54 images of 10 identities" in run(*args).stderr
@@ -194,7 +194,7 @@ def test_packing_again_finds_the_set_whole_and_mends_it_if_not(tmp_path: Path) -
     assert contents(str(destination)) == before
 
 
-def test_what_is_there_is_not_lost_unasked(tmp_path: Path) -> None:
+def test_an_existing_set_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     source, destination = put(tmp_path / "market", market()), tmp_path / "set"
     pack("market1501", source, str(destination), SMALL)
     before = contents(str(destination))
@@ -209,7 +209,7 @@ def test_what_is_there_is_not_lost_unasked(tmp_path: Path) -> None:
     assert after == contents(str(tmp_path / "fresh"))
 
 
-def test_foreign_shards_and_damaged_sets_are_not_packed_over_unasked(tmp_path: Path) -> None:
+def test_foreign_shards_and_damaged_sets_are_not_replaced_without_overwrite(tmp_path: Path) -> None:
     source = put(tmp_path / "market", market())
     foreign = put(tmp_path / "foreign", {"train-000000.tar": b"somebody's"})
     with pytest.raises(InputError, match="shards without an index are at the destination"):
@@ -259,7 +259,7 @@ def test_identities_with_few_images_can_be_left_out_of_training(tmp_path: Path) 
     assert "-1" in index.identities  # single images of query and gallery stay
 
 
-def test_nobody_to_tell_apart_is_refused(tmp_path: Path) -> None:
+def test_fewer_than_two_identities_are_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "one", {"ann/1.jpg": jpeg(1), "ann/2.jpg": jpeg(2)})
     with pytest.raises(InputError, match=r"fewer than two identities \(only 'ann'\)"):
         pack("folders", source, str(tmp_path / "set"), Options(held_out=0))
@@ -314,7 +314,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     files = {f"p{i}/{k}.png": png(10 * i + k, 200, 200) for i in range(10) for k in range(10)}
     source = put(tmp_path / "photos", files)
     total = sum(len(data) for data in files.values())
-    with open_source(source) as opened:
+    with open_archive(source) as opened:
         assert sum(opened.sizes.values()) == total > 10_000_000
     pack("folders", source, str(tmp_path / "before"))  # what is imported when it is first used takes memory, too
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Layouts of videos, and packing them: which clips there are, what becomes of bad ones, and that frames come back."""
+"""Layouts of videos, and packing them: which clips are found, how bad ones are reported, and that frames can be read again."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from testdata import archive
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.layouts.archive import Source
+from datasets.layouts.archive import Archive
 from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Clip, Name
 from datasets.loading.cache import CacheConfig
 from datasets.loading.clips import Reader, open_clips
@@ -31,8 +31,8 @@ from datasets.splits import HeldOut
 CHOICE = Choice(HeldOut(0.5))
 
 
-def source(files: dict[str, bytes]) -> Source:
-    return Source("here", {name: len(data) for name, data in files.items()}, files.__getitem__)
+def source(files: dict[str, bytes]) -> Archive:
+    return Archive("here", {name: len(data) for name, data in files.items()}, files.__getitem__)
 
 
 def listed(layout: Name, files: dict[str, bytes], choice: Choice = CHOICE) -> list[Clip]:
@@ -138,7 +138,7 @@ def test_a_row_twice_counts_once_and_two_that_differ_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         (("file,label", "one.mp4,x"), "2 files are called 'one.mp4'"),
         (("file,label", "three.mp4,x"), "'three.mp4' is not there"),
@@ -155,8 +155,8 @@ def test_a_row_twice_counts_once_and_two_that_differ_are_refused() -> None:
         (("name,label", "two.mp4,x"), "no column file.*it has: name, label"),
     ],
 )  # fmt: skip
-def test_bad_lists_are_told_with_their_line(lines: tuple[str, ...], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_bad_lists_are_reported_with_their_line(lines: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         listed("video_csv", csv_of(*lines))
 
 
@@ -182,7 +182,7 @@ def test_skeletons() -> None:
     pose = np.zeros((5, 15, 2), np.float32)
     wrong = npz(pose=pose, length=np.array([2, 2]), label=np.array(["a", "b"]))
     objects = npz(pose=np.array([{}], object), length=np.array([1]), label=np.array(["a"]))
-    for bad, told in (
+    for bad, message in (
         (wrong, "do not add up"),
         (b"nothing", "not an npz"),
         (npz(pose=np.zeros(1)), "no array length"),
@@ -193,7 +193,7 @@ def test_skeletons() -> None:
         (npz(pose=pose, length=np.array([2, 3]), label=np.array(["a"])), "1 labels to 2 lengths"),
         (npz(pose=pose, length=np.array([2, 3]), label=np.zeros((2, 2))), "label is an array"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             listed("skeletons_npz", {"s_train.npz": bad})
 
 
@@ -245,14 +245,14 @@ def test_the_summary_counts_every_file(videos: Path, tmp_path: Path, capsys: pyt
         (videos / name).write_bytes(b"no video")
     (videos / "list.csv").write_text("file,label,split\na.avi,x,train\nb.avi,y,dev\nd.avi,x,train\ne.avi,x,test\n")
     index = pack_videos("video_csv", videos, str(tmp_path / "set"), allow_unreadable=1, quiet=False)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert index.splits == ("train", "val")
-    assert "left out 3, named by no list: c.mkv, extra.mp4, f.avi" in told
-    assert "left out 1, neither clips nor lists: readme.txt" in told
-    assert re.search(r"left out 1, hidden files.*: \._a\.avi", told)
+    assert "left out 3, named by no list: c.mkv, extra.mp4, f.avi" in message
+    assert "left out 1, neither clips nor lists: readme.txt" in message
+    assert re.search(r"left out 1, hidden files.*: \._a\.avi", message)
     assert (
         "packed 2 clips of 2 of 10 files (1 train, 1 val, by the column split; 0 of a variable rate, 1 broken, 1 too short)"
-        in told
+        in message
     )
     assert index.about["left_out"]["named by no list"] == {"files": 3, "first": ["c.mkv", "extra.mp4", "f.avi"]}
 
@@ -260,7 +260,7 @@ def test_the_summary_counts_every_file(videos: Path, tmp_path: Path, capsys: pyt
 NOISY = """
 import sys
 from datasets.errors import InputError, run_main
-from datasets.video import frames_of_path
+from datasets.media.video import frames_of_path
 
 def main():
     for source in sys.argv[2:]:
@@ -319,7 +319,7 @@ def test_too_little_memory_is_a_fault_of_the_clip(videos: Path, tmp_path: Path, 
         raise MemoryError
 
     monkeypatch.setattr("datasets.pack_videos.read_video", full)
-    with pytest.raises(InputError, match=r"a clip that cannot be read: a-000000 \(a\.avi\): not enough memory for its frames"):
+    with pytest.raises(InputError, match=r"a clip that cannot be read: a-000000 \(a\.avi\) \(not enough memory for its frames"):
         pack_videos("video_csv", videos, str(tmp_path / "set"))
     with pytest.raises(InputError, match="not enough memory"):
         frames_of_file(videos / "a.avi", 25, 128, "rgb")
@@ -374,7 +374,7 @@ def test_bad_arrays_are_left_out(tmp_path: Path, damage: str) -> None:
 
 def test_frames_come_back_with_their_actions(tmp_path: Path) -> None:
     words = [("right", "up"), ("left",), ("up", "up", "down"), ("down",)]
-    folder = npz_folder(tmp_path / "npz", words, told=True)
+    folder = npz_folder(tmp_path / "npz", words, frame_actions=True)
     for stream in ("rgb", "flow"):
         options = VideoOptions(stream=stream, test="round=2", shard_size=8 << 10)  # type: ignore[arg-type]
         pack_videos("frames_npz", folder, str(tmp_path / stream), options)

@@ -1,4 +1,4 @@
-"""Splits: the field's words as whole words in any case, folders, file names, and a hash where nothing says them."""
+"""Splits: from whole words in any case in folders and file names, else from a hash."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.layouts.listed_files import Places
+from datasets.layouts.listed_files import ListedFiles
 from datasets.splits import (
     WORDS,
     HeldOut,
@@ -86,11 +86,11 @@ def test_what_is_evaluated_and_counted() -> None:
     "written", ["images/0.jpg", "./images/0.jpg", "images\\0.jpg", " images/0.jpg ", "0.jpg", "images//0.jpg"]
 )
 def test_a_list_may_write_a_path_in_many_ways(written: str) -> None:
-    assert Places(["set/images/0.jpg", "set/images/10.jpg"]).find(written, "x") == "set/images/0.jpg"
+    assert ListedFiles(["set/images/0.jpg", "set/images/10.jpg"]).find(written, "x") == "set/images/0.jpg"
 
 
-def test_equal_names_are_told_apart_by_the_list_and_the_split() -> None:
-    places = Places(["train/0.jpg", "val/0.jpg", "a/sub/1.jpg", "b/1.jpg"])
+def test_equal_names_are_distinguished_by_the_list_and_the_split() -> None:
+    places = ListedFiles(["train/0.jpg", "val/0.jpg", "a/sub/1.jpg", "b/1.jpg"])
     assert places.find("0.jpg", "x", beside="val") == "val/0.jpg"
     assert places.find("0.jpg", "x", beside="annotations", split="train") == "train/0.jpg"
     assert places.find("1.jpg", "x", beside="a") == "a/sub/1.jpg"

@@ -91,7 +91,7 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     assert "31 of 62 samples are drawn by 'proportional', 4 at a time" in line
     assert "cannot be divided evenly among 2 workers" in told(lambda: train(whole, kind="uniform", batch=33), capsys)
     line = told(lambda: train(whole, kind="pk", batch=12), capsys)
-    assert "'pk' draws 4 samples together, which 2 workers with 6 each would cut apart: sampler.batch; " in line
+    assert "'pk' draws 4 samples together, which 2 workers with 6 each would separate: sampler.batch; " in line
     elastic = ClusterConfig(workers=4, fewest=3)  # 24 go among three and four, but of pairs of two, no whole ones among four
     pairs = SamplerConfig(kind="pairs", batch=24, instances=2, uniform_share=0.5)
     assert "which 4 workers with 6 each" in told(lambda: Train(data=str(whole), sampler=pairs, cluster=elastic), capsys)

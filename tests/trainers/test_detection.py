@@ -1,4 +1,4 @@
-"""The detection job as people run it: real Ray, two workers; interrupted, resumed, evaluated, asked; compared and swept."""
+"""The detection job as people run it: trained, evaluated, predicted, exported, compared; on Ray with a kill, and a sweep."""
 
 import json
 import uuid
@@ -25,8 +25,6 @@ from trainers.sweep import Sweep, SweepConfig
 from trainers.tasks.detection.adaptation import AlignConfig
 from trainers.tasks.detection.detector import DetectorConfig
 
-pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
-
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
@@ -38,11 +36,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def short(sets: tuple[str, str], runs: Path, **changes: Any) -> Train:
-    """Eight steps of two images a worker."""
+    """Eight steps of four images of each domain, in this process."""
     train = Train(
         source=sets[0], target=sets[1], runs=str(runs), name=f"run-{uuid.uuid4().hex[:8]}", arm="align+aug", batch=4, side=48,
         checkpoint_every=2, record_every=2, evaluate_every=4, begin=2, model=DetectorConfig(regions=16),
-        align=AlignConfig(clusters=2), optim=OptimConfig(steps=8, warmup=2), loader=LoaderConfig(workers=1),
+        align=AlignConfig(clusters=2), optim=OptimConfig(steps=8, warmup=2), loader=LoaderConfig(workers=0),
+        cluster=ClusterConfig(local=True),
     )  # fmt: skip
     return replace(train, **changes)
 
@@ -54,7 +53,7 @@ def metrics_of(train: Train) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(sets: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """A run that aligns, with strong views and a moving mean, on two workers."""
+    """A run that aligns, with strong views and a moving mean."""
     train = short(sets, tmp_path_factory.mktemp("runs"))
     train.run()
     return train
@@ -78,10 +77,11 @@ def test_a_run_leaves_figures_and_a_report_with_clusters(trained: Train) -> None
     assert list((folder / "tensorboard").iterdir())
 
 
-def test_a_target_that_nobody_annotated_is_seen_and_not_measured(sets: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_target_without_boxes_is_shown_and_not_evaluated(sets: tuple[str, str], tmp_path: Path) -> None:
     folder = put_voc(tmp_path / "bare", 8, seed=1, width=48, annotated=False)
     pack("voc", folder, str(tmp_path / "target"), Options(held_out=0))
-    train = short((sets[0], str(tmp_path / "target")), tmp_path / "runs", arm="align", cluster=ClusterConfig(workers=1))
+    train = short((sets[0], str(tmp_path / "target")), tmp_path / "runs", arm="align")
     train.run()
     metrics = metrics_of(train)
     assert metrics["step"] == 8
@@ -90,12 +90,16 @@ def test_a_target_that_nobody_annotated_is_seen_and_not_measured(sets: tuple[str
     assert report.count("Target, step") >= 3
 
 
-def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
-    interrupted = replace(trained, name=f"{trained.name}-again")
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_leaves_no_trace(sets: tuple[str, str], tmp_path: Path) -> None:
+    whole = short(sets, tmp_path, loader=LoaderConfig(workers=1), cluster=ClusterConfig(workers=2))
+    whole.run()
+    interrupted = replace(whole, name=f"{whole.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")
     interrupted.run()
     assert killer.result(timeout=1)
-    assert metrics_of(interrupted) == metrics_of(trained)
+    assert metrics_of(interrupted) == metrics_of(whole)
 
 
 def test_evaluate_again_gives_what_training_gave(
@@ -144,16 +148,16 @@ def test_export(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_path: Path) -> None:
     base = short(sets, tmp_path)
-    for wrong, told in [
+    for wrong, message in [
         ({"source": ""}, "no source to train on"),
         ({"target": str(tmp_path / "nothing")}, "not a whole shard set"),
         ({"classes": ("square",)}, "no class square"),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             replace(base, **wrong).run()
     for wrong in (
-        {"batch": 3}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)}, {"loader": LoaderConfig(size=(32, 32))},
-        {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
+        {"batch": 3, "cluster": ClusterConfig(workers=2)}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)},
+        {"loader": LoaderConfig(size=(32, 32))}, {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
     ):  # fmt: skip
         with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
@@ -164,10 +168,11 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
     assert defaults("train", []) is None
 
 
-def test_arms_are_compared_and_runs_that_ended_are_read(
+@pytest.mark.slow
+def test_arms_are_compared_and_finished_runs_are_read(
     sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = short(sets, tmp_path, name="arms", cluster=ClusterConfig(workers=1), optim=OptimConfig(steps=2, warmup=0))
+    base = short(sets, tmp_path, name="arms", optim=OptimConfig(steps=2, warmup=0))
     compare = Compare(base, arms=("source", "mean-teacher"), seeds=(0, 1))
     compare.run()
     first = capsys.readouterr().out
@@ -181,6 +186,8 @@ def test_arms_are_compared_and_runs_that_ended_are_read(
     assert set(figures) == set(compare.arms)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_sweep_over_lambda_and_clusters(sets: tuple[str, str], tmp_path: Path) -> None:
     # No trial is stopped early: the session's cluster has no dashboard, and would keep its workers reserved.
     sweep = Sweep("detection", "search", str(tmp_path), sweep=SweepConfig(trials=2, concurrent=1, grace=30, seed=1))

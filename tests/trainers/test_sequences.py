@@ -1,7 +1,6 @@
-"""The sequence job as people run it: real Ray, two workers; killed, evaluated, asked whole and online, exported, compared."""
+"""The sequence job as people run it: trained, evaluated, predicted whole and online, exported, compared; on Ray with a kill."""
 
 import json
-import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +12,22 @@ import onnxruntime
 import pytest
 import torch
 from clipdata import moving, npz_folder, stairs, video_bytes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_reid import kill_worker_after
 from testdata import archive
 
+from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
-from datasets.loading.clips import ClipConfig, open_clips, seen_picture
-from datasets.media.video import Arrived
+from datasets.loading.clips import ClipConfig
 from datasets.pack_videos import VideoOptions, pack_videos
 from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
+from trainers.engine.verbs import OnRun
 from trainers.sequences import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
-from trainers.tasks.video.ctc_decoding import greedy
-from trainers.tasks.video.evaluation import evaluation_clips, feasible_clips
-from trainers.tasks.video.online import Recogniser, recognise
-from trainers.tasks.video.sequence_model import FromClips, SequenceModel, SequenceModelConfig
+from trainers.tasks.video.sequence_model import FromClips, SequenceModelConfig
 
 MOVES = ("right", "left", "down", "up")
-RATE = 25.0
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +36,16 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("words")
     rng = np.random.default_rng(0)
     sequences = [tuple(str(move) for move in rng.choice(MOVES, 2 + n % 2)) for n in range(18)]
-    pack_videos("frames_npz", npz_folder(root / "npz", sequences, told=True), str(root / "set"), VideoOptions(test="round=2"))
+    pack_videos("frames_npz", npz_folder(root / "npz", sequences, frame_actions=True), str(root / "set"), VideoOptions(test="round=2"))
     return str(root / "set")
 
 
 def short(data: str, runs: Path, **changes: Any) -> Train:
     train = Train(
         name=f"run-{uuid.uuid4().hex[:8]}", data=data, runs=str(runs), batch=4, checkpoint_every=4, record_every=4,
-        clip=ClipConfig(stride=2, size=(16, 24), flip=False), loader=LoaderConfig(workers=1),
+        clip=ClipConfig(stride=2, size=(16, 24), flip=False), loader=LoaderConfig(workers=0),
         flat_start=0.5, model=SequenceModelConfig(hidden=16), optim=OptimConfig(steps=12, warmup=2, lr=3e-3),
+        cluster=ClusterConfig(local=True),
     )  # fmt: skip
     return replace(train, **changes)
 
@@ -61,33 +56,34 @@ def metrics_of(train: Train) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(cluster: None, words: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def trained(words: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
     train = short(words, tmp_path_factory.mktemp("runs"))
     train.run()
     return train
 
 
-@pytest.mark.slow
 def test_a_run_leaves_figures_and_timelines(trained: Train) -> None:
     after = metrics_of(trained)["after"]
     assert set(after) == {"step", "edit", "exact", "beam_edit", "beam_exact", "frame_f1", "n"}
     assert after["n"] == 6
     report = (Path(trained.runs) / trained.name / "report.html").read_text()
-    assert report.count("Told greedily.") == 4
+    assert report.count("Decoded greedily.") == 4
 
 
 @pytest.mark.slow
-def test_a_killed_worker_leaves_no_trace(trained: Train) -> None:
-    interrupted = replace(trained, name=f"{trained.name}-again")
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_leaves_no_trace(words: str, tmp_path: Path) -> None:
+    whole = short(words, tmp_path, loader=LoaderConfig(workers=1), cluster=ClusterConfig(workers=2))
+    whole.run()
+    interrupted = replace(whole, name=f"{whole.name}-again")
     killer = kill_worker_after(interrupted, "step-00000004")
     interrupted.run()
     assert killer.result(timeout=1)
-    assert metrics_of(interrupted) == metrics_of(trained)
+    assert metrics_of(interrupted) == metrics_of(whole)
 
 
-@pytest.mark.slow
 def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Evaluate(trained.name, trained.runs, workers=0).run()
+    Evaluate(name=trained.name, runs=trained.runs, workers=0).run()
     assert "edit distance, greedy" in capsys.readouterr().out
     again = Run(trained.runs, trained.name).read_json("metrics.json")["evaluations"][words]
     assert again == pytest.approx(
@@ -95,19 +91,18 @@ def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, cap
     )
 
 
-@pytest.mark.slow
 def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = np.repeat(moving(("up", "left"))[..., None], 3, axis=3)
     (tmp_path / "v.mp4").write_bytes(video_bytes(frames))
-    Predict(trained.name, trained.runs, videos=(tmp_path / "v.mp4",)).run()
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"video", "actions", "times", "beam"}
+    Predict(name=trained.name, runs=trained.runs, videos=(tmp_path / "v.mp4",)).run()
+    whole = json.loads(capsys.readouterr().out)
+    assert set(whole) == {"video", "actions", "times", "beam"}
     for chunk in (1, 3, 50):
-        Predict(trained.name, trained.runs, stream=str(tmp_path / "v.mp4"), chunk=chunk).run()
+        Predict(name=trained.name, runs=trained.runs, stream=str(tmp_path / "v.mp4"), chunk=chunk).run()
         out, err = capsys.readouterr()
         summary, picture = err.splitlines()
         online = [json.loads(line) for line in out.splitlines()]
-        assert [(line["action"], line["time"]) for line in online] == list(zip(told["actions"], told["times"], strict=True))
+        assert [(line["action"], line["time"]) for line in online] == list(zip(whole["actions"], whole["times"], strict=True))
         assert all(line["delay"] >= 0 for line in online)
         assert summary.startswith("10 frames, ")
         assert picture.startswith("lines and picture: ")
@@ -115,7 +110,7 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
     (tmp_path / "frames").mkdir()
     for number, frame in enumerate(stairs(5)):
         cv2.imwrite(str(tmp_path / "frames" / f"{number}.png"), frame)
-    Predict(trained.name, trained.runs, stream=str(tmp_path / "frames")).run()
+    Predict(name=trained.name, runs=trained.runs, stream=str(tmp_path / "frames")).run()
     for wrong in (
         {},
         {"stream": "none.mp4"},
@@ -124,93 +119,37 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
         {"stream": "0", "threshold": 1.0},
     ):
         with pytest.raises(InputError):
-            Predict(trained.name, trained.runs, **wrong).run()
+            Predict(name=trained.name, runs=trained.runs, **wrong).run()
 
 
 @pytest.mark.slow
-def test_export_tells_the_same(trained: Train, tmp_path: Path) -> None:
-    Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=6).run()
+def test_the_exported_file_gives_the_same_probabilities(trained: Train, tmp_path: Path) -> None:
+    Export(name=trained.name, to=tmp_path / "m.onnx", runs=trained.runs, frames=6).run()
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     videos = np.random.default_rng(0).integers(0, 256, (2, 3, 6, 16, 24)).astype(np.uint8)
-    (told,) = session.run(["log_probs"], {"images": videos})
+    (log_probs,) = session.run(["log_probs"], {"images": videos})
     with torch.no_grad():
-        expected = FromClips(open_trained(trained.runs, trained.name).model)(torch.from_numpy(videos))
-    np.testing.assert_allclose(told, expected, rtol=1e-3, atol=1e-4)
+        expected = FromClips(open_trained(OnRun(name=trained.name, runs=trained.runs)).model)(torch.from_numpy(videos))
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(InputError, match="not a format"):
-        Export(trained.name, tmp_path / "m.h5", trained.runs).run()
+        Export(name=trained.name, to=tmp_path / "m.h5", runs=trained.runs).run()
     with pytest.raises(InputError, match="give at least 1"):
-        Export(trained.name, tmp_path / "m.onnx", trained.runs, frames=0).run()
+        Export(name=trained.name, to=tmp_path / "m.onnx", runs=trained.runs, frames=0).run()
 
 
 @pytest.mark.slow
-def test_compare_goes_on_where_it_was(cluster: None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare = Compare(
-        short(words, tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0)), ("ctc-both-ways", "frames", "even")
-    )
+def test_compare_continues_and_reads_finished_runs(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = Compare(short(words, tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0)), ("ctc-both-ways", "frames"))
     compare.run()
     assert "ctc-both-ways" in capsys.readouterr().out
     figures = json.loads((tmp_path / "all" / "comparison.json").read_text())["figures"]
-    assert {arm: len(runs) for arm, runs in figures.items()} == {"ctc-both-ways": 2, "frames": 2, "even": 2}
+    assert {arm: len(runs) for arm, runs in figures.items()} == {"ctc-both-ways": 2, "frames": 2}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")}
-    assert len(before) == 6
+    assert len(before) == 4
     compare.run()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")} == before
-    with pytest.raises(InputError, match="looks both ways"):
-        Predict("all-ctc-both-ways-0", str(tmp_path), stream="0").run()
-
-
-def test_online_is_offline_however_the_video_is_cut() -> None:
-    torch.manual_seed(0)
-    model, clip = SequenceModel(SequenceModelConfig(hidden=16), 4), ClipConfig(stride=2, size=(16, 24))
-    frames = list(np.repeat(moving(("up", "left", "down"), frames=30, seed=1)[..., None], 3, axis=3))
-    shown = torch.from_numpy(np.stack([seen_picture(frame, clip) for frame in frames[::2]]))[None]
-    with torch.no_grad():
-        for _ in range(30):  # an untrained model tells the same all the time, but for batch norm's statistics
-            model(shown)
-        model.eval().fc.weight *= 100
-        whole = model(shown)[0].numpy()
-    offline = [(MOVES[event.action], event.frame * 2) for event in greedy(whole)]
-    assert len(offline) > 1
-
-    @given(chunk=st.integers(1, 20))
-    @settings(max_examples=20)
-    def chunks_of_any_size(chunk: int) -> None:
-        source = (Arrived(time.monotonic(), frame) for frame in frames)
-        found = recognise(source, Recogniser(model, torch.device("cpu")), clip, RATE, chunk, MOVES)
-        assert [(line["action"], line["frame"]) for part in found for line in part.lines] == offline
-
-    chunks_of_any_size()
-    late = [Arrived(time.monotonic() - 5, frame) for frame in frames]  # they waited for 5 seconds
-    lines = [
-        line for part in recognise(late, Recogniser(model, torch.device("cpu")), clip, RATE, 8, MOVES) for line in part.lines
-    ]
-    assert all(5 <= line["delay"] < 10 for line in lines)
-
-
-def test_clips_for_validation_are_evaluated_where_none_are_for_testing(tmp_path: Path) -> None:
-    folder = npz_folder(tmp_path / "npz", [("up",), ("down",), ("left",)])
-    rows = (folder / "manifest.csv").read_text().replace("round", "split").replace(",0\n", ",train\n").replace(",1\n", ",valid\n")
-    for split, chosen in (("testing", [1]), ("dev", [1, 2])):
-        (folder / "manifest.csv").write_text(rows.replace(",2\n", f",{split}\n"))
-        clips = open_clips(pack_videos("frames_npz", folder, str(tmp_path / split)).url)
-        evaluated = evaluation_clips(clips)
-        assert len(evaluated) == len(chosen)
-        assert clips.clips_of("test" if split == "testing" else "val").tolist() == evaluated.tolist()
-    alone = pack_videos("frames_npz", folder, str(tmp_path / "alone"), VideoOptions(test="path=none"))
-    with pytest.raises(InputError, match="no split 'test'"):
-        evaluation_clips(open_clips(alone.url))
-
-
-def test_clips_too_short_for_their_actions_are_refused_by_name(tmp_path: Path) -> None:
-    folder = npz_folder(tmp_path / "npz", [("up", "down"), ("up", "up"), ("left",)], frames=4)
-    clips = open_clips(pack_videos("frames_npz", folder, str(tmp_path / "set"), VideoOptions(held_out=0, min_frames=1)).url)
-    chosen = clips.clips_of("train")
-    assert len(feasible_clips(clips, chosen, 2, skip=False)) == 3
-    with pytest.raises(InputError, match=r"1 clips have fewer frames than their actions need: clip001-000001"):
-        feasible_clips(clips, chosen, 4, skip=False)
-    assert feasible_clips(clips, chosen, 4, skip=True).tolist() == [0, 2]
-    with pytest.raises(InputError, match="2 clips"):
-        feasible_clips(clips, chosen[:2], 8, skip=True)
+    with pytest.raises(InputError, match="a bidirectional model"):
+        Predict(name="all-ctc-both-ways-0", runs=str(tmp_path), stream="0").run()
 
 
 def test_ctc_alone_has_a_flat_start() -> None:
@@ -224,17 +163,17 @@ def test_ctc_alone_has_a_flat_start() -> None:
 def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path) -> None:
     base = short(words, tmp_path / "runs")
     pack_videos("frames_npz", npz_folder(tmp_path / "n", [("up", "down")] * 4), str(tmp_path / "set"), VideoOptions(held_out=0))
-    for wrong, told in [
+    for wrong, message in [
         ({"data": ""}, "no data"),
         ({"data": str(tmp_path / "none")}, "not a whole shard set"),
         ({"data": str(tmp_path / "set"), "loss": "frames"}, "no frame labels"),
         ({"clip": ClipConfig(stride=30, size=(16, 24))}, "fewer frames than their actions need"),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             replace(base, **wrong).run()
     for wrong in (
         {"batch": 0},
-        {"batch": 3},
+        {"batch": 3, "cluster": ClusterConfig(workers=2)},
         {"beam": 0},
         {"flat_start": 1.0},
         {"flat_start": -0.1},
@@ -252,7 +191,7 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_skeletons_of_jhmdb(cluster: None, tmp_path: Path) -> None:
+def test_skeletons_of_jhmdb(tmp_path: Path) -> None:
     pack_videos("skeletons_npz", archive("jhmdb_skeletons.tar"), str(tmp_path / "set"), VideoOptions(stream="skeletons"))
     train = short(
         str(tmp_path / "set"),
@@ -266,7 +205,10 @@ def test_skeletons_of_jhmdb(cluster: None, tmp_path: Path) -> None:
     metrics = metrics_of(train)
     assert metrics["after"]["n"] == 176
     assert metrics["after"]["edit"] < metrics["before"]["edit"]
-    Evaluate(train.name, train.runs, workers=0).run()
-    for verb in (Predict(train.name, train.runs, stream="0"), Export(train.name, tmp_path / "m.onnx", train.runs)):
-        with pytest.raises(InputError, match="one of skeletons"):
+    Evaluate(name=train.name, runs=train.runs, workers=0).run()
+    for verb in (
+        Predict(name=train.name, runs=train.runs, stream="0"),
+        Export(name=train.name, to=tmp_path / "m.onnx", runs=train.runs),
+    ):
+        with pytest.raises(InputError, match="input is skeletons"):
             verb.run()

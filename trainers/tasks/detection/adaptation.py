@@ -1,8 +1,8 @@
-"""What a detection run trains: a detector, and by its arm a moving mean of it, pseudo-labels, or the alignment of regions.
+"""What a detection run trains: a detector and, depending on the arm, its moving mean, pseudo-labels, or aligned regions.
 
-b images of each domain; a batch holds "images" uint8 [b, 3, H, W] with "boxes" float32 [n, 4] in pixels, "classes" int64 [n]
-(from 0) and "counts" int64 [b] of all of them, one after another; where the arm looks at the target also "target_images"
-uint8 [b, 3, H', W'] and "active", 0 or 1: whether the target takes part yet.
+A batch holds b images of each domain: "images" uint8 [b, 3, H, W] and their boxes, concatenated over the images: "boxes" float32
+[n, 4] in pixels, "classes" int64 [n] from 0, "counts" int64 [b], the number of boxes of each image. Arms that use the target also
+get "target_images" uint8 [b, 3, H', W'] and "active", 0 or 1: whether the target already counts in the loss.
 """
 
 import copy
@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks, sum_over_ranks
-from trainers.tasks.detection.detector import Detector, DetectorConfig, Found
-from trainers.tasks.detection.losses import domain_loss, fooling_loss, telling_loss
+from trainers.tasks.detection.detector import Detector, DetectorConfig, Regions
+from trainers.tasks.detection.losses import adversarial_loss, discriminator_loss, domain_loss
 from trainers.tasks.detection.regions import (
     Discriminator,
     Generator,
@@ -35,18 +35,20 @@ Arm = Literal["source", "source+aug", "align", "align+aug", "mean-teacher", "ora
 
 
 class Recipe(NamedTuple):
-    """What an arm consists of."""
+    """The parts of an arm."""
 
     strong: bool
-    """Strong views of the images, and a moving mean of the weights, which is what is evaluated and kept."""
+    """Train on strongly augmented images, and keep a moving mean of the weights, which is what is evaluated and saved."""
     align: bool
+    """Align the regions of the two domains."""
     pseudo: bool
+    """Train on pseudo-labels of the target's images."""
     labels: Literal["source", "target"] = "source"
-    """Whose boxes are learned from."""
+    """The set whose boxes are trained on."""
 
     @property
     def both(self) -> bool:
-        """Whether a batch needs images of the target beside the labelled ones."""
+        """Whether a batch needs images of the target in addition to the labelled ones."""
         return self.align or self.pseudo
 
 
@@ -62,14 +64,14 @@ RECIPES: dict[Arm, Recipe] = {
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How regions are aligned."""
+    """Alignment of regions."""
 
     strength: float = 0.1
-    """lambda"""
+    """lambda, the weight of the adversarial loss."""
     clusters: int = 4
-    """K; each has m = regions / K"""
+    """K, clusters of regions in an image; each has m = regions / K regions."""
     weighting: bool = True
-    """Weight the target's clusters by how much they look like the source's; off: all by 1"""
+    """Weight each cluster of the target by how much it looks like the source; off: all weights are 1."""
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.clusters < 1:
@@ -78,14 +80,14 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The moving mean of the weights, and the pseudo-labels that it gives."""
+    """The moving mean of the weights (the teacher), and its pseudo-labels."""
 
     decay: float = 0.99
-    """RankSlice of the old mean that stays at a step; less in the first steps."""
+    """Fraction of the old mean that is kept at each step; smaller in the first steps."""
     threshold: float = 0.7
-    """Least score of a box that the teacher teaches."""
+    """Minimum score of a box to become a pseudo-label."""
     weight: float = 1.0
-    """Of the losses on the target's pseudo-labels."""
+    """Weight of the losses on pseudo-labels."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or not 0 < self.threshold < 1 or self.weight < 0:
@@ -94,7 +96,11 @@ class TeacherConfig:
 
 
 class Adversaries(nn.Module):
-    """Who decodes clusters into patches of a domain (G), who tells made patches from real ones (D), and D_w."""
+    """For each domain a generator (G, "make") and a discriminator (D, "tell"), and the estimator D_w ("estimate").
+
+    A generator decodes a cluster's features into a patch of its domain; a discriminator distinguishes real patches from generated
+    ones; D_w estimates whether a region is of the source. Checkpoints and logged losses use these attribute names.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -104,24 +110,24 @@ class Adversaries(nn.Module):
 
 
 class Clusters(NamedTuple):
-    """Clusters of B images' regions."""
+    """The clusters of B images' regions."""
 
-    features: Tensor  # [B, K, m, F], Theta
-    centres: Tensor  # [B, K, 2] pixels
-    assigned: Tensor  # [B, N] the cluster of each region
+    features: Tensor  # [B, K, m, F], Theta in the paper
+    centres: Tensor  # [B, K, 2] in pixels
+    assigned: Tensor  # [B, N], the cluster of each region
 
 
 class DetectionTask(nn.Module):
     """Detector, moving mean and adversaries of an arm; forward returns "loss" and, detached, its parts as "loss_<part>".
 
-    The loss is one sum, whose terms each reach only those whom they are to train: the detector's term takes the adversaries'
-    weights for constants, the adversaries' terms the detector's features. So one backward pass serves both optimisers, and
-    gradients are exchanged between ranks once.
+    The loss is one sum, and each term trains only its own modules: the detector's terms treat the adversaries' weights as
+    constants, the adversaries' terms the detector's features. So one backward pass serves both optimisers, and gradients are
+    reduced over the ranks once.
 
-    The detector's means are over the anchors and regions of all ranks of ``group``, however many an image has. Its gradient on R
-    ranks is that of one rank with all images only where nothing is left to chance: each rank draws for itself the strong views,
-    which of too many anchors and regions it learns from, the first centres of k-means and the members of clusters. Of those the
-    gradient is another draw, with the same mean.
+    The detector's losses are means over the anchors and regions of all ranks of ``group``, even if images differ in their
+    number. Each rank draws its own random numbers: strong views, sampled anchors and regions, the first centres of k-means, the
+    members of clusters. So the gradient on R ranks has the same expectation as that of one rank with all images, but it is the
+    same number only where nothing is random.
     """
 
     def __init__(
@@ -138,27 +144,27 @@ class DetectionTask(nn.Module):
 
     @property
     def kept(self) -> Detector:
-        """The detector that is evaluated and kept: the moving mean where there is one."""
+        """The detector that is evaluated and saved: the moving mean if the arm has one."""
         return self.detector if self.mean is None else self.mean
 
     def train(self, mode: bool = True) -> "DetectionTask":
-        """As of any module, but the moving mean never trains."""
+        """Set training mode as `torch.nn.Module.train` does; the moving mean stays in evaluation mode."""
         super().train(mode)
         if self.mean is not None:
             self.mean.eval()
         return self
 
     @torch.no_grad()
-    def follow(self, steps: int) -> None:
-        """Let the moving mean follow, after so many steps (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017)."""
+    def update_mean(self, steps: int) -> None:
+        """Update the moving mean after a step; ``steps``: steps done (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017)."""
         if self.mean is not None:
             decay = min(self.teaching.decay, steps / (steps + 9))
-            for mean, now in zip(self.mean.parameters(), self.detector.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+            for mean, current in zip(self.mean.parameters(), self.detector.parameters(), strict=True):
+                mean.lerp_(current, 1 - decay)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = strong_views(batch["images"]) if self.recipe.strong else batch["images"]
-        sums, found = self.detector.losses(images, list(_targets(batch)))
+        sums, regions = self.detector.losses(images, list(_targets(batch)))
         if self.recipe.pseudo:
             sums |= self._pseudo_sums(batch["target_images"], batch["active"])
         terms = means_over_ranks(sums, self.group)
@@ -166,79 +172,80 @@ class DetectionTask(nn.Module):
             terms["pseudo"] = terms.pop("pseudo_objectness") + terms.pop("pseudo_class")
         if self.recipe.align:
             target = strong_views(batch["target_images"]) if self.recipe.strong else batch["target_images"]
-            terms |= self._alignment_terms(images, found, target, self.detector.best_regions(target), batch["active"])
+            terms |= self._alignment_terms(images, regions, target, self.detector.best_regions(target), batch["active"])
         loss = torch.stack(list(terms.values())).sum()
         return {"loss": loss, **{f"loss_{name}": term.detach() for name, term in terms.items()}}
 
-    def clusters(self, found: Found, seed: int) -> Clusters:
-        """k-means on the centres of each image's regions, and m regions of each cluster."""
-        points, valid = padded_centres(found.boxes)
+    def clusters(self, regions: Regions, seed: int) -> Clusters:
+        """Cluster each image's regions by k-means on their centres, and draw m regions of each cluster."""
+        points, valid = padded_centres(regions.boxes)
         centres, assigned = cluster_centres(points, valid, self.align.clusters, seed)
         picked = pick_members(assigned, valid, self.align.clusters, self.size, seed)
         counts = valid.sum(dim=1)
         starts = (counts.cumsum(dim=0) - counts)[:, None, None]
-        return Clusters(found.features[picked + starts], centres, assigned)
+        return Clusters(regions.features[picked + starts], centres, assigned)
 
     def weights(self, clusters: Tensor) -> Tensor:
-        """w_k of the target's clusters [B, K, m, F] -> [B, K]."""
+        """The weights w_k [B, K] of the target's clusters [B, K, m, F]; 1 without weighting."""
         assert self.adversaries is not None
         return self.adversaries.estimate.weights(clusters) if self.align.weighting else clusters.new_ones(clusters.shape[:2])
 
     def _pseudo_sums(self, images: Tensor, active: Tensor) -> dict[str, tuple[Tensor, int]]:
-        """Learn from what the mean is sure of, on strong views; only what is there, as in Unbiased Teacher, not where exactly.
+        """Losses on the moving mean's confident boxes, on strong views: sums and counts, as `Detector.losses` returns them.
 
-        Sums and counts over the images in which it is sure of something, weighted by their share of all ranks' images.
+        Only the classification losses count, not those of positions, as in Unbiased Teacher. Images without a confident box are
+        left out, and the losses are weighted by the fraction of all ranks' images that remain.
         """
         assert self.mean is not None
         zero = images.new_zeros((), dtype=torch.float32)
-        sums, sure = {"objectness": (zero, 0), "class": (zero, 0)}, 0
+        sums, count = {"objectness": (zero, 0), "class": (zero, 0)}, 0
         if active.item():
             with torch.no_grad():
-                told = self.mean(images)
-            targets = [_sure(own, self.teaching.threshold) for own in told]
-            some = [i for i, own in enumerate(targets) if len(own["boxes"])]  # elsewhere it may just not be sure
+                predicted = self.mean(images)
+            targets = [_confident(own, self.teaching.threshold) for own in predicted]
+            some = [i for i, own in enumerate(targets) if len(own["boxes"])]  # no confident box does not mean no object
             if some:
                 sums, _ = self.detector.losses(strong_views(images[some]), [targets[i] for i in some])
-            sure = len(some)
-        of, among = sum_over_ranks(torch.tensor([sure, len(images)], device=images.device), self.group).tolist()
-        weight = self.teaching.weight * of / among
+            count = len(some)
+        used, total = sum_over_ranks(torch.tensor([count, len(images)], device=images.device), self.group).tolist()
+        weight = self.teaching.weight * used / total
         return {f"pseudo_{name}": (weight * sums[name][0], sums[name][1]) for name in ("objectness", "class")}
 
     def _alignment_terms(
-        self, source_images: Tensor, source: Found, target_images: Tensor, target: Found, active: Tensor
+        self, source_images: Tensor, source: Regions, target_images: Tensor, target: Regions, active: Tensor
     ) -> dict[str, Tensor]:
-        """L_a + sum_k w_k L_b,k for the detector, and what trains the adversaries.
+        """The losses of the detector, L_a + sum_k w_k L_b,k, and of the adversaries.
 
-        The detector is trained by the crossed patches: G_t of source features is to look real to D_t (L_a), G_s of target
-        features to D_s (L_b). A generator learns to decode features of its own domain, a discriminator to tell the real patches
-        of its domain from both kinds of made ones. Means over clusters stand for the paper's sums, so that lambda
-        means the same for every K.
+        Crossed patches train the detector: D_t should take the patches that G_t generates from source features for real (L_a),
+        and D_s those that G_s generates from target features (L_b). A generator learns to decode features of its own domain, a
+        discriminator to distinguish real patches of its domain from generated ones, crossed or not. The paper sums over clusters;
+        here it is the mean, so that lambda means the same for every K.
         """
         adversaries = self.adversaries
         assert adversaries is not None
-        seed = int(torch.randint(2**31, ()))  # of the loop's, which seeds every step
-        ours, theirs = self.clusters(source, seed), self.clusters(target, seed + 1)
-        w = self.weights(theirs.features)
-        a = fooling_loss(_as_constant(adversaries.tell_target, _as_constant(adversaries.make_target, ours.features)))
-        b = fooling_loss(_as_constant(adversaries.tell_source, _as_constant(adversaries.make_source, theirs.features)), w)
+        seed = int(torch.randint(2**31, ()))  # reproducible: the training loop seeds torch at every step
+        of_source, of_target = self.clusters(source, seed), self.clusters(target, seed + 1)
+        w = self.weights(of_target.features)
+        a = adversarial_loss(_as_constant(adversaries.tell_target, _as_constant(adversaries.make_target, of_source.features)))
+        b = adversarial_loss(_as_constant(adversaries.tell_source, _as_constant(adversaries.make_source, of_target.features)), w)
         strength = self.align.strength * active
         terms = {"align_source": strength * a, "align_target": strength * b}
 
-        s, t = ours.features.detach(), theirs.features.detach()
+        s, t = of_source.features.detach(), of_target.features.detach()
         terms["estimator"] = domain_loss(adversaries.estimate(s), adversaries.estimate(t))
         for name, own, other, images, centres in (
-            ("source", s, t, source_images, ours.centres), ("target", t, s, target_images, theirs.centres),
+            ("source", s, t, source_images, of_source.centres), ("target", t, s, target_images, of_target.centres),
         ):  # fmt: skip
-            make, tell = getattr(adversaries, f"make_{name}"), getattr(adversaries, f"tell_{name}")
+            generate, discriminate = getattr(adversaries, f"make_{name}"), getattr(adversaries, f"tell_{name}")
             real = crop_patches(images, centres, crop_side(images.shape[2], images.shape[3], self.align.clusters))
-            made, crossed = make(own), _as_constant(make, other)
-            terms[f"make_{name}"] = fooling_loss(_as_constant(tell, made))
-            terms[f"tell_{name}"] = telling_loss(tell(real), tell(made.detach()), tell(crossed))
+            made, crossed = generate(own), _as_constant(generate, other)
+            terms[f"make_{name}"] = adversarial_loss(_as_constant(discriminate, made))
+            terms[f"tell_{name}"] = discriminator_loss(discriminate(real), discriminate(made.detach()), discriminate(crossed))
         return terms
 
 
 def _as_constant(module: nn.Module, inputs: Tensor) -> Tensor:
-    """A module's output, through which gradients reach its input and not its weights."""
+    """A module's output whose gradients reach its inputs, not its weights."""
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
     outputs: Tensor = functional_call(module, weights, (inputs,))
     return outputs
@@ -250,6 +257,6 @@ def _targets(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {"boxes": boxes, "labels": classes + 1}
 
 
-def _sure(told: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    sure = told["scores"] >= threshold
-    return {"boxes": told["boxes"][sure], "labels": told["labels"][sure]}
+def _confident(predicted: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    chosen = predicted["scores"] >= threshold
+    return {"boxes": predicted["boxes"][chosen], "labels": predicted["labels"][chosen]}

@@ -1,4 +1,4 @@
-"""Settings of a detection run: the domains, the arm, how images are shown and the detector is trained."""
+"""Settings of a detection run, and the checks before it starts."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,23 +25,23 @@ class DetectionConfig(JobConfig):
     """Settings of a detection run."""
 
     source: str = field(default="", metadata=ADDRESS)
-    """Shard set with boxes: a folder or s3://bucket/prefix."""
+    """The source: a shard set with boxes, a folder or s3://bucket/prefix."""
     target: str = field(default="", metadata=ADDRESS)
-    """Shard set of the target; boxes of its training images are looked at by the arm oracle alone."""
+    """The target: a shard set. Only the arm oracle trains on the boxes of its training images."""
     classes: tuple[str, ...] = ()
-    """What is to be found; empty: all classes of the source."""
+    """Classes to detect; empty: all classes of the source."""
     arm: Arm = "align"
-    """source: its boxes alone; +aug: with strong views and a moving mean of the weights; align: regions aligned (SCDA);
-    mean-teacher: pseudo-labels by the moving mean; oracle: source+aug on the target's own boxes."""
+    """source: train on the source's boxes alone; +aug: with strong augmentation and a moving mean of the weights; align: align
+    regions of both domains (SCDA); mean-teacher: pseudo-labels of the moving mean; oracle: source+aug on the target's boxes."""
     batch: int = 8
     """Images of each domain in a global batch, over all workers."""
     side: int = 512
-    """Short side of the images in pixels; each set's images get the shape that most of them have."""
+    """Short side of the images in pixels. A set's images are all resized to one shape, the most frequent one of the set."""
     begin: int = 0
-    """Step from which the target takes part in the detector's loss; adversaries learn from the start."""
+    """Step from which the target counts in the detector's loss; the adversaries train from the start."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Of all arms: mirror and shift."""
+    """Mirror and shift, in all arms."""
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: DetectorConfig = field(default_factory=DetectorConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
@@ -50,34 +50,34 @@ class DetectionConfig(JobConfig):
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4), metadata=allowed("steps", "lr", "warmup")
     )
     adversary_lr: float = field(default=2e-4, metadata=ALLOWED)
-    """Highest learning rate of generators, discriminators and the estimator."""
+    """Peak learning rate of the generators, discriminators and the estimator."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_side(self.side)
         if self.loader.size is not None:
-            raise InputError("loader.size is set", "loader", "give --side: every set keeps its own shape")
+            raise InputError("loader.size is set", "loader", "set --side: every set keeps its own shape")
         if self.augment.turn:
-            raise InputError("augment.turn is set", "augment", "boxes cannot be turned: leave it at 0")
+            raise InputError("augment.turn is set", "augment", "boxes cannot be rotated: leave it at 0")
         self.cluster.check_divisible(self.batch, "--batch")
         if self.begin < 0:
-            raise InputError(f"the target is used from step {self.begin}", "--begin", "give a step of at least 0")
+            raise InputError(f"begin is {self.begin}", "--begin", "give a step of at least 0")
         if self.align.clusters > self.model.regions:
             raise InputError(f"{self.align.clusters} clusters of {self.model.regions} regions", "align", "lower --align.clusters")
         self.adversaries_optim()
 
     @property
     def recipe(self) -> Recipe:
-        """What the arm consists of."""
+        """The parts of the arm."""
         return RECIPES[self.arm]
 
     def adversaries_optim(self) -> OptimConfig:
-        """How the adversaries are trained."""
+        """The optimiser's settings for the adversaries: a learning rate of their own."""
         return replace(self.optim, lr=self.adversary_lr)
 
     def open(self) -> Domains:
-        """Open the data; raises InputError for whatever is wrong with it."""
+        """Open the data; raises InputError if it cannot be used."""
         target = open_box_set(self.target, self.side, "target")
         labelled = target if self.recipe.labels == "target" else open_box_set(self.source, self.side, "source")
         return Domains(labelled, target, classes_of(labelled, target, self.classes))

@@ -1,12 +1,12 @@
-"""Sets with boxes as the detection job uses them: a source and a target, opened, streamed side by side, and evaluated.
+"""Shard sets with boxes, a source and a target: opened, read as batches, and evaluated.
 
-b images of this rank, n boxes of all of them. Boxes are in pixels of the images as they are trained at, left, top, right, bottom.
+A rank's batch has b images and all their n boxes: left, top, right, bottom, in pixels of the resized images by default.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -24,16 +24,17 @@ from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import SamplerConfig
 from datasets.shards.boxes import BoxTable, moved_boxes
 from datasets.shards.index import Index, Split, evaluated_split, read_index, split_of
+from trainers.engine.distributed import gather_items
 from trainers.tasks.detection.detector import MIN_SIDE, Detector
 from trainers.tasks.detection.metrics import Prediction, Truth, detection_figures
 
 CHUNK = 16  # images evaluated at once
-CELL = 16  # pixels that an image's sides are a multiple of
+CELL = 16  # pixels; an image's sides are multiples of it
 
 
 @dataclass(frozen=True)
 class BoxSet:
-    """A set, opened; every worker does so for itself. ``size``: height and width that its images are brought to."""
+    """An opened set; every worker opens its own. ``size``: height and width that images are resized to."""
 
     index: Index
     boxes: BoxTable
@@ -48,23 +49,25 @@ class BoxSet:
 
     @property
     def annotated(self) -> npt.NDArray[np.bool_]:
-        """Whether anyone looked for boxes on each training image, by position."""
+        """Whether each training image was annotated, by position; an annotated image may have no boxes."""
         of_train: npt.NDArray[np.bool_] = self.boxes.annotated[self.train.samples(np.arange(len(self.train)))]
         return of_train
 
 
 def open_box_set(url: str, side: int, what: str) -> BoxSet:
-    """Open a set whose images get a short side of ``side`` pixels, in the shape that most of them have.
+    """Open a set; its images are resized to the set's most frequent shape, with a short side of ``side`` pixels.
+
+    ``what``: the option that names the set, for errors.
 
     Raises:
-        InputError: there is none, it is not whole, has no training images, or was packed without boxes.
+        InputError: there is no such set, it is not complete, has no training images, or was packed without boxes.
     """
     if not url:
         remedy = "give a shard set, packed by `python -m datasets.pack` as voc, coco or boxes_csv"
         raise InputError(f"no {what} to train on", f"--{what}", remedy)
     index = read_index(url)
     if index.boxes is None:
-        raise InputError("the set has no boxes, not even a place for them", url, "pack it as voc, coco or boxes_csv")
+        raise InputError("the set was packed without boxes", url, "pack it as voc, coco or boxes_csv")
     height, width = index.about["size"]
     scale = side / min(height, width)
     size = tuple(max(round(length * scale / CELL), 1) * CELL for length in (height, width))
@@ -72,11 +75,11 @@ def open_box_set(url: str, side: int, what: str) -> BoxSet:
 
 
 def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The classes that are learned: those wanted, else those of the labelled set.
+    """The classes to train: ``wanted``, or if empty those of the labelled set.
 
     Raises:
-        InputError: a set with boxes lacks one of them, or the names differ and nobody said which to take; the labelled set has
-            no boxes of them, or images that nobody annotated.
+        InputError: a set with boxes lacks a wanted class; or none are wanted and the sets have different classes; or the labelled
+            set has no boxes of these classes, or images that are not annotated.
     """
     for box_set in (labelled, target):
         if missing := [name for name in wanted if name not in box_set.classes and box_set.annotated.any()]:
@@ -89,15 +92,15 @@ def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple
     names = tuple(wanted) or labelled.classes
     if not sum(len(boxes) for boxes, _ in _training_boxes(labelled, names)):
         what = f"no boxes at all of {', '.join(names) or 'any class'} in the training images"
-        raise InputError(what, labelled.index.url, "is it the set with boxes, and are the annotations packed with it?")
+        raise InputError(what, labelled.index.url, "check that this is the set with boxes, packed with its annotations")
     if not labelled.annotated.all():
         what = f"{(~labelled.annotated).sum()} of {len(labelled.train)} training images are not annotated"
-        raise InputError(what, labelled.index.url, "leave them out when packing: they would teach that nothing is there")
+        raise InputError(what, labelled.index.url, "leave them out when packing: training would take them for empty images")
     return names
 
 
 def checksum_of(sets: Iterable[BoxSet]) -> int:
-    """crc32c of what the sets hold and of all boxes: other data has another."""
+    """crc32c of the sets' contents and boxes; changes when the data changes."""
     parts = [part for s in sets for part in (s.index.checksum.to_bytes(4), s.boxes.corners.tobytes(), s.boxes.classes.tobytes())]
     return reduce(google_crc32c.extend, parts, 0)
 
@@ -106,7 +109,7 @@ def domain_stream(
     labelled: BoxSet, target: BoxSet | None, batch: int, loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig,
     part: RankSlice, seed: int, start: int, stop: int,
 ) -> Stream:  # fmt: skip
-    """Batches of steps ``start`` .. ``stop`` - 1: of the labelled set alone, or with as many images of the target."""
+    """Batches of the steps ``start`` to ``stop`` - 1: of the labelled set, and as many images of ``target`` if it is given."""
 
     def stream(box_set: BoxSet, own: int) -> BatchStream:
         sampler, sized = SamplerConfig(kind="uniform", batch=batch), replace(loader, size=box_set.size)
@@ -117,17 +120,17 @@ def domain_stream(
 
 
 def with_boxes(batches: Iterable[Batch], labelled: BoxSet, names: Sequence[str], begin: int) -> Iterator[Batch]:
-    """The batches with "boxes" float32 [n, 4] in pixels, "classes" int64 [n] and "counts" int64 [b], moved as the images were;
-    and "active", whether the target takes part yet: from step ``begin`` on."""
+    """Add to each batch its "boxes" float32 [n, 4] in pixels, transformed as the images were, "classes" int64 [n] and "counts"
+    int64 [b]; and "active", 1 from step ``begin`` on, when the target counts in the loss."""
     table = _training_boxes(labelled, names)
     height, width = labelled.size
     for batch in batches:
         boxes, classes = [], []
         for position, move in zip(batch["positions"].tolist(), batch["moves"].numpy(), strict=False):  # the target's come after
             corners, own = table[position]
-            moved, there = moved_boxes(corners, move)
-            boxes.append(moved[there] * np.array([width, height, width, height], np.float32))
-            classes.append(own[there])
+            moved, visible = moved_boxes(corners, move)
+            boxes.append(moved[visible] * np.array([width, height, width, height], np.float32))
+            classes.append(own[visible])
         yield batch | {
             "boxes": torch.from_numpy(np.concatenate(boxes)),
             "classes": torch.from_numpy(np.concatenate(classes)),
@@ -137,7 +140,8 @@ def with_boxes(batches: Iterable[Batch], labelled: BoxSet, names: Sequence[str],
 
 
 def _training_boxes(box_set: BoxSet, names: Sequence[str]) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Corners [k, 4] as shares and classes [k] of every training image, by position, without ignored ones and other classes."""
+    """The boxes [k, 4], as fractions of the sides, and classes [k] of each training image, by position; only boxes of the classes
+    ``names`` that are not ignored."""
     return [
         (truth.boxes[~truth.ignored], truth.classes[~truth.ignored])
         for truth in (_truth(box_set, int(sample), names) for sample in box_set.train.samples(np.arange(len(box_set.train))))
@@ -153,20 +157,20 @@ def _truth(box_set: BoxSet, sample: int, names: Sequence[str]) -> Truth:
 
 
 class Evaluation(NamedTuple):
-    """``figures`` as of `detection_figures`, and "score", which is mAP50; ``bad``: what this rank could not read."""
+    """``figures``: `detection_figures`, and "score", which is mAP50; ``bad``: the images that this rank could not read."""
 
     figures: dict[str, float]
     bad: list[str]
 
 
-def held_out(box_set: BoxSet) -> Split | None:
-    """The split to evaluate on (test, else val), if there is one with boxes."""
+def held_out_split(box_set: BoxSet) -> Split | None:
+    """The split to evaluate on (test, else val); None if it does not exist or has no boxes."""
     split = evaluated_split(box_set.index)
     return split if split and box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
 
 
-def looked_at(box_set: BoxSet) -> Split:
-    """The split whose first images a report shows, with boxes or without: what is held out, else what is trained on."""
+def sample_split(box_set: BoxSet) -> Split:
+    """The split whose first images the report shows: test, else val, else train; they need no boxes."""
     return evaluated_split(box_set.index) or box_set.train
 
 
@@ -175,37 +179,34 @@ def evaluate_boxes(
     detector: Detector, box_set: BoxSet, names: Sequence[str], cache: CacheConfig, device: torch.device,
     part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
 ) -> Evaluation:  # fmt: skip
-    """Figures on the set's held-out images; every rank evaluates its slice, and all get the result.
+    """Metrics on the set's held-out images; every rank evaluates its slice, and all ranks get the result.
 
     Raises:
         InputError: there are no held-out images with boxes.
     """
-    split = held_out(box_set)
+    split = held_out_split(box_set)
     if split is None:
         raise InputError("no held-out images with boxes", box_set.index.url, "pack with --held-out above 0, or with a test list")
     training = detector.training
     detector.eval()
-    told: dict[int, Prediction] = {}
+    predicted: dict[int, Prediction] = {}
     bad: list[str] = []
     for chunk in load_in_workers(SplitStream(split, box_set.size, cache, box_set.etags, part, CHUNK), workers):
         bad += chunk["bad"]
         if len(chunk["positions"]):
-            found = found_boxes(detector, chunk["images"].to(device))
-            told |= dict(zip(split.samples(chunk["positions"].numpy()).tolist(), found, strict=True))
+            found = detect(detector, chunk["images"].to(device))
+            predicted |= dict(zip(split.samples(chunk["positions"].numpy()).tolist(), found, strict=True))
     detector.train(training)
-    parts: list[Any] = [told]
-    if group is not None:
-        parts = [None] * dist.get_world_size(group)
-        dist.all_gather_object(parts, told, group=group)
-    everything = dict(sorted(item for part in parts for item in part.items() if box_set.boxes.annotated[item[0]]))
+    gathered = gather_items(list(predicted.items()), group)
+    everything = dict(sorted(item for item in gathered if box_set.boxes.annotated[item[0]]))
     truth = [_truth(box_set, sample, names) for sample in everything]
     figures = detection_figures(truth, list(everything.values()), names)
     return Evaluation(figures | {"score": figures["mAP50"]}, bad)
 
 
 @torch.no_grad()
-def found_boxes(detector: Detector, images: torch.Tensor) -> list[Prediction]:
-    """What a detector finds on images [b, 3, H, W], the best first; boxes as shares of the sides, classes from 0."""
+def detect(detector: Detector, images: torch.Tensor) -> list[Prediction]:
+    """A detector's boxes on images [b, 3, H, W], by falling score; as fractions of the sides, classes from 0."""
     height, width = images.shape[2:]
     scale = np.array([width, height, width, height], np.float32)
     return [
@@ -217,14 +218,14 @@ def found_boxes(detector: Detector, images: torch.Tensor) -> list[Prediction]:
 
 
 def check_side(side: int) -> None:
-    """Raises InputError for a side that no detector can see anything at."""
+    """Raise InputError for a side that is too small for a feature map."""
     if side < 2 * MIN_SIDE:
         raise InputError(f"side is {side}", "--side", f"give at least {2 * MIN_SIDE} pixels")
 
 
 class Domains(NamedTuple):
-    """The opened sets, and the classes that are learned."""
+    """The opened sets and the classes to train."""
 
     labelled: BoxSet
     target: BoxSet
-    names: tuple[str, ...]  # not "classes": by that word cloudpickle would want to send torch.classes along, and cannot
+    names: tuple[str, ...]  # not "classes": cloudpickle would take the name for torch.classes, which it cannot send

@@ -1,9 +1,9 @@
-"""Two-stage detectors put together from torchvision's parts: Faster R-CNN (Ren et al., NeurIPS 2015) on several backbones.
+"""Faster R-CNN (Ren et al., NeurIPS 2015) on several backbones, built from torchvision's parts.
 
-torchvision's own model resizes and pads images inside; here a batch has one size, and the parts are called one by one, since
-region alignment needs what lies between them: the regions and their features.
+torchvision's own model resizes and pads images; here all images of a batch have one size. The parts are called one by one,
+because region alignment needs the regions and their features.
 
-B images [B, 3, H, W], C classes numbered from 1 as torchvision does (0 is the background), R regions of an image, F features.
+B images [B, 3, H, W]; C classes, numbered from 1 as torchvision does (0 is the background); R regions of an image; F features.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ from trainers.tasks.user_models import DOCS, SIDE, ask, build_users, check_users
 SMALL, VGG16 = "small", "vgg16"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 HIDDEN = 1024  # width of the head around a user's backbone
-POOLED = 7  # cells a side of a region's features
-MIN_SIDE = 16  # pixels; smaller images have no feature map to speak of
+POOLED = 7  # side of a region's pooled feature map
+MIN_SIDE = 16  # pixels; the feature map of a smaller image is too small
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class DetectorConfig:
     """The detector."""
 
     backbone: str = SMALL
-    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 .. resnet152 (feature pyramid),
-    or your own: package.module:function"""
+    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 to resnet152 (feature pyramid), or
+    your own: package.module:function."""
     weights: str = ""
-    """torchvision's name of trained weights of the backbone, such as DEFAULT; empty begins at random"""
+    """Pretrained weights of the backbone by torchvision's name, such as DEFAULT; empty: random weights."""
     anchors: tuple[int, ...] = ()
-    """Sides of the anchors in pixels; with a feature pyramid one for each of its 5 levels; empty: as usual of the backbone"""
+    """Sides of the anchors in pixels, with a feature pyramid one for each of its 5 levels; empty: the backbone's defaults."""
     regions: int = 128
-    """Regions of an image that are learned from and aligned; 512 in the papers"""
+    """Regions of an image to train on and to align; 512 in the papers."""
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
@@ -65,15 +65,15 @@ class DetectorConfig:
             raise InputError(f"{len(self.anchors)} anchors for 5 levels", "model", "give one side for each level")
 
 
-class Found(NamedTuple):
-    """Regions of B images: ``boxes`` [R_i, 4] in pixels of each image, ``features`` [sum of R_i, F] of all, one after another."""
+class Regions(NamedTuple):
+    """Regions of B images: ``boxes`` of each image [R_i, 4] in pixels, ``features`` [sum of R_i, F] of all images in order."""
 
     boxes: list[Tensor]
     features: Tensor
 
 
-class _Counted:
-    """torchvision's draw of the anchors that a step learns from, and how many they were."""
+class _CountingSampler:
+    """Wraps torchvision's sampler of anchors, and counts the anchors that it sampled last."""
 
     def __init__(self, draw: Any) -> None:
         self.draw, self.count = draw, 0
@@ -88,7 +88,7 @@ class Detector(nn.Module):
     """RGB images [B, 3, H, W], uint8 or float in 0..255 -> for each a dict of boxes [n, 4] in pixels, labels [n], scores [n]."""
 
     def __init__(self, config: DetectorConfig, classes: int, *, fetch: bool = True) -> None:
-        """``fetch``: get the backbone's trained weights, where the config names some; others will be loaded otherwise."""
+        """``fetch``: load the pretrained weights that the config names; False: a trained model will be loaded into this one."""
         super().__init__()
         self.regions = config.regions
         parts = FasterRCNN(
@@ -99,11 +99,11 @@ class Detector(nn.Module):
         )  # fmt: skip
         self.normalise = Normalise()
         self.backbone, self.rpn, self.roi_heads = parts.backbone, parts.rpn, parts.roi_heads
-        self.rpn.fg_bg_sampler = _Counted(self.rpn.fg_bg_sampler)
+        self.rpn.fg_bg_sampler = _CountingSampler(self.rpn.fg_bg_sampler)
 
     @property
     def width(self) -> int:
-        """F."""
+        """F, the number of features of a region."""
         predictor: Any = self.roi_heads.box_predictor
         return int(predictor.cls_score.in_features)
 
@@ -112,34 +112,34 @@ class Detector(nn.Module):
         maps = self.backbone(self.normalise(images))
         return {"0": maps} if isinstance(maps, Tensor) else maps
 
-    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Found]:
-        """The four losses, each as a sum and the count of what was summed, and the regions that they were computed on.
+    def losses(self, images: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[dict[str, tuple[Tensor, int]], Regions]:
+        """The four losses, each as a sum and the number of its terms, and the regions that they were computed on.
 
-        A target has boxes [n, 4] float, labels [n] int64. At most 256 anchors of an image and ``regions`` of its proposals are
-        learned from: of more a random part, by torch's global generator.
+        A target has boxes [n, 4] float and labels [n] int64. At most 256 anchors and ``regions`` proposals of an image are used,
+        sampled by torch's global generator if there are more.
         """
         maps, targets, sizes = self.maps(images), list(targets), _sizes(images)
         proposals, of_rpn = self.rpn(ImageList(images, sizes), maps, targets)
         boxes, _, labels, deltas = self.roi_heads.select_training_samples(proposals, targets)
-        found = Found(boxes, self.pooled(maps, boxes, sizes))
-        of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(found.features), labels, deltas)
+        regions = Regions(boxes, self.pooled(maps, boxes, sizes))
+        of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(regions.features), labels, deltas)
         means = {
             "objectness": of_rpn["loss_objectness"], "proposal": of_rpn["loss_rpn_box_reg"], "class": of_class, "box": of_box
         }  # fmt: skip
-        anchors, drawn = self.rpn.fg_bg_sampler.count, len(found.features)
-        counts = {"objectness": anchors, "proposal": anchors, "class": drawn, "box": drawn}
-        return {name: (mean * counts[name], counts[name]) for name, mean in means.items()}, found
+        anchors, sampled = self.rpn.fg_bg_sampler.count, len(regions.features)
+        counts = {"objectness": anchors, "proposal": anchors, "class": sampled, "box": sampled}
+        return {name: (mean * counts[name], counts[name]) for name, mean in means.items()}, regions
 
-    def best_regions(self, images: Tensor) -> Found:
-        """The regions that are most likely to hold something, at most ``regions`` of each image and at least one."""
+    def best_regions(self, images: Tensor) -> Regions:
+        """The regions with the highest objectness: at most ``regions`` of each image, the whole image if there are none."""
         maps, sizes = self.maps(images), _sizes(images)
         boxes = [b[: self.regions] for b in self._proposed(images, maps)]
         whole = images.new_tensor([[0, 0, images.shape[3], images.shape[2]]], dtype=torch.float32)
         boxes = [b if len(b) else whole for b in boxes]
-        return Found(boxes, self.pooled(maps, boxes, sizes))
+        return Regions(boxes, self.pooled(maps, boxes, sizes))
 
     def pooled(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
-        """The regions' features, of one size whatever the region's [sum of R_i, F]."""
+        """The features [sum of R_i, F] of regions of any size, by RoI pooling."""
         features: Tensor = self.roi_heads.box_head(self.roi_heads.box_roi_pool(maps, boxes, sizes))
         return features
 
@@ -147,11 +147,11 @@ class Detector(nn.Module):
         maps, sizes = self.maps(images), _sizes(images)
         boxes = self._proposed(images, maps)
         logits, deltas = self.roi_heads.box_predictor(self.pooled(maps, boxes, sizes))
-        found = self.roi_heads.postprocess_detections(logits, deltas, boxes, sizes)
-        return [dict(zip(("boxes", "scores", "labels"), own, strict=True)) for own in zip(*found, strict=True)]
+        predicted = self.roi_heads.postprocess_detections(logits, deltas, boxes, sizes)
+        return [dict(zip(("boxes", "scores", "labels"), own, strict=True)) for own in zip(*predicted, strict=True)]
 
     def _proposed(self, images: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
-        """Proposals without targets, the best first: torchvision's part wants targets while it trains."""
+        """Proposals by falling objectness, computed in evaluation mode: in training mode torchvision's RPN requires targets."""
         training = self.rpn.training
         self.rpn.eval()
         proposals, _ = self.rpn(ImageList(images, _sizes(images)), maps)
@@ -164,12 +164,12 @@ def _sizes(images: Tensor) -> list[tuple[int, int]]:
 
 
 def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, Any]:
-    """What torchvision's FasterRCNN is built of."""
+    """The parts that torchvision's FasterRCNN is built from."""
     weights = config.weights if fetch and config.weights else None
     if config.backbone in RESNETS:
-        # Statistics of batches that mix two domains, or of two images, would spoil the rest: frozen or by groups.
+        # No batch norm that trains: batches are small, and the two domains have different statistics.
         norm = FrozenBatchNorm2d if config.weights else partial(nn.GroupNorm, 32)
-        backbone = _fetched(
+        backbone = _with_weights(
             config,
             lambda: resnet_fpn_backbone(
                 backbone_name=config.backbone, weights=weights, norm_layer=norm,
@@ -179,11 +179,11 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
         sides = config.anchors or (32, 64, 128, 256, 512)
         return {"backbone": backbone, "rpn_anchor_generator": _anchors([(side,) for side in sides])}
     if is_users(config.backbone):
-        own = _fetched(config, lambda: build_users(config.backbone, weights or ""))
-        return _around(own, config, classes)
+        own = _with_weights(config, lambda: build_users(config.backbone, weights or ""))
+        return _parts_around(own, config, classes)
     if config.backbone == VGG16:
-        vgg = _fetched(config, lambda: models.vgg16(weights=weights))
-        backbone = vgg.features[:-1]  # without the last pooling: one map of 1/16
+        vgg = _with_weights(config, lambda: models.vgg16(weights=weights))
+        backbone = vgg.features[:-1]  # without the last pooling: one map, at 1/16 of the image's size
         backbone.out_channels, hidden, sides = 512, 4096, config.anchors or (64, 128, 256, 512)
     else:
         backbone, hidden, sides = _small_backbone(), 256, config.anchors or (16, 32, 64, 128)
@@ -196,18 +196,18 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
     }
 
 
-def _around(backbone: nn.Module, config: DetectorConfig, classes: int) -> dict[str, Any]:
-    """The same around a user's backbone: images -> a map [B, C, h, w], or a dict of such maps with the same C, the largest first.
+def _parts_around(backbone: nn.Module, config: DetectorConfig, classes: int) -> dict[str, Any]:
+    """The parts around a user's backbone, which returns a map [B, C, h, w] or a dict of such maps with the same C, largest first.
 
-    Raises InputError when it gives something else, or the anchors are not one for each of several maps.
+    Raises InputError when it returns something else, or when there are several maps and not one anchor for each.
     """
-    found = ask(backbone, torch.zeros(1, 3, SIDE, SIDE))
-    maps = {"0": found} if isinstance(found, Tensor) else found
+    output = ask(backbone, torch.zeros(1, 3, SIDE, SIDE))
+    maps = {"0": output} if isinstance(output, Tensor) else output
     tensors = list(maps.values()) if isinstance(maps, dict) else []
     if not tensors or not all(isinstance(t, Tensor) and t.ndim == 4 and t.shape[1] == tensors[0].shape[1] for t in tensors):
-        told = first_line(found) if isinstance(found, Exception) else described(found)
-        raise InputError(f"for an image of {SIDE}x{SIDE} it gives no maps [1, C, h, w] ({told})", config.backbone, DOCS)
-    backbone.out_channels = tensors[0].shape[1]  # where torchvision looks for it
+        got = first_line(output) if isinstance(output, Exception) else described(output)
+        raise InputError(f"for an image of {SIDE}x{SIDE} it gives no maps [1, C, h, w] ({got})", config.backbone, DOCS)
+    backbone.out_channels = tensors[0].shape[1]  # torchvision reads it
     strides = [SIDE // t.shape[2] for t in tensors]
     if len(tensors) == 1:
         sides = [config.anchors or tuple(strides[0] * factor for factor in (2, 4, 8, 16))]
@@ -228,24 +228,25 @@ def _anchors(sides: Sequence[tuple[int, ...]]) -> AnchorGenerator:
     return AnchorGenerator(tuple(sides), ((0.5, 1.0, 2.0),) * len(sides))
 
 
-def _fetched(config: DetectorConfig, build: Any) -> Any:
+def _with_weights(config: DetectorConfig, build: Any) -> Any:
     try:
         return build()
     except OSError as error:
-        remedy = "fetch it where there is a network, into TORCH_HOME, or train without weights"
+        remedy = "fetch them where there is a network, into TORCH_HOME, or train without weights"
         raise InputError(f"the weights of {config.backbone} can't be fetched", f"{config.weights} ({error})", remedy) from error
 
 
 class _Residual(nn.Module):
-    """Add what a (dilated) convolution finds."""
+    """A residual block of one (dilated) convolution."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
+        # checkpoints use this name
         self.found = _conv(channels, channels, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.found(x)
-        return x + found
+        residual: Tensor = self.found(x)
+        return x + residual
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Module:
@@ -254,8 +255,8 @@ def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.M
 
 
 def _small_backbone() -> nn.Sequential:
-    """One map of 1/8 of the image, 64 channels; dilated convolutions let it see about 150 pixels."""
+    """One map at 1/8 of the image's size, 64 channels; dilated convolutions widen the receptive field to about 150 pixels."""
     layers = [_conv(3, 16, 2), _conv(16, 32, 2), _Residual(32, 1), _conv(32, 64, 2)]
     backbone = nn.Sequential(*layers, *(_Residual(64, dilation) for dilation in (1, 2, 4)))
-    backbone.out_channels = 64  # type: ignore[assignment]  # where torchvision looks for it
+    backbone.out_channels = 64  # type: ignore[assignment]  # torchvision reads it
     return backbone

@@ -1,6 +1,6 @@
-"""A trained detector as an ONNX file that runs without this project.
+"""Exports a trained detector to ONNX; the file runs without this project.
 
-It takes one RGB image uint8 [1, 3, H, W] (H, W fixed) and gives "boxes" [n, 4] in its pixels, "scores" [n] and "labels" [n].
+Its input is one RGB image uint8 [1, 3, H, W] (H, W fixed), its outputs "boxes" [n, 4] in pixels, "scores" [n], "labels" [n].
 """
 
 import copy
@@ -29,15 +29,15 @@ class _OneImage(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (told,) = self.detector(images)
-        return told["boxes"], told["scores"], told["labels"]
+        (found,) = self.detector(images)
+        return found["boxes"], found["scores"], found["labels"]
 
 
 @torch.no_grad()
 def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> float:
-    """Write the file, whole or not at all, and only when onnxruntime finds what the detector finds.
+    """Write the file, complete or not at all, if onnxruntime's outputs equal the detector's on test images.
 
-    Returns the largest difference of scores, and of boxes as shares of the image.
+    Returns the largest difference of scores, and of boxes as fractions of the image's sides.
 
     Raises:
         RuntimeError: they differ by 1e-4 or more.
@@ -47,8 +47,8 @@ def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> fl
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
         with warnings.catch_warnings():
-            # Non-maximum suppression keeps a number of boxes that only the image tells: torch.export refuses torchvision's code
-            # for it (torch 2.14), so the older exporter does it, which warns of its age and of the constants that it makes.
+            # The number of boxes depends on the image: torch.export refuses torchvision's non-maximum suppression for that (torch
+            # 2.14). The older exporter works, and warns that it is deprecated and that it traces constants.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, (_image(size, 0),), str(draft), input_names=["images"], output_names=["boxes", "scores", "labels"],
@@ -59,8 +59,8 @@ def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> fl
         for seed in range(3):
             image = _image(size, seed)
             expected = _rows([output.numpy() for output in model(image)], size)
-            got = _rows(session.run(["boxes", "scores", "labels"], {"images": image.numpy()}), size)
-            difference = max(difference, largest_difference(got, expected))
+            actual = _rows(session.run(["boxes", "scores", "labels"], {"images": image.numpy()}), size)
+            difference = max(difference, largest_difference(actual, expected))
         if not difference < TOLERANCE:
             raise RuntimeError(f"{path}: the exported detector differs by {difference:.2g}; nothing was written")
         draft.replace(path)
@@ -68,13 +68,13 @@ def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> fl
 
 
 def _rows(found: Sequence[npt.NDArray[Any]], size: tuple[int, int]) -> Floats:
-    """Boxes, scores and labels as a row each: corners as shares of the image, score, label."""
+    """One row a box: corners as fractions of the sides, score, label."""
     boxes, scores, labels = found
     return np.concatenate([boxes / np.array([*size[::-1], *size[::-1]]), scores[:, None], labels[:, None]], axis=1)
 
 
 def largest_difference(some: Floats, others: Floats) -> float:
-    """Of each row to the nearest one of the others, whatever their order: scores that are all but equal change places."""
+    """The largest distance of a row to the nearest row of the other table: nearly equal scores may be sorted differently."""
     if len(some) != len(others):
         return math.inf
     distances = np.abs(some[:, None] - others[None]).max(axis=2) if len(some) else np.zeros((1, 1))
@@ -82,6 +82,6 @@ def largest_difference(some: Floats, others: Floats) -> float:
 
 
 def _image(size: tuple[int, int], seed: int) -> Tensor:
-    """Blots of colour: on noise a detector finds nothing to compare."""
+    """An image of coloured blobs: in noise a detector finds nothing to compare."""
     coarse = torch.randint(256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return nn.functional.interpolate(coarse.float(), size, mode="bilinear").to(torch.uint8)

@@ -1,6 +1,6 @@
-"""How well boxes are found: COCO's mean average precision, by COCO's own code, and Pascal VOC's at an overlap of one half.
+"""Detection metrics: COCO's mean average precision, computed by pycocotools, and Pascal VOC's at an overlap (IoU) of 0.5.
 
-n boxes of an image [n, 4]: left, top, right, bottom, in any unit that is one for all of them.
+The n boxes of an image [n, 4]: left, top, right, bottom, all in the same unit, whichever it is.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ MAX_BOXES = 100  # boxes of an image that COCO counts
 
 
 class Truth(NamedTuple):
-    """What is on an image. What is ``ignored`` need not be found, and finding it is no mistake."""
+    """The true boxes of an image. An ``ignored`` one counts neither as missed nor, if it is found, as an error."""
 
     boxes: Floats  # [n, 4]
     classes: npt.NDArray[np.int64]  # [n], from 0
@@ -28,41 +28,42 @@ class Truth(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What was found on it."""
+    """The predicted boxes of an image."""
 
     boxes: Floats  # [n, 4]
     classes: npt.NDArray[np.int64]  # [n]
     scores: Floats  # [n]
 
 
-def detection_figures(truth: Sequence[Truth], told: Sequence[Prediction], names: Sequence[str]) -> dict[str, float]:
-    """Figures of all images together: mAP50, mAP (COCO's, over overlaps of 0.5 .. 0.95), vocAP50; of each class AP50, AP, vocAP50
-    and the number of true boxes, as in ``n.<class>``. Classes without any are left out of means."""
-    precision = _coco_precision(truth, told, len(names))  # [T, R, C], -1 where nothing is true
+def detection_figures(truth: Sequence[Truth], predicted: Sequence[Prediction], names: Sequence[str]) -> dict[str, float]:
+    """Metrics over all images: "mAP50", "mAP" (COCO's, over overlaps of 0.5 to 0.95) and "vocAP50"; for each class
+    "AP50.<class>", "AP.<class>", "vocAP50.<class>" and the number of true boxes "n.<class>". The means leave out classes without
+    true boxes."""
+    precision = _coco_precision(truth, predicted, len(names))  # [T, R, C], -1 for a class without true boxes
     figures: dict[str, float] = {}
     for number, name in enumerate(names):
         figures[f"n.{name}"] = float(sum(int(((t.classes == number) & ~t.ignored).sum()) for t in truth))
         if figures[f"n.{name}"]:
             figures[f"AP50.{name}"] = float(precision[0, :, number].mean())
             figures[f"AP.{name}"] = float(precision[:, :, number].mean())
-            figures[f"vocAP50.{name}"] = voc_ap50(truth, told, number)
+            figures[f"vocAP50.{name}"] = voc_ap50(truth, predicted, number)
     for total, part in (("mAP50", "AP50."), ("mAP", "AP."), ("vocAP50", "vocAP50.")):
         own = [value for name, value in figures.items() if name.startswith(part)]
         figures[total] = float(np.mean(own)) if own else 0.0
     return figures
 
 
-def voc_ap50(truth: Sequence[Truth], told: Sequence[Prediction], number: int) -> float:
-    """VOC's average precision of a class (2010 and later: the area under the whole curve, precision made to fall).
+def voc_ap50(truth: Sequence[Truth], predicted: Sequence[Prediction], number: int) -> float:
+    """VOC's average precision of a class as of 2010: the area under the whole curve of precision, made monotonic, over recall.
 
-    By falling score, a found box is right if the true box that it overlaps most, by at least a half, was not found before. One
-    that overlaps none by a half is a mistake, and leaves the true boxes to others. Equal scores are in the order of the images.
-    The rule is that of the development kit's VOCevaldet.m; a box's far edges are not counted as pixels of their own, as there.
+    Predicted boxes are taken by falling score, equal scores in the order of the images. A box is correct if the true box that it
+    overlaps most, by at least 0.5, has not been matched before; otherwise it is an error, and matches nothing. This is the rule
+    of the development kit's VOCevaldet.m, except that a side's length is right - left, not right - left + 1 pixels.
     """
-    scores, right, total = [], [], 0
-    for true, found in zip(truth, told, strict=True):
+    scores, correct, total = [], [], 0
+    for true, found in zip(truth, predicted, strict=True):
         own, mine = true.classes == number, found.classes == number
-        boxes, ignored, seen = true.boxes[own], true.ignored[own], set[int]()
+        boxes, ignored, matched = true.boxes[own], true.ignored[own], set[int]()
         total += int((~ignored).sum())
         for place in np.argsort(-found.scores[mine], kind="stable"):
             overlaps = _overlaps(found.boxes[mine][place], boxes)
@@ -71,12 +72,12 @@ def voc_ap50(truth: Sequence[Truth], told: Sequence[Prediction], number: int) ->
             if hit and ignored[best]:
                 continue
             scores.append(found.scores[mine][place])
-            right.append(hit and best not in seen)
+            correct.append(hit and best not in matched)
             if hit:
-                seen.add(best)
+                matched.add(best)
     if not total:
         return float("nan")
-    hits = np.array(right, np.float64)[np.argsort(-np.array(scores), kind="stable")]
+    hits = np.array(correct, np.float64)[np.argsort(-np.array(scores), kind="stable")]
     recall = np.concatenate([[0], hits.cumsum() / total])
     precision = hits.cumsum() / np.arange(1, len(hits) + 1)
     falling = np.maximum.accumulate(precision[::-1])[::-1]
@@ -84,7 +85,7 @@ def voc_ap50(truth: Sequence[Truth], told: Sequence[Prediction], number: int) ->
 
 
 def _overlaps(box: Floats, boxes: Floats) -> npt.NDArray[np.float64]:
-    """Intersection over union of one box [4] with others [n, 4]; 0 of two without an area."""
+    """Intersection over union of one box [4] with others [n, 4]; 0 if neither has an area."""
     one, others = box.astype(np.float64), boxes.astype(np.float64)
     inner = np.maximum(np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2]), 0).prod(axis=1)
     union = (others[:, 2:] - others[:, :2]).prod(axis=1) + (one[2:] - one[:2]).prod() - inner
@@ -92,15 +93,15 @@ def _overlaps(box: Floats, boxes: Floats) -> npt.NDArray[np.float64]:
     return overlaps
 
 
-def _coco_precision(truth: Sequence[Truth], told: Sequence[Prediction], classes: int) -> npt.NDArray[np.float64]:
-    """COCO's precision at overlaps T, recalls R, by class [T, R, C]."""
+def _coco_precision(truth: Sequence[Truth], predicted: Sequence[Prediction], classes: int) -> npt.NDArray[np.float64]:
+    """COCO's precision by overlap, recall and class [T, R, C]."""
     annotations = [
         {"image_id": image, "category_id": int(c), "bbox": _sides(box), "area": math.prod(_sides(box)[2:]), "iscrowd": int(i)}
         for image, own in enumerate(truth) for box, c, i in zip(own.boxes, own.classes, own.ignored, strict=True)
     ]  # fmt: skip
     found = [
         {"image_id": image, "category_id": int(c), "bbox": _sides(box), "score": float(score)}
-        for image, own in enumerate(told) for box, c, score in zip(own.boxes, own.classes, own.scores, strict=True)
+        for image, own in enumerate(predicted) for box, c, score in zip(own.boxes, own.classes, own.scores, strict=True)
     ]  # fmt: skip
     truths = COCO()
     truths.dataset = {
@@ -109,15 +110,15 @@ def _coco_precision(truth: Sequence[Truth], told: Sequence[Prediction], classes:
         "annotations": [{"id": number, **one} for number, one in enumerate(annotations, 1)],
         "categories": [{"id": number} for number in range(classes)],
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         truths.createIndex()
         if not found:
             return np.zeros((10, 101, classes))
-        rated = COCOeval(truths, truths.loadRes(found), "bbox")
-        rated.params.maxDets = [1, 10, MAX_BOXES]
-        rated.evaluate()
-        rated.accumulate()
-    precision: npt.NDArray[np.float64] = rated.eval["precision"][:, :, :, 0, -1]
+        evaluation = COCOeval(truths, truths.loadRes(found), "bbox")
+        evaluation.params.maxDets = [1, 10, MAX_BOXES]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision: npt.NDArray[np.float64] = evaluation.eval["precision"][:, :, :, 0, -1]
     return precision
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds: boxes, and the clusters of regions that alignment works on."""
+"""Pictures of detections: predicted boxes, and the clusters of regions that are aligned."""
 
 import math
 from collections import Counter
@@ -10,33 +10,33 @@ from trainers.reports.drawing import Box, Sheet, Theme, common_aspect, drawing, 
 
 EDGE, GAP, LINE = 20, 16, 17
 DOT = 3.0
-# Okabe and Ito's further colours, for clusters
+# colours of clusters, from Okabe and Ito's palette
 CLUSTERS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#999999")
 
 
-class Seen(NamedTuple):
-    """An image and what was found on it; all places are shares of its sides."""
+class Detections(NamedTuple):
+    """An image and the boxes and clusters found on it; all positions are fractions of its sides."""
 
     image: Image
     title: str
-    boxes: Sequence[tuple[float, float, float, float, str]]  # left, top, right, bottom, what
+    boxes: Sequence[tuple[float, float, float, float, str]]  # left, top, right, bottom, class
     points: Sequence[tuple[float, float, int]] = ()  # centres of regions: x, y, cluster
-    centres: Sequence[tuple[float, float]] = ()  # of clusters
-    weights: Sequence[float] = ()  # w_k of each
+    centres: Sequence[tuple[float, float]] = ()  # of clusters: x, y
+    weights: Sequence[float] = ()  # w_k of each cluster
 
 
-def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark: bool = False) -> bytes:
-    """A sheet of images with the boxes found, the clusters of regions as coloured dots, and the weight w_k of each below."""
+def detections_sheet(images: Sequence[Detections], columns: int = 4, cell: float = 230.0, dark: bool = False) -> bytes:
+    """A PNG of images with their predicted boxes; regions are dots in their cluster's colour, with the weights w_k below."""
     with drawing(dark) as theme:
-        if not seen:
+        if not images:
             return message("no image to show", theme)
-        columns = min(columns, len(seen))
-        tall = round(cell / common_aspect([one.image for one in seen]))
-        below = LINE * (3 if any(one.weights for one in seen) else 2) + 8
-        height = EDGE + math.ceil(len(seen) / columns) * (tall + below + GAP)
-        kinds = sorted({what for one in seen for *_, what in one.boxes})
+        columns = min(columns, len(images))
+        tall = round(cell / common_aspect([one.image for one in images]))
+        below = LINE * (3 if any(one.weights for one in images) else 2) + 8
+        height = EDGE + math.ceil(len(images) / columns) * (tall + below + GAP)
+        kinds = sorted({what for one in images for *_, what in one.boxes})
         sheet = Sheet(2 * EDGE + columns * (cell + GAP) - GAP, height, theme)
-        for place, one in enumerate(seen):
+        for place, one in enumerate(images):
             left, top = EDGE + place % columns * (cell + GAP), EDGE + place // columns * (tall + below + GAP)
             sheet.image(one.image, (left, top, cell, tall))
             _marks(sheet, theme, one, kinds, (left, top, cell, tall))
@@ -51,8 +51,8 @@ def seen_sheet(seen: Sequence[Seen], columns: int = 4, cell: float = 230.0, dark
         return sheet.png()
 
 
-def _marks(sheet: Sheet, theme: Theme, one: Seen, kinds: Sequence[str], cell: Box) -> None:
-    """Paint what was found over an image that lies in the middle of its cell; a class has its colour throughout the sheet."""
+def _marks(sheet: Sheet, theme: Theme, one: Detections, kinds: Sequence[str], cell: Box) -> None:
+    """Draw an image's boxes and clusters; the image is in the middle of ``cell``, a class has one colour on the whole sheet."""
     colours = (theme.accent, theme.wrong, theme.right, theme.mark)
     ratio = min(cell[2] / one.image.shape[1], cell[3] / one.image.shape[0])
     width, height = one.image.shape[1] * ratio, one.image.shape[0] * ratio

@@ -1,10 +1,10 @@
-"""Regions of two domains brought together: clusters of boxes, patches around them, and who tells them apart.
+"""Region alignment of two domains: clusters of regions, patches around them, and the adversarial networks.
 
 Selective cross-domain alignment (SCDA; Zhu et al., "Adapting Object Detectors via Selective Cross-Domain Alignment", CVPR 2019).
-All in torch, on the regions' device, so that the adversarial loss reaches the detector.
+Everything is in torch, on the regions' device, so that gradients of the adversarial loss reach the detector.
 
-B images [B, 3, H, W], N regions of each (padded; ``valid`` [B, N] says which are real), K clusters, m regions of each,
-F features, P pixels a side of a patch.
+B images [B, 3, H, W]; N regions of each, padded (``valid`` [B, N]: which are real); K clusters of m regions each; F features; P
+the side of a patch in pixels.
 """
 
 import torch
@@ -13,14 +13,14 @@ from torchvision.ops import roi_align
 
 PATCH = 32  # P
 ITERATIONS = 10
-PAPER_SIDE = 600  # pixels of an image's short side, which the paper's crops of 1024 / K pixels belong to
+PAPER_SIDE = 600  # short side of the paper's images in pixels; its crops have 1024 / K pixels
 
 
 def cluster_centres(points: Tensor, valid: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
     """k-means of each image's points [B, N, 2] -> centres [B, K, 2] and the cluster of each point [B, N].
 
-    Begins by k-means++ (Arthur and Vassilvitskii, SODA 2007) drawn from ``seed``, then Lloyd's iterations. Where there are fewer
-    distinct points than clusters, some clusters stay empty and their centres lie on a point. Every image has a valid point.
+    The first centres are drawn by k-means++ (Arthur and Vassilvitskii, SODA 2007) from ``seed``; Lloyd's iterations follow. With
+    fewer distinct points than clusters some clusters stay empty, and their centres are points. An image must have a valid point.
     """
     generator = torch.Generator(points.device).manual_seed(seed)
     points = points.detach()
@@ -39,9 +39,9 @@ def cluster_centres(points: Tensor, valid: Tensor, clusters: int, seed: int) -> 
 
 
 def pick_members(assigned: Tensor, valid: Tensor, clusters: int, size: int, seed: int) -> Tensor:
-    """Of each cluster exactly m = ``size`` regions [B, K, m], by their numbers: of more a random part, of fewer some again.
+    """Indices of exactly m = ``size`` random regions of each cluster [B, K, m]; with fewer regions than m some are repeated.
 
-    ``assigned`` [B, N] is the cluster of each region. An empty cluster takes from all regions of its image.
+    ``assigned`` [B, N] is the cluster of each region. An empty cluster gets regions of the whole image.
     """
     generator = torch.Generator(assigned.device).manual_seed(seed)
     members = _members(assigned, valid, clusters)
@@ -63,7 +63,7 @@ def _members(assigned: Tensor, valid: Tensor, clusters: int) -> Tensor:
 
 
 def padded_centres(boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Centres of the boxes [R_i, 4] of each image, padded to [B, N, 2], and which are real [B, N]."""
+    """Centres of each image's boxes [R_i, 4], padded to [B, N, 2], and which of them are real [B, N]."""
     centres = [(own[:, :2] + own[:, 2:]) / 2 for own in boxes]
     padded = nn.utils.rnn.pad_sequence(centres, batch_first=True)
     counts = torch.tensor([len(own) for own in boxes], device=padded.device)
@@ -71,15 +71,15 @@ def padded_centres(boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def crop_side(height: int, width: int, clusters: int) -> float:
-    """Side in pixels of the square around a cluster's centre: the paper's share of the short side (512, 256, 128 of 600 pixels
-    for K = 2, 4, 8), and never more than the image."""
+    """Side in pixels of the square around a cluster's centre: the paper's fraction of the short side (512, 256, 128 of 600 pixels
+    for K = 2, 4, 8), at most the short side."""
     return min(height, width) * min(1.0, 1024 / (PAPER_SIDE * clusters))
 
 
 def crop_patches(images: Tensor, centres: Tensor, side: float) -> Tensor:
-    """The square of ``side`` pixels around each centre [B, K, 2], kept inside the image -> patches [B, K, 3, P, P] in -1..1.
+    """Crop a square of ``side`` pixels around each centre [B, K, 2], moved to lie inside the image -> [B, K, 3, P, P] in -1..1.
 
-    Images are uint8 or float in 0..255.
+    ``images``: uint8, or float in 0..255.
     """
     height, width = images.shape[2:]
     most = centres.new_tensor([width - side, height - side]).clamp(min=0)
@@ -90,10 +90,10 @@ def crop_patches(images: Tensor, centres: Tensor, side: float) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Features of clusters [..., m, F] -> a patch each [..., 3, P, P] in -1..1.
+    """Features of clusters [..., m, F] -> one patch for each [..., 3, P, P] in -1..1.
 
-    A cluster is described by the mean and the spread of its regions' features, so that their order does not matter. (The public
-    code takes the m regions for channels.)
+    The input is the mean and the standard deviation of a cluster's features, so the order of its regions does not matter. (The
+    paper's public code uses the m regions as channels.)
     """
 
     def __init__(self, features: int, width: int = 64) -> None:
@@ -112,7 +112,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Patches [..., 3, P, P] -> a logit each [...]: above 0 for a real patch of its domain."""
+    """Patches [..., 3, P, P] -> logits [...]: above 0 for a real patch of the domain."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Discriminator(nn.Module):
 
 
 class RegionEstimator(nn.Module):
-    """Features of regions [..., F] -> a logit each [...]: above 0 for a region that looks like the source's (D_w)."""
+    """D_w: features of regions [..., F] -> logits [...]: above 0 for a region that looks like the source."""
 
     def __init__(self, features: int, width: int = 64) -> None:
         super().__init__()
@@ -139,5 +139,5 @@ class RegionEstimator(nn.Module):
 
     @torch.no_grad()
     def weights(self, clusters: Tensor) -> Tensor:
-        """w_k of clusters [..., m, F]: the mean probability, over its regions, of looking like the source's [...]."""
+        """The weights w_k [...] of clusters [..., m, F]: the mean over a cluster's regions of the probability of the source."""
         return torch.sigmoid(self(clusters)).mean(dim=-1)

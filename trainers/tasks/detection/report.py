@@ -1,4 +1,4 @@
-"""A detection run's tables, its report, and its predictions, in COCO's form and as pictures."""
+"""Tables, report and predictions (COCO's JSON and pictures) of a detection run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,20 +17,21 @@ from trainers.engine.run import Run
 from trainers.reports.console import summary_table
 from trainers.reports.intervals import interval
 from trainers.tasks.detection.adaptation import DetectionTask
-from trainers.tasks.detection.data import CELL, found_boxes
+from trainers.tasks.detection.data import CELL, detect
 from trainers.tasks.detection.detector import Detector
-from trainers.tasks.detection.pictures import Seen, seen_sheet
+from trainers.tasks.detection.metrics import Prediction
+from trainers.tasks.detection.pictures import Detections, detections_sheet
 
-SHOWN = 4  # images of the target in each evaluation
-SURE = 0.5  # least score of a box in a picture
+SHOWN = 4  # images of the target that the report shows for each evaluation
+MIN_SCORE = 0.5  # of a box in a picture
 MEANS = {"mAP50": "mAP50", "mAP": "mAP", "vocAP50": "VOC AP50"}
 FIGURE_COLUMNS = ("class", "boxes", "AP50", "AP", "VOC AP50")
-CAPTION = """Frames: boxes found with a score of at least a half. Where regions are aligned, dots: centres of the best regions, by
-cluster; squares: the clusters' centres; numbers: w_k, how much the cluster looks like the source's."""
+CAPTION = """Frames: boxes with a score of at least 0.5. If regions are aligned, dots: centres of the best regions, by cluster;
+squares: the clusters' centres; numbers: w_k, how much the cluster looks like the source."""
 
 
 def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
-    """A row a class, and one of their means: true boxes, and average precisions in percent."""
+    """Rows of a table: the means and then each class, with the number of true boxes and average precisions in percent."""
     names = [name.removeprefix("n.") for name in figures if name.startswith("n.")]
     rows: list[list[object]] = [["all", int(sum(figures[f"n.{n}"] for n in names)), *(_percent(figures[m]) for m in MEANS)]]
     for name in names:
@@ -44,12 +45,12 @@ def _percent(value: float | None) -> str:
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The table of a run's figures."""
+    """Print the table of a run's metrics."""
     summary_table(f"{title}: mAP50 {figures['mAP50']:.1%}", FIGURE_COLUMNS, figure_rows(figures))
 
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Each arm's figures over seeds, and its difference in mAP50 to the first arm's, seed by seed; means ± 95% intervals by t."""
+    """Print each arm's metrics and its paired difference in mAP50 to the first arm: means over seeds ± 95% t intervals."""
     arms = list(figures)
     first, seeds = figures[arms[0]], len(figures[arms[0]])
     classes = [name.removeprefix("n.") for name in first[0] if name.startswith("n.") and first[0][name]]
@@ -69,14 +70,16 @@ def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, flo
 
 
 @torch.no_grad()
-def look_at(task: DetectionTask, split: Split, size: tuple[int, int], names: Sequence[str], device: torch.device) -> list[Any]:
-    """What a run sees on the first images of a split, in plain numbers: boxes, and where it aligns the clusters and their w_k."""
+def detect_samples(
+    task: DetectionTask, split: Split, size: tuple[int, int], names: Sequence[str], device: torch.device
+) -> list[Any]:
+    """A run's boxes on the first images of a split, for JSON; with alignment also the regions' clusters and their weights w_k."""
     positions = np.arange(min(SHOWN, len(split)))
     task.eval()
     seen = []
     for position, image in zip(positions, _images(split, positions), strict=True):
         batch = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
-        (found,) = found_boxes(task.kept, batch)
+        (found,) = detect(task.kept, batch)
         entry: dict[str, Any] = {"position": int(position), "boxes": named_boxes(found, names)}
         if task.adversaries is not None:
             entry |= _clusters(task, batch)
@@ -86,10 +89,10 @@ def look_at(task: DetectionTask, split: Split, size: tuple[int, int], names: Seq
 
 
 def _clusters(task: DetectionTask, batch: torch.Tensor) -> dict[str, Any]:
-    found = task.detector.best_regions(batch)
-    clusters = task.clusters(found, seed=0)
+    regions = task.detector.best_regions(batch)
+    clusters = task.clusters(regions, seed=0)
     sides = clusters.centres.new_tensor([batch.shape[3], batch.shape[2]])
-    points = (found.boxes[0][:, :2] + found.boxes[0][:, 2:]) / 2 / sides
+    points = (regions.boxes[0][:, :2] + regions.boxes[0][:, 2:]) / 2 / sides
     return {
         "points": [[x, y, int(c)] for (x, y), c in zip(points.tolist(), clusters.assigned[0].tolist(), strict=True)],
         "centres": (clusters.centres[0] / sides).tolist(),
@@ -97,14 +100,14 @@ def _clusters(task: DetectionTask, batch: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def named_boxes(found: Any, names: Sequence[str]) -> list[list[Any]]:
-    """The boxes of a `Prediction` that are sure enough to be shown: left, top, right, bottom, class."""
-    sure = found.scores >= SURE
-    return [[*box, names[c]] for box, c in zip(found.boxes[sure].tolist(), found.classes[sure].tolist(), strict=True)]
+def named_boxes(found: Prediction, names: Sequence[str]) -> list[list[Any]]:
+    """The boxes of a prediction to show, those with a score of at least MIN_SCORE: left, top, right, bottom, class."""
+    shown = found.scores >= MIN_SCORE
+    return [[*box, names[c]] for box, c in zip(found.boxes[shown].tolist(), found.classes[shown].tolist(), strict=True)]
 
 
 def _images(split: Split, positions: Sequence[int] | Any) -> list[Image]:
-    """Images by position; grey where one cannot be read."""
+    """Images by position; a grey image where one cannot be read."""
     images = []
     for data in read_samples(split.index, split.samples(np.asarray(positions))):
         try:
@@ -115,9 +118,9 @@ def _images(split: Split, positions: Sequence[int] | Any) -> list[Image]:
 
 
 def write_report(run: Run, split: Split) -> None:
-    """Put ``report.html`` into the run's folder: figures, what it saw at each evaluation, curves, settings.
+    """Write ``report.html`` into the run's folder: metrics, predictions at each evaluation, curves, settings.
 
-    ``split``: the target's images that the run was shown on.
+    ``split``: the target's split that the shown images are of.
     """
     page = RunReport(run, lambda page: f"{page.config['arm']}, {page.config['source']} to {page.config['target']}")
     page.before_and_after("Held-out images of the target", MEANS, lambda _, value: _percent(value))
@@ -125,20 +128,19 @@ def write_report(run: Run, split: Split) -> None:
         page.table("Figures", FIGURE_COLUMNS, figure_rows(page.metrics["after"]))
     page.evaluations(MEANS, lambda _, value: _percent(value))
     for seen in page.notes["seen"]:
-        shown = _seen(split, seen["images"])
-        page.picture(f"Target, step {seen['step']:,}", CAPTION, partial(_sheet, shown))
+        page.picture(f"Target, step {seen['step']:,}", CAPTION, partial(_sheet, _detections(split, seen["images"])))
     page.training(("loss",), ("lr", "samples_per_s", "wait"))
     page.write()
 
 
-def _sheet(shown: Sequence[Seen], dark: bool) -> bytes:
-    return seen_sheet(shown, dark=dark)
+def _sheet(shown: Sequence[Detections], dark: bool) -> bytes:
+    return detections_sheet(shown, dark=dark)
 
 
-def _seen(split: Split, entries: Sequence[Mapping[str, Any]]) -> list[Seen]:
+def _detections(split: Split, entries: Sequence[Mapping[str, Any]]) -> list[Detections]:
     images = _images(split, [entry["position"] for entry in entries])
     return [
-        Seen(
+        Detections(
             image, f"image {entry['position']}", [tuple(box) for box in entry["boxes"]], entry.get("points", ()),
             entry.get("centres", ()), entry.get("weights", ()),
         )
@@ -149,29 +151,29 @@ def _seen(split: Split, entries: Sequence[Mapping[str, Any]]) -> list[Seen]:
 def predict_boxes(
     run: Run, detector: Detector, source: Iterable[tuple[str, Image]], side: int, names: Sequence[str], device: torch.device
 ) -> None:
-    """Find boxes on each image as it comes: ``prediction.json`` in COCO's form, with scores, and a picture of each image."""
+    """Predict the boxes of each image: ``prediction.json`` in COCO's format, with scores, and a picture of each image."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (name, image) in enumerate(source):
         height, width = image.shape[:2]
         scale = side / min(height, width)
         size = max(round(height * scale / CELL), 1) * CELL, max(round(width * scale / CELL), 1) * CELL
-        (found,) = found_boxes(detector, torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device))
+        (found,) = detect(detector, torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device))
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         corners = found.boxes * np.array([width, height, width, height], np.float32)
         for box, c, score in zip(corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True):
             left, top, right, bottom = (round(value, 2) for value in box)
-            wide, tall = round(right - left, 2), round(bottom - top, 2)
+            box_width, box_height = round(right - left, 2), round(bottom - top, 2)
             annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": c + 1, "bbox": [left, top, wide, tall],
-                "area": round(wide * tall, 2), "iscrowd": 0, "score": round(score, 4),
+                "id": len(annotations) + 1, "image_id": number, "category_id": c + 1, "bbox": [left, top, box_width, box_height],
+                "area": round(box_width * box_height, 2), "iscrowd": 0, "score": round(score, 4),
             })  # fmt: skip
         boxes = named_boxes(found, names)
         picture = f"prediction/{number:06d}-{Path(name).stem}.png"
-        seen = Seen(image, name, [tuple(box) for box in boxes])
-        run.objects.put(picture, seen_sheet([seen], cell=max(min(width, 960), 120)))
+        shown = Detections(image, name, [tuple(box) for box in boxes])
+        run.objects.put(picture, detections_sheet([shown], cell=max(min(width, 960), 120)))
         words = ", ".join(f"{sum(box[4] == kind for box in boxes)} {kind}" for kind in names)
         print(f"{name}: {words} -> {run.url}/{picture}")
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     run.write_json("prediction.json", {"images": images, "annotations": annotations, "categories": categories})
-    print(f"boxes of {len(images)} images, those of low score too: {run.url}/prediction.json")
+    print(f"boxes of {len(images)} images, of any score: {run.url}/prediction.json")

@@ -1,6 +1,6 @@
-"""Strong views of images: other colours, blur, and parts erased; boxes stay where they are.
+"""Strong augmentation: changes colours, blurs, and erases parts of images; boxes stay where they are.
 
-The random numbers are torch's, which the training loop seeds for every step.
+Random numbers come from torch's global generator, which the training loop seeds at every step.
 """
 
 import torch
@@ -14,9 +14,9 @@ STRONG = v2.Compose(
         v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], p=0.5),
         v2.RandomErasing(p=0.5, scale=(0.02, 0.1), ratio=(0.3, 3.3), value=[124, 116, 104]),
     ]
-)  # as of Unbiased Teacher (Liu et al., ICLR 2021), with fewer erasures
+)  # as in Unbiased Teacher (Liu et al., ICLR 2021), with fewer erasures
 
 
 def strong_views(images: Tensor) -> Tensor:
-    """Images uint8 [B, 3, H, W], each changed in its own way."""
+    """Augment each of the images uint8 [B, 3, H, W] differently."""
     return torch.stack([STRONG(image) for image in images])

@@ -1,6 +1,6 @@
-"""Models of single actions by torchvision's registry names: ours (c3d, i3d, cnn_lstm) and its video models; and a user's own.
+"""Models of single actions by name: C3D, I3D and CNN + LSTM of this project, torchvision's video models, and a user's own.
 
-B batch, V views of a clip, L frames, C classes.
+B clips of a batch, L frames, C classes.
 """
 
 import difflib
@@ -21,24 +21,24 @@ from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
 from trainers.tasks.video.i3d import i3d  # noqa: F401 - registers it
 
 OURS = ("c3d", "i3d", "cnn_lstm")
-MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # to -1..1
+MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation that map 0..1 to -1..1
 
 
 def action_model_names() -> list[str]:
-    """The registry names that an action model may have, sorted."""
+    """The names of the models in torchvision's registry that can be trained on actions, sorted."""
     return sorted([*OURS, *models.list_models(module=models.video)])
 
 
 @dataclass(frozen=True)
 class ActionModelConfig:
-    """A model of single actions."""
+    """The model of single actions."""
 
     name: str = "i3d"
     """c3d, i3d, cnn_lstm, a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own: package.module:function."""
     weights: str = ""
-    """Trained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model itself."""
+    """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model."""
     width: int = WIDTH
-    """c3d and i3d: channels of the first convolution; all others follow. 64 is the papers'."""
+    """c3d and i3d: channels of the first convolution; all other layers scale with it. 64 in the papers."""
     backbone: str = SMALL
     """cnn_lstm: the backbone, by torchvision's name, or your own: package.module:function."""
     hidden: int = 256
@@ -66,9 +66,9 @@ class ActionModelConfig:
 
 
 class Actions(nn.Module):
-    """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]: what is trained, used and exported.
+    """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]; normalises its input.
 
-    ``fetch``: get the trained weights, where the config names some; others will be loaded otherwise, into the same layers.
+    ``fetch``: load the pretrained weights that the config names; False: a trained model will be loaded into the same layers.
     Raises InputError when C3D cannot take clips of that shape, or the weights cannot be fetched.
     """
 
@@ -89,15 +89,14 @@ class Actions(nn.Module):
 
 
 def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
-    """Raise InputError when the model cannot take clips of that shape; ours and torchvision's without weights, so that it costs
-    nothing."""
+    """Raise InputError when the model cannot take clips of that shape; without computing, except for a user's own model."""
     inputs = torch.zeros(2, 3, clip.frames, *clip.size)
-    found = try_users(
+    output = try_users(
         config.backbone if config.name == "cnn_lstm" else config.name, lambda: Actions(config, classes, clip, stream), inputs
     )
-    if found is not None:
-        if not isinstance(found, Tensor) or found.shape != (2, classes):
-            raise InputError(f"of 2 clips it gives {described(found)}, not logits [2, {classes}]", config.name, DOCS)
+    if output is not None:
+        if not isinstance(output, Tensor) or output.shape != (2, classes):
+            raise InputError(f"of 2 clips it gives {described(output)}, not logits [2, {classes}]", config.name, DOCS)
         return
     try:
         with torch.device("meta"), torch.no_grad():
@@ -106,11 +105,12 @@ def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, strea
     except (RuntimeError, ValueError, IndexError) as error:
         what = f"{config.name} cannot take clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}"
         reason = str(error).splitlines()[0][:120]
-        raise InputError(f"{what} ({reason})", "clip", "give more frames, or the size that the model is made for") from error
+        raise InputError(f"{what} ({reason})", "clip", "use more frames, or the size that the model is made for") from error
 
 
 class ActionsTask(nn.Module):
-    """What a run trains: a batch holds "clips" uint8 [B, L, H, W, 3] and "labels" [B]; "loss" is the cross-entropy."""
+    """What a run trains, on batches of "clips" uint8 [B, L, H, W, 3] and "labels" [B]; returns the "loss", cross-entropy, and the
+    "accuracy" of the batch."""
 
     def __init__(self, model: Actions) -> None:
         super().__init__()
@@ -123,20 +123,20 @@ class ActionsTask(nn.Module):
 
 
 def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, fetch: bool) -> nn.Module:
-    own: dict[str, Any] = {"dropout": config.dropout}
+    options: dict[str, Any] = {"dropout": config.dropout}
     weights = config.weights if fetch and config.weights else None
     if config.name == "c3d":
-        own |= {"width": config.width, "channels": channels, "frames": clip.frames, "size": clip.size}
+        options |= {"width": config.width, "channels": channels, "frames": clip.frames, "size": clip.size}
     elif config.name == "i3d":
-        own |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
+        options |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
     elif config.name == "cnn_lstm":
-        own |= {"backbone": config.backbone, "hidden": config.hidden}
+        options |= {"backbone": config.backbone, "hidden": config.hidden}
     try:
         if is_users(config.name):
             return build_users(config.name, config.weights, num_classes=classes)
         if config.name not in OURS:
             return _of_torchvision(config.name, weights, classes)
-        model: nn.Module = models.get_model(config.name, weights=weights, num_classes=classes, **own)
+        model: nn.Module = models.get_model(config.name, weights=weights, num_classes=classes, **options)
     except OSError as error:
         remedy = "fetch them where there is a network, into TORCH_HOME, or train without weights"
         raise InputError(f"the weights of {config.name} can't be fetched", f"{config.weights} ({error})", remedy) from error
@@ -144,17 +144,17 @@ def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: 
 
 
 def _of_torchvision(name: str, weights: str | None, classes: int) -> nn.Module:
-    """A video model with a last layer for these classes."""
+    """A video model of torchvision with a new last layer for these classes."""
     model: nn.Module = models.get_model(name, weights=weights)
-    place, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
-    parent, _, own = place.rpartition(".")
+    path, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
+    parent, _, attribute = path.rpartition(".")
     new = nn.Linear(last.in_features, classes) if isinstance(last, nn.Linear) else nn.Conv3d(last.in_channels, classes, 1)
-    setattr(model.get_submodule(parent), own, new)
+    setattr(model.get_submodule(parent), attribute, new)
     return model
 
 
 def _statistics(name: str, stream: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, as shares of 255, that a model's input is normalised by."""
+    """Mean and standard deviation of each channel, as fractions of 255, to normalise a model's input with."""
     if stream == "flow":
         return (128 / 255,) * 3, (127 / 255,) * 3
     if name == "cnn_lstm":

@@ -6,7 +6,7 @@ from datasets.errors import InputError
 from trainers.torch_compat import register_model
 
 WIDTH = 64  # channels of the paper's first convolution
-STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # widths of the convolutions before each pooling, in units of the first
+STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # widths of the convolutions before each pooling, as multiples of the first
 
 
 class C3D(nn.Module):
@@ -40,7 +40,7 @@ class C3D(nn.Module):
             nn.Linear(64 * width, 64 * width), nn.ReLU(inplace=True), nn.Dropout(dropout),
             nn.Linear(64 * width, num_classes),
         )  # fmt: skip
-        for module in self.modules():  # five times ReLU and no batch norm: torch's own draw would let the signal die out
+        for module in self.modules():  # without batch norm the signal would vanish with torch's default initialisation
             if isinstance(module, nn.Conv3d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def c3d(
     *, weights: None = None, num_classes: int = 487, width: int = WIDTH, channels: int = 3, frames: int = 16,
     size: tuple[int, int] = (112, 112), dropout: float = 0.5,
 ) -> C3D:  # fmt: skip
-    """Build a C3D; it has no trained weights, and takes the argument because torchvision's registry passes it."""
+    """Build a C3D; raises InputError for any ``weights``: the registry passes the argument, but there are none."""
     if weights is not None:
         raise InputError("model c3d has no weights of this name", str(weights))
     return C3D(num_classes, width=width, channels=channels, frames=frames, size=size, dropout=dropout)

@@ -7,7 +7,7 @@ from trainers.torch_compat import register_model
 
 
 class CNNLSTM(nn.Module):
-    """Clips [B, 3, T, H, W], float, normalised for the backbone -> logits [B, classes], of the mean over the LSTM's outputs.
+    """Clips [B, 3, T, H, W], float, normalised for the backbone -> logits [B, classes] of the mean over the LSTM's outputs.
 
     Raises InputError as `build_backbone` does.
     """
@@ -30,5 +30,5 @@ class CNNLSTM(nn.Module):
 def cnn_lstm(
     *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5
 ) -> CNNLSTM:
-    """Build a CNN + LSTM; ``weights`` are the backbone's, by torchvision's name."""
+    """Build a CNN + LSTM; ``weights``: the backbone's, by torchvision's name."""
     return CNNLSTM(num_classes, backbone=backbone, weights=weights or "", hidden=hidden, dropout=dropout)

@@ -1,4 +1,4 @@
-"""Settings of the runs on videos: single actions, and sequences of actions."""
+"""Settings of runs on videos, single actions and sequences of actions, and the checks before they start."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.user_models import try_users
 from trainers.tasks.video.action_model import ActionModelConfig, check_clips
-from trainers.tasks.video.data import feasible_clips, open_single
+from trainers.tasks.video.data import feasible_clips, open_action_set
 from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig
 
 
@@ -26,12 +26,12 @@ class ActionsConfig(JobConfig):
     """Settings of a run on single actions."""
 
     data: str = field(default="", metadata=ADDRESS)
-    """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix. Its stream, RGB or flow, is the model's."""
+    """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix; its stream, RGB or flow, is the model's."""
     batch: int = 16
     """Clips of a global batch, over all workers."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """workers, ahead and bad_share; the size stands in clip."""
+    """workers, ahead and bad_share; the size is clip.size."""
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: ActionModelConfig = field(default_factory=ActionModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
@@ -45,7 +45,7 @@ class ActionsConfig(JobConfig):
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
-        clips = open_single(self.data)
+        clips = open_action_set(self.data)
         check_shards(clips.index)
         check_clips(self.model, len(clips.class_names), self.clip, clips.stream)
         return clips
@@ -58,19 +58,19 @@ class SequencesConfig(JobConfig):
     data: str = field(default="", metadata=ADDRESS)
     """A set made by `python -m datasets.pack_videos`: a folder or s3://bucket/prefix."""
     batch: int = 8
-    """Videos of a global batch, over all workers; each is taken as a whole."""
+    """Videos of a global batch, over all workers; videos are not cut."""
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(size=(64, 64)))
-    """stride, size, margin and flip; a sequence is never cut in time."""
+    """Only stride, size, margin and flip are used: a sequence is never cut in time."""
     loss: LossKind = "ctc"
-    """ctc; or as baselines cross-entropy of each frame, by the set's frame labels (frames) or by even parts of a video (even)."""
+    """ctc; or, as baselines, cross-entropy of each frame: by the set's frame labels (frames) or by equal parts (even)."""
     flat_start: float = 0.2
-    """Fraction of the steps, at the start, that ctc trains on even parts instead: alone, it finds no alignment for long."""
+    """Fraction of the steps, at the start, in which ctc trains on equal parts: without, it predicts only blanks for long."""
     infeasible: Literal["refuse", "skip"] = "refuse"
-    """Training videos with fewer frames than their actions need: end with their names, or leave them out."""
+    """Training videos with too few frames for their actions: refuse to start and name them, or skip them."""
     beam: int = field(default=8, metadata=ALLOWED)
-    """Width of the prefix beam search in evaluations and predictions; of models trained by ctc alone."""
+    """Width of the prefix beam search in evaluation and prediction; only for models trained by ctc."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """workers, ahead and bad_share; the size stands in clip."""
+    """workers, ahead and bad_share; the size is clip.size."""
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
@@ -82,17 +82,17 @@ class SequencesConfig(JobConfig):
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
         self.cluster.check_divisible(self.batch, "--batch")
         if self.beam < 1:
-            raise InputError(f"a beam of {self.beam}", "--beam", "give at least 1")
+            raise InputError(f"beam is {self.beam}", "--beam", "give at least 1")
         if not 0 <= self.flat_start < 1:
-            raise InputError(f"a fraction of {self.flat_start} of the steps", "--flat-start", "give 0 or more, and less than 1")
+            raise InputError(f"flat-start is {self.flat_start}", "--flat-start", "give a fraction of at least 0 and below 1")
 
     def loss_at(self, step: int) -> LossKind:
-        """What a step trains by: like hidden Markov models, ctc has a flat start, where each action takes an equal part."""
+        """The loss of a step: ctc has a flat start, as hidden Markov models have, in which each action takes an equal part."""
         return "even" if self.loss == "ctc" and step < self.flat_start * self.optim.steps else self.loss
 
     @property
     def beam_width(self) -> int:
-        """0 where there is no sense in summing up alignments: a frame-wise model has not learned to."""
+        """Width of the beam search; 0 for frame-wise models, whose probabilities of alignments have no meaning."""
         return self.beam if self.loss == "ctc" else 0
 
     def check(self) -> ClipSet:
@@ -101,12 +101,12 @@ class SequencesConfig(JobConfig):
         check_shards(clips.index)
         chosen = self.training_clips(clips)
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
-            raise InputError("the set has no frame labels", clips.index.url, "train by --loss ctc, or --loss even")
+            raise InputError("the set has no frame labels", clips.index.url, "train with --loss ctc or --loss even")
         if clips.stream != "skeletons":
             model = partial(SequenceModel, self.model, len(clips.class_names))
             try_users(self.model.backbone, model, torch.zeros(1, 2, *self.clip.size, 3))
         return clips
 
     def training_clips(self, clips: ClipSet) -> Int64s:
-        """The clips to train on; raises InputError for those that are too short, unless they are to be left out."""
+        """The clips to train on; raises InputError if some are too short for their actions, unless they should be skipped."""
         return feasible_clips(clips, clips.clips_of("train"), self.clip.stride, skip=self.infeasible == "skip")

@@ -1,4 +1,4 @@
-"""From each frame's probabilities to a sequence of actions. T frames, C classes; outputs [T, C + 1], 0 the blank."""
+"""Decodes the probabilities of frames to a sequence of actions. T frames, C classes; outputs [T, C + 1], 0 the blank."""
 
 import math
 from collections import defaultdict
@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 BLANK = 0
-NEGLIGIBLE = math.log(1e-9)  # of an action in a frame: the beam search does not follow it
+NEGLIGIBLE = math.log(1e-9)  # the beam search ignores actions of lower probability in a frame
 Floats = npt.NDArray[np.floating[Any]]
 
 
 class Event(NamedTuple):
-    """An action that was recognised: its class, the frame that told it, and its probability there."""
+    """A recognised action: its class, the frame in which it was recognised, and its probability there."""
 
     action: int
     frame: int
@@ -21,41 +21,44 @@ class Event(NamedTuple):
 
 
 class Greedy:
-    """Greedy decoding that may be fed in pieces: the best output of each frame, repeats collapsed, blanks left out.
+    """Greedy decoding, chunk by chunk: the best output of each frame, with repeats collapsed and blanks removed.
 
-    An action is told in the first frame of its run whose probability is above ``threshold``; with 0 that is the run's first.
+    A run of frames with the same best output is one action. It is reported in the first frame of the run whose probability is
+    above ``threshold``, with threshold 0 in the run's first frame.
     """
 
     def __init__(self, threshold: float = 0.0) -> None:
         self.threshold, self.frame = threshold, 0
-        self._last, self._told = BLANK, False
+        self._last, self._reported = BLANK, False
 
     def feed(self, log_probs: Floats) -> list[Event]:
-        """The next frames' log-probabilities [t, C + 1]; the actions that they tell, with frames counted from the start."""
+        """Decode the next frames' log-probabilities [t, C + 1]; returns new actions, with frames counted from the first call."""
         events = []
         for row in log_probs:
             best = int(row.argmax())
             if best != self._last:
-                self._last, self._told = best, False
+                self._last, self._reported = best, False
             probability = math.exp(float(row[best]))
-            if best != BLANK and not self._told and probability > self.threshold:
-                self._told = True
+            if best != BLANK and not self._reported and probability > self.threshold:
+                self._reported = True
                 events.append(Event(best - 1, self.frame, probability))
             self.frame += 1
         return events
 
 
 def greedy(log_probs: Floats, threshold: float = 0.0) -> list[Event]:
-    """Greedy decoding of a whole video, [T, C + 1]."""
+    """Greedy decoding of a whole video's log-probabilities [T, C + 1]."""
     return Greedy(threshold).feed(log_probs)
 
 
 def prefix_beam(log_probs: Floats, width: int = 8) -> list[tuple[tuple[int, ...], float]]:
-    """Prefix beam search (Graves, 2012; Hannun et al., arXiv 1408.2873): sequences with the log of their probability, best first.
+    """Prefix beam search (Graves, 2012; Hannun et al., arXiv 1408.2873): sequences and their log-probabilities, best first.
 
-    Alignments of one sequence are summed up as long as it stays among the ``width`` best.
+    ``log_probs`` [T, C + 1]. The probabilities of a sequence's alignments are summed while it is among the ``width`` best.
     """
-    beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}  # log p of ending in a blank, and in an action
+    beams: dict[tuple[int, ...], tuple[float, float]] = {
+        (): (0.0, -math.inf)
+    }  # log-probabilities: ends in a blank, ends in an action
     for row in np.asarray(log_probs, np.float64):
         grown: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [-math.inf, -math.inf])
         candidates = np.flatnonzero(row[1:] > NEGLIGIBLE).tolist()
@@ -65,7 +68,7 @@ def prefix_beam(log_probs: Floats, width: int = 8) -> list[tuple[tuple[int, ...]
             if prefix:
                 grown[prefix][1] = np.logaddexp(grown[prefix][1], action + row[prefix[-1] + 1])
             for new in candidates:
-                before = blank if prefix and prefix[-1] == new else both  # the same action again needs a blank between
+                before = blank if prefix and prefix[-1] == new else both  # a repeated action needs a blank in between
                 longer = grown[(*prefix, new)]
                 longer[1] = np.logaddexp(longer[1], before + row[new + 1])
         totals = {prefix: float(np.logaddexp(parts[0], parts[1])) for prefix, parts in grown.items()}

@@ -1,4 +1,4 @@
-"""The clip set that a run on videos reads: opened, checked, and which clips are trained and evaluated on."""
+"""Sets of clips: opened, checked, and which clips are used for training and evaluation."""
 
 import google_crc32c
 import numpy as np
@@ -12,27 +12,27 @@ from datasets.splits import evaluation_split
 from trainers.tasks.video.ctc_loss import feasible
 
 
-def open_single(url: str) -> ClipSet:
-    """A set of pictures or flow in which each clip has one action.
+def open_action_set(url: str) -> ClipSet:
+    """Open a set of RGB or flow in which each clip has one action.
 
     Raises:
         InputError: it holds skeletons, sequences, or clips of fewer than two classes.
     """
     clips = open_clips(url)
     if clips.stream == "skeletons":
-        raise InputError("the set holds skeletons", clips.index.url, "train on it by trainers/sequences.py")
+        raise InputError("the set holds skeletons", clips.index.url, "train on it with trainers/sequences.py")
     several = [clip for clip, actions in enumerate(clips.actions) if len(actions) != 1]
     if several:
         what = f"{len(several)} clips have several actions"
-        raise InputError(what, clips.name(several[0]), "train on sequences by trainers/sequences.py")
+        raise InputError(what, clips.name(several[0]), "train on sequences with trainers/sequences.py")
     if len(clips.class_names) < 2:
-        raise InputError("fewer than two classes", clips.index.url, "there is nothing to distinguish: are the labels right?")
+        raise InputError("fewer than two classes", clips.index.url, "check the labels: training needs at least two")
     clips.clips_of("train")
     return clips
 
 
 def joints_of(clips: ClipSet) -> tuple[int, int] | None:
-    """J, D of a set of skeletons, None for pictures; raises InputError when the first frame cannot be read."""
+    """The joints J and coordinates D of a set of skeletons, None for other sets; raises InputError when it cannot be read."""
     if clips.stream != "skeletons":
         return None
     (data,) = read_samples(clips.index, clips.first[:1])
@@ -47,35 +47,35 @@ def joints_of(clips: ClipSet) -> tuple[int, int] | None:
 
 
 def checksum_of(clips: ClipSet) -> int:
-    """crc32c of what the set holds, which clips are in which split, and all actions: other data has another."""
+    """crc32c of the set's contents, splits and actions; changes when the data changes."""
     actions = repr((clips.actions, clips.class_names)).encode()
     checksum: int = google_crc32c.extend(google_crc32c.extend(clips.index.checksum, actions), clips.frames.tobytes())
     return checksum
 
 
-def frames_seen(clips: ClipSet, clip: int, stride: int) -> int:
-    """Frames of a clip of which every ``stride``-th is taken."""
+def strided_frames(clips: ClipSet, clip: int, stride: int) -> int:
+    """Number of a clip's frames when every ``stride``-th is used."""
     return -(-int(clips.frames[clip]) // stride)
 
 
 def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -> Int64s:
-    """Those of the clips that have enough frames for CTC to align their actions.
+    """The ``chosen`` clips that have enough frames for CTC to align their actions.
 
     Raises:
-        InputError: one has not, and is not to be skipped; or none has.
+        InputError: a clip has too few frames and ``skip`` is off; or all clips have too few.
     """
-    enough = np.array([feasible(frames_seen(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
+    enough = np.array([feasible(strided_frames(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
     short = [clips.name(clip) for clip in chosen[~enough].tolist()]
     if short and (not skip or not enough.any()):
         shown = ", ".join(short[:10]) + (f" (+{len(short) - 10} more)" if len(short) > 10 else "")
-        remedy = "correct their labels, lower --clip.stride, or leave them out by --infeasible skip"
+        remedy = "correct their labels, lower --clip.stride, or leave them out with --infeasible skip"
         raise InputError(f"{len(short)} clips have fewer frames than their actions need", shown, remedy)
     kept: Int64s = chosen[enough]
     return kept
 
 
 def evaluation_clips(clips: ClipSet) -> Int64s:
-    """The clips to evaluate on: those for testing, else those for validation.
+    """The clips to evaluate on: the split test, else val.
 
     Raises:
         InputError: the set has neither.

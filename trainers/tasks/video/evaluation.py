@@ -1,4 +1,4 @@
-"""Evaluates models of actions and of sequences on a set's test clips, over all ranks. N clips, V views, T frames, C classes."""
+"""Evaluates models of actions and sequences on test clips, over all ranks. N clips, V views of a clip, T frames, C classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,10 @@ from datasets.loading.workers import load_in_workers
 from datasets.shards.index import Int64s
 from trainers.engine.distributed import gather_items
 from trainers.tasks.video.ctc_decoding import greedy, prefix_beam
-from trainers.tasks.video.metrics import clip_figures, confusion
-from trainers.tasks.video.sequence_metrics import frame_counts, frame_f1, sequence_figures
+from trainers.tasks.video.metrics import classification_figures, confusion, frame_counts, frame_f1, sequence_figures
 from trainers.tasks.video.sequence_model import SequenceModel
 
-VIEWS = 16  # views that go through the model at once
+VIEWS = 16  # views in one forward pass
 Floats = npt.NDArray[np.float32]
 
 
@@ -30,9 +29,9 @@ def evaluate_actions(
     model: nn.Module, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device,
     part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
 ) -> tuple[Floats, list[str]]:  # fmt: skip
-    """Logits [N, C] of the chosen clips, the mean over each one's views; every rank computes its slice, and all get all of them.
+    """Logits [N, C] of the chosen clips, means over their views, and the unreadable clips of this rank, which have logits NaN.
 
-    A clip that cannot be read has logits of NaN; the names of those that this rank could not read are returned.
+    Every rank evaluates its slice, and all ranks get all logits.
     """
     training = model.training
     model.eval()
@@ -53,12 +52,15 @@ def evaluate_actions(
 
 @dataclass(frozen=True)
 class Prediction:
-    """The actions of one clip, decoded greedily and, when wanted, by beam search; and `frame_counts` of its frames, [3, C]."""
+    """The predicted actions of one clip."""
 
     position: int
+    """Position of the clip among the evaluated ones."""
     greedy: tuple[int, ...]
     beam: tuple[int, ...] | None
+    """By beam search; None: none was made."""
     counts: Int64s | None
+    """`frame_counts` [3, C]; None: the clip has no frame labels."""
 
 
 @torch.no_grad()
@@ -66,9 +68,9 @@ def evaluate_sequences(
     model: SequenceModel, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device, beam: int,
     part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
 ) -> tuple[list[Prediction], list[str]]:  # fmt: skip
-    """The predicted actions of each of the chosen clips, in order; every rank decodes its slice, and all get all of them.
+    """The predicted actions of the chosen clips, in order, and the clips that this rank could not read.
 
-    ``beam``: the width of the beam search, 0 for none.
+    Every rank decodes its slice, and all ranks get all predictions. ``beam``: width of the beam search, 0 for none.
     """
     training = model.training
     model.eval()
@@ -88,7 +90,7 @@ def evaluate_sequences(
 
 
 def figures_of_sequences(found: Sequence[Prediction], clips: ClipSet, chosen: Int64s) -> dict[str, float]:
-    """ "edit" and "exact" of greedy decoding, "n"; "beam_edit", "beam_exact" and "frame_f1" where there are such.
+    """ "edit" and "exact" of greedy decoding, "n"; with beam search "beam_edit" and "beam_exact", with frame labels "frame_f1".
 
     Raises:
         InputError: no video could be read.
@@ -106,28 +108,30 @@ def figures_of_sequences(found: Sequence[Prediction], clips: ClipSet, chosen: In
     return figures | {"n": len(found)}
 
 
-def figures_of(logits: Floats, clips: ClipSet, chosen: np.ndarray) -> tuple[dict[str, float], list[list[int]]]:
-    """The figures and the confusion matrix of those clips that could be read.
+def figures_of_actions(logits: Floats, clips: ClipSet, chosen: np.ndarray) -> tuple[dict[str, float], list[list[int]]]:
+    """Metrics and confusion matrix of the clips that could be read; ``logits`` [N, C] of the ``chosen`` clips.
 
     Raises:
-        InputError: none could.
+        InputError: no clip could be read.
     """
     read = ~np.isnan(logits[:, 0])
     if not read.any():
         raise InputError("no test clip can be read", clips.index.url, "check the set with `python -m datasets.inspect`")
     labels = np.array([clips.actions[clip][0] for clip in chosen[read]], np.int64)
-    return clip_figures(logits[read], labels), confusion(logits[read], labels).tolist()
+    return classification_figures(logits[read], labels), confusion(logits[read], labels).tolist()
 
 
-def matched(other: Floats, others: ClipSet, theirs: np.ndarray, clips: ClipSet, chosen: np.ndarray) -> Floats:
-    """The other stream's logits in the order of these clips; one that is too short for flow has zeros there.
+def align_logits(other: Floats, others: ClipSet, theirs: np.ndarray, clips: ClipSet, chosen: np.ndarray) -> Floats:
+    """The other stream's logits in the order of the ``chosen`` clips; zeros for a clip that is too short for flow.
+
+    ``other``: the logits of the clips ``theirs`` of the set ``others``.
 
     Raises:
-        InputError: the sets are not of the same clips.
+        InputError: the sets do not have the same clips or classes.
     """
-    place = {others.index.identities[clip]: row for row, clip in enumerate(theirs.tolist())}
+    rows = {others.index.identities[clip]: row for row, clip in enumerate(theirs.tolist())}
     names = [clips.index.identities[clip] for clip in chosen.tolist()]
-    if clips.class_names != others.class_names or not set(place) <= set(names):
-        what = "the two runs were trained on sets of other clips or classes"
+    if clips.class_names != others.class_names or not set(rows) <= set(names):
+        what = "the two runs were trained on sets of different clips or classes"
         raise InputError(what, f"{clips.index.url} and {others.index.url}", "pack both from one source with the same options")
-    return np.stack([other[place[name]] if name in place else np.zeros_like(other[0]) for name in names])
+    return np.stack([other[rows[name]] if name in rows else np.zeros_like(other[0]) for name in names])

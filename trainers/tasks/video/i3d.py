@@ -1,8 +1,9 @@
 """Inception-I3D (Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017), in torchvision's registry, and inflation.
 
-Clips [B, C, T, H, W], float in -1..1. GoogLeNet's channel plan, 3D, with TensorFlow's "SAME" padding, as published. One that is
-inflated from torchvision's GoogLeNet pads height and width as that does ("flat"): at 224 pixels "SAME" would move the picture by
-one, and the features of a still video would differ from those of its frame (by 32% of their norm, for noise and random weights).
+Clips [B, C, T, H, W], float in -1..1. The channels are GoogLeNet's, the layers 3D, the padding TensorFlow's "SAME", as published.
+A model that is inflated from torchvision's GoogLeNet pads height and width as GoogLeNet does ("flat"): at 224 pixels "SAME" would
+shift the image by one pixel, and the features of a still video would differ from those of its frame (by 32% of their norm, for
+noise and random weights).
 """
 
 import torch
@@ -26,7 +27,7 @@ Three = tuple[int, int, int]
 
 
 def same_padding(size: tuple[int, ...], kernel: Three, stride: Three) -> list[int]:
-    """TensorFlow's "SAME" as `torch.nn.functional.pad` takes it: ceil(size / stride) outputs, an odd rest at the end."""
+    """TensorFlow's "SAME" padding for `torch.nn.functional.pad`: ceil(size / stride) outputs; an odd pixel goes to the end."""
     pads: list[int] = []
     for length, k, s in zip(reversed(size), reversed(kernel), reversed(stride), strict=True):
         total = max((-(-length // s) - 1) * s + k - length, 0)
@@ -37,7 +38,7 @@ def same_padding(size: tuple[int, ...], kernel: Three, stride: Three) -> list[in
 class Unit(nn.Module):
     """Convolution without bias, batch norm, ReLU: [B, inputs, T, H, W] -> [B, outputs, T/s, H/s, W/s], rounded up.
 
-    "SAME"; ``flat``: height and width by half the kernel on every side.
+    Pads by "SAME"; ``flat``: height and width by half the kernel on both sides.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, flat: bool = False) -> None:
@@ -55,7 +56,7 @@ class Unit(nn.Module):
 
 
 class Pool(nn.Module):
-    """Max pooling, "SAME"; ``flat``: height and width padded at the end alone, as far as the last window reaches."""
+    """Max pooling with "SAME" padding; ``flat``: height and width are padded at the end only, to fill the last window."""
 
     def __init__(self, kernel: Three, stride: Three, *, flat: bool = False) -> None:
         super().__init__()
@@ -66,12 +67,12 @@ class Pool(nn.Module):
         if self.flat:
             ends = [-(length - k) % s if length > k else k - length for length in (x.shape[4], x.shape[3])]
             pads[:4] = [0, ends[0], 0, ends[1]]
-        # Zeros do no harm: everything here comes out of a ReLU.
+        # Padding with 0 does not change a maximum: inputs are outputs of ReLUs.
         return F.max_pool3d(F.pad(x, pads), self.kernel, self.stride)
 
 
 class Block(nn.Module):
-    """An Inception block: four branches side by side."""
+    """An Inception block: four parallel branches, concatenated."""
 
     def __init__(self, inputs: int, plan: Plan) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Block(nn.Module):
 class I3D(nn.Module):
     """Clips [B, C, T, H, W] -> logits [B, classes], averaged over time. 12.7M parameters for 400 classes at the paper's width.
 
-    ``flat``: padded as torchvision's GoogLeNet is, which `inflate` needs.
+    ``flat``: pad as torchvision's GoogLeNet does, which `inflate` needs.
     """
 
     def __init__(
@@ -120,22 +121,22 @@ class I3D(nn.Module):
         nn.init.normal_(self.classify.weight, std=0.01)
 
     def features(self, clips: Tensor) -> Tensor:
-        """The last map, [B, F, T/8, H/32, W/32] rounded up."""
+        """The last feature map [B, F, T/8, H/32, W/32], sides rounded up."""
         for stage in self.stages.values():
             clips = stage(clips)
         return clips
 
     def forward(self, clips: Tensor) -> Tensor:
         maps = self.features(clips)
-        pooled = F.avg_pool3d(maps, (min(2, maps.shape[2]), maps.shape[3], maps.shape[4]), 1)  # 2x7x7 of 224x224 clips
+        pooled = F.avg_pool3d(maps, (min(2, maps.shape[2]), maps.shape[3], maps.shape[4]), 1)  # 2x7x7 for clips of 224x224
         return self.classify(self.dropout(pooled)).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
 
 def inflate(flat: nn.Module, deep: I3D) -> None:
-    """Start an I3D from torchvision's GoogLeNet: each 2D kernel repeated N times along time and divided by N.
+    """Initialise an I3D with torchvision's GoogLeNet: each 2D kernel is repeated N times along time and divided by N.
 
-    So a video of one repeated frame has the features of that frame, where the I3D is padded ``flat`` and far from the video's two
-    ends, which are padded with zeros. With other than 3 input channels (flow) the first kernel is the mean over the colours.
+    So a video of one repeated frame has the features of that frame if the I3D pads ``flat``, except near the video's ends, which
+    are padded with zeros. If the number of input channels is not 3 (flow), the first kernel is the mean over the colours.
     Raises InputError when the widths differ.
     """
     flats = [unit for name, unit in flat.named_modules() if isinstance(unit, BasicConv2d) and not name.startswith("aux")]
@@ -146,7 +147,7 @@ def inflate(flat: nn.Module, deep: I3D) -> None:
             kernel = kernel.mean(dim=1, keepdim=True).expand(-1, three.conv.in_channels, -1, -1) * 3 / three.conv.in_channels
         if kernel.shape[:2] != three.conv.weight.shape[:2]:
             what = f"a kernel of {list(kernel.shape)} cannot start one of {list(three.conv.weight.shape)}"
-            raise InputError(what, "model.weights", f"trained weights need --model.width {WIDTH}")
+            raise InputError(what, "model.weights", f"pretrained weights need --model.width {WIDTH}")
         depth = three.kernel[0]
         three.conv.weight.data.copy_(kernel[:, :, None].expand(-1, -1, depth, -1, -1) / depth)
         three.bn.load_state_dict(two.bn.state_dict())
@@ -157,8 +158,8 @@ def i3d(
     *, weights: str | None = None, num_classes: int = 400, width: int = WIDTH, channels: int = 3, dropout: float = 0.5,
     flat: bool = False,
 ) -> I3D:  # fmt: skip
-    """Build an I3D; ``weights`` are those of torchvision's GoogLeNet that it is inflated from, such as "IMAGENET1K_V1"; ``flat``:
-    padded as with such weights, which will be loaded otherwise."""
+    """Build an I3D; ``weights``: of torchvision's GoogLeNet, to inflate, such as "IMAGENET1K_V1"; ``flat``: pad as with such
+    weights, without loading them."""
     model = I3D(num_classes, width=width, channels=channels, dropout=dropout, flat=flat or weights is not None)
     if weights is not None:
         inflate(models.get_model("googlenet", weights=weights), model)

@@ -1,4 +1,4 @@
-"""Actions recognised while the video comes in: the model's state is kept from chunk to chunk."""
+"""Online recognition: actions are reported while the video comes in; the model's state is kept from chunk to chunk."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -17,45 +17,48 @@ from trainers.tasks.video.sequence_model import SequenceModel, State
 
 
 class Recogniser:
-    """Feeds a causal model frame by frame, or chunk by chunk: what it tells does not depend on how the video is cut.
+    """Runs a causal model on a video chunk by chunk; the actions do not depend on the size of the chunks.
 
-    Raises InputError for a model that looks ahead.
+    Raises InputError for a model that is not causal.
     """
 
     def __init__(self, model: SequenceModel, device: torch.device, threshold: float = 0.0) -> None:
         if not model.causal:
-            remedy = "train one with --model.causal, or predict whole videos by --videos"
-            raise InputError("a model that looks both ways cannot recognise online", "", remedy)
+            remedy = "train one with --model.causal, or predict whole videos with --videos"
+            raise InputError("a bidirectional model cannot recognise online", "", remedy)
         self.model, self.device = model.eval(), device
         self._decoder = Greedy(threshold)
         self._state: State | None = None
 
     @property
     def frame(self) -> int:
-        """Frames fed so far."""
+        """Number of frames so far."""
         return self._decoder.frame
 
     @torch.no_grad()
     def feed(self, frames: torch.Tensor) -> tuple[list[Event], Floats]:
-        """The next frames [t, ...]: the actions that they tell, with frames counted from the start, and log-probabilities."""
+        """Process the next frames [t, ...]; returns new actions, with frames counted from the start, and log-probabilities."""
         log_probs, self._state = self.model.step(frames.to(self.device), self._state)
         table = log_probs.cpu().numpy()
         return self._decoder.feed(table), table
 
 
-class Recognised(NamedTuple):
-    """A chunk of a stream: its frames as they came, what it told, and log-probabilities [t, C + 1]."""
+class RecognisedChunk(NamedTuple):
+    """A processed chunk of a stream."""
 
-    images: list[Image]
-    lines: list[dict[str, Any]]
-    log_probs: Floats
+    images: list[Image]  # as they came
+    lines: list[dict[str, Any]]  # the actions, for JSON
+    log_probs: Floats  # [t, C + 1]
 
 
 def recognise(
     source: Iterable[Arrived], recogniser: Recogniser, clip: ClipConfig, rate: float, chunk: int, classes: tuple[str, ...]
-) -> Iterator[Recognised]:
-    """Recognise a stream by ``chunk`` frames; of a line "time" is the video's, in seconds, and "delay" the seconds from when its
-    frame had come, however long it then waited, until it was told."""
+) -> Iterator[RecognisedChunk]:
+    """Recognise actions in a stream, ``chunk`` frames at a time.
+
+    In a line "time" is the action's time in the video, in seconds. "delay" is the time in seconds from the arrival of its frame,
+    including waiting, to the report.
+    """
     frames = islice(source, 0, None, clip.stride)
     while True:
         images, came = list[Image](), []
@@ -66,13 +69,13 @@ def recognise(
             return
         first = recogniser.frame
         events, log_probs = recogniser.feed(torch.from_numpy(np.stack([seen_picture(image, clip) for image in images])))
-        told = time.monotonic()
+        reported = time.monotonic()
         lines = [
             {
                 "action": classes[event.action], "time": round(event.frame * clip.stride / rate, 3),
                 "frame": event.frame * clip.stride, "probability": round(event.probability, 4),
-                "delay": round(told - came[event.frame - first], 4),
+                "delay": round(reported - came[event.frame - first], 4),
             }
             for event in events
         ]  # fmt: skip
-        yield Recognised(images, lines, log_probs)
+        yield RecognisedChunk(images, lines, log_probs)

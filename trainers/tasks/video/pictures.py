@@ -1,4 +1,4 @@
-"""Pictures of what is told of clips: which classes are mixed up, and when in a video which action is told."""
+"""Pictures of predictions on clips: the confusion matrix, timelines of actions, and film strips."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +11,23 @@ from trainers.reports.drawing import Image, Sheet, blank_figure, drawing, elide,
 
 Floats = npt.NDArray[np.floating[Any]]
 WIDTH, EDGE, LINE = 960, 20, 34
-NAMED = 60  # classes that a confusion matrix of this width can name
-FILM = 10  # frames shown above a timeline
+NAMED = 60  # most classes whose names fit beside a confusion matrix
+FILM = 10  # frames of a film strip
 SHOWN = 9  # actions whose probability a timeline draws
 
 
 def confusion_picture(matrix: npt.NDArray[np.int64], classes: Sequence[str], dark: bool = False) -> bytes:
-    """How many clips of a class (row) are predicted to be of a class (column): each row's fractions as shades."""
+    """PNG of a confusion matrix [C, C] (rows true, columns predicted); shades are fractions of the row."""
     with drawing(dark) as theme:
         if not matrix.sum():
             return message("no clip was evaluated", theme)
-        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         figure = blank_figure(WIDTH, 760, theme)
         figure.set_layout_engine("constrained")
         panel = figure.subplots()
         panel.grid(False)
-        panel.imshow(shares, cmap=LinearSegmentedColormap.from_list("shares", [theme.blank, theme.accent]), vmin=0, vmax=1)
-        panel.set(xlabel="told", ylabel="true")
+        panel.imshow(fractions, cmap=LinearSegmentedColormap.from_list("fractions", [theme.blank, theme.accent]), vmin=0, vmax=1)
+        panel.set(xlabel="predicted", ylabel="true")
         if len(classes) <= NAMED:
             names = [elide(name, 110, 9) for name in classes]
             panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -39,13 +39,14 @@ def timeline(
     log_probs: Floats, times: npt.NDArray[np.float64], found: Sequence[tuple[str, float]], classes: Sequence[str],
     film: Sequence[Image] = (), true: Sequence[str] = (), dark: bool = False,
 ) -> bytes:  # fmt: skip
-    """Which action is predicted when: log-probabilities [T, C + 1] at ``times`` [T] in seconds, and ``found`` actions with their times.
+    """PNG of the actions' probabilities over time: log-probabilities [T, C + 1] at ``times`` [T] in seconds.
 
-    ``film``: frames evenly spread over the video; ``true``: the actions in order, where they are known.
+    ``found``: the predicted actions and their times; ``film``: frames evenly spread over the video; ``true``: the true actions in
+    order, where they are known.
     """
     with drawing(dark) as theme:
         if not len(times):
-            return message("no frame came", theme)
+            return message("the stream had no frames", theme)
         figure = blank_figure(WIDTH, 360 if film else 260, theme)
         figure.set_layout_engine("constrained")
         panels = figure.subplots(2 if film else 1, squeeze=False, height_ratios=[1, 2.4] if film else [1])[:, 0]
@@ -73,7 +74,7 @@ def timeline(
 
 
 def films_picture(films: Sequence[tuple[Sequence[Image], str]], dark: bool = False) -> bytes:
-    """A line a video: some of its frames side by side, and below them its predicted actions."""
+    """PNG with a strip for each video: some of its frames, and a text below them."""
     with drawing(dark) as theme:
         if not films:
             return message("no video to show", theme)
@@ -90,14 +91,14 @@ def films_picture(films: Sequence[tuple[Sequence[Image], str]], dark: bool = Fal
 
 
 class Film:
-    """Some of a stream's images, evenly spread however long it lasts."""
+    """Keeps some of a stream's images, evenly spread, however long the stream is."""
 
     def __init__(self) -> None:
         self.images: list[Image] = []
         self._every, self._count = 1, 0
 
     def add(self, image: Image) -> None:
-        """Take the next image in, or leave it out."""
+        """Add the next image of the stream."""
         if self._count % self._every == 0:
             self.images.append(image)
         self._count += 1
@@ -106,5 +107,5 @@ class Film:
 
 
 def film_of(images: Sequence[Image]) -> list[Image]:
-    """FILM frames at most, evenly spread."""
+    """At most FILM of the images, evenly spread."""
     return [images[place] for place in np.unique(np.linspace(0, len(images) - 1, FILM).astype(int))] if images else []

@@ -1,4 +1,4 @@
-"""Predictions on video files, npz files of frames and streams: lines of JSON, and a picture."""
+"""Predictions on video files, npz files of frames and streams: lines of JSON and a picture."""
 
 import json
 import sys
@@ -31,25 +31,25 @@ from trainers.tasks.video.report import Picture
 from trainers.tasks.video.sequence_model import SequenceModel
 
 SHOWN = 12  # videos in the picture of predicted actions
-TEST_CLIPS = 4  # test clips whose timeline stands in the report of a run on sequences
+TEST_CLIPS = 4  # test clips whose timelines are in the report
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class TrainedOnClips(Generic[M]):
-    """A run's trained model, and what the run kept of the set that it was trained on."""
+    """The trained model of a run on clips, and what the run saved about its training set."""
 
     opened: Opened
     model: M
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes."""
+        """The names of the classes."""
         return tuple(self.opened.state["classes"])
 
     @property
     def stream(self) -> str:
-        """What it sees: rgb, flow or skeletons."""
+        """The model's input: rgb, flow or skeletons."""
         return str(self.opened.state["stream"])
 
     def fits(self, clips: ClipSet) -> bool:
@@ -57,13 +57,13 @@ class TrainedOnClips(Generic[M]):
         return clips.class_names == self.classes and clips.stream == self.stream
 
     def frames_of(self, path: Path) -> Frames:
-        """A file's frames, at the rate and size that the set's videos were packed at; raises InputError."""
+        """A file's frames, at the rate and size of the packed training videos; raises InputError if it cannot be read."""
         state = self.opened.state
         return frames_of_file(path, state["rate"], state["side"], state["stream"])
 
 
 def predict_actions(trained: TrainedOnClips[Any], paths: Sequence[Path]) -> None:
-    """Print the most probable actions of each video; the lines and a picture of the first videos go into the run's folder."""
+    """Print the most probable actions of each video; write the lines and a picture of the first videos into the run's folder."""
     run, clip = trained.opened.run, trained.opened.config.clip
     lines, films = [], list[tuple[list[Image], str]]()
     for path in video_files(paths):
@@ -72,11 +72,13 @@ def predict_actions(trained: TrainedOnClips[Any], paths: Sequence[Path]) -> None
         with torch.no_grad():
             p = trained.model(views.to(trained.opened.device)).float().mean(dim=0).softmax(dim=0).cpu()
         best = p.topk(min(TOP, len(p)))
-        found = {trained.classes[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
-        lines.append(json.dumps({"video": printable(str(path)), "action": next(iter(found)), "probabilities": found}))
+        probabilities = {trained.classes[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
+        lines.append(
+            json.dumps({"video": printable(str(path)), "action": next(iter(probabilities)), "probabilities": probabilities})
+        )
         print(lines[-1])
         if len(films) < SHOWN:
-            title = ", ".join(f"{action} {probability:.0%}" for action, probability in found.items())
+            title = ", ".join(f"{action} {probability:.0%}" for action, probability in probabilities.items())
             films.append((film_of(list(frames)), f"{printable(path.name)}: {title}"))
     run.objects.put("prediction.png", films_picture(films))
     run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
@@ -85,15 +87,15 @@ def predict_actions(trained: TrainedOnClips[Any], paths: Sequence[Path]) -> None
 Sequences = TrainedOnClips[SequenceModel]
 
 
-def predict_sequences(trained: Sequences, lines: Iterator[str]) -> None:
-    """Put the lines of `of_files` or `of_stream` into the run's folder when they have come."""
+def save_predictions(trained: Sequences, lines: Iterator[str]) -> None:
+    """Write the lines of `predict_files` or `predict_stream` into the run's folder when the last has come."""
     run = trained.opened.run
     run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
     print(f"lines and picture: {run.url}/prediction.jsonl, prediction.png", file=sys.stderr)
 
 
 def log_probs_of(trained: Sequences, frames: Frames) -> Floats:
-    """Of a whole video's frames, as stored: [T, ...] -> [T / stride, C + 1]."""
+    """The model's log-probabilities [T / stride, C + 1] of a whole video's frames [T, ...], as stored in a set."""
     clip = trained.opened.config.clip
     shown = seen(frames[:: clip.stride], clip, View(), trained.stream)
     with torch.no_grad():
@@ -102,13 +104,13 @@ def log_probs_of(trained: Sequences, frames: Frames) -> Floats:
 
 
 def times_of(trained: Sequences, count: int) -> npt.NDArray[np.float64]:
-    """When the frames that the model sees come, in seconds."""
+    """The times in the video, in seconds, of the first ``count`` frames that the model gets."""
     times: npt.NDArray[np.float64] = np.arange(count) * trained.opened.config.clip.stride / trained.opened.state["rate"]
     return times
 
 
-def of_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
-    """Print a line of JSON for each video: its actions with their times; gives the lines, and makes the last video's timeline."""
+def predict_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
+    """Print and yield a line of JSON for each video: its actions and their times; draw the timeline of the last video."""
     classes, beam_width = trained.classes, trained.opened.config.beam_width
     for path in video_files(paths):
         frames = trained.frames_of(path)
@@ -125,13 +127,13 @@ def of_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
         yield json.dumps(line)
 
 
-def of_stream(trained: Sequences, source: str, chunk: int, threshold: float) -> Iterator[str]:
-    """Print a line of JSON for each action of a stream as it is recognised; gives the lines, and makes a timeline at the end.
+def predict_stream(trained: Sequences, source: str, chunk: int, threshold: float) -> Iterator[str]:
+    """Print and yield a line of JSON for each action of a stream when it is recognised; draw a timeline at the end.
 
-    ``chunk``: frames that are recognised at once; ``threshold``: the probability above which an action counts.
+    ``chunk``: frames that are processed at once; ``threshold``: probability above which an action is reported.
 
     Raises:
-        InputError: the model looks ahead, or the stream cannot be read.
+        InputError: the model is not causal, or the stream cannot be read.
     """
     state, clip, classes = trained.opened.state, trained.opened.config.clip, trained.classes
     recogniser = Recogniser(trained.model, trained.opened.device, threshold)
@@ -158,7 +160,7 @@ def of_stream(trained: Sequences, source: str, chunk: int, threshold: float) -> 
 
 
 def timelines(trained: Sequences, clips: ClipSet) -> Iterator[Picture]:
-    """Pictures of the first test clips that can be read, for a report."""
+    """Timelines of the first test clips that can be read, for a report."""
     reader = Reader(clips, trained.opened.config.cache)
     for clip in evaluation_clips(clips)[:TEST_CLIPS].tolist():
         frames = reader.request(clip, np.arange(clips.frames[clip]))()

@@ -1,4 +1,4 @@
-"""Tables, comparisons and reports of runs on clips. A figure is a fraction unless said otherwise."""
+"""Tables, comparisons and reports of runs on clips. A figure is a metric's value, a fraction unless said otherwise."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,21 +15,21 @@ NAMES = {
     "top1": "top 1", "top5": "top 5", "mean_class": "mean of classes", "edit": "edit distance, greedy", "exact": "exact, greedy",
     "beam_edit": "edit distance, beam", "beam_exact": "exact, beam", "frame_f1": "frame F1",
 }  # fmt: skip
-Picture = tuple[str, str, Callable[[bool], bytes]]  # title, caption, and what draws it, light or dark
+Picture = tuple[str, str, Callable[[bool], bytes]]  # title, caption, and a function that draws it as PNG, given whether dark
 
 
 def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
-    """A row a figure: its name, its value in percent."""
+    """Rows of a table: a figure's name and its value in percent."""
     return [[words, f"{figures[name]:.1%}"] for name, words in NAMES.items() if name in figures]
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The table of a run's figures."""
+    """Print the table of a run's figures."""
     summary_table(f"{title}: {int(figures['n']):,} clips", ["figure", "value"], figure_rows(figures))
 
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Each arm's figures over seeds in percent, mean ± 95% interval by Student's t."""
+    """Print each arm's figures in percent: means over seeds ± 95% t intervals."""
     names = [name for name in NAMES if any(name in run for runs in figures.values() for run in runs)]
     rows = []
     for arm, runs in figures.items():
@@ -40,7 +40,7 @@ def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, flo
 
 
 def write_report(run: Run, pictures: Iterable[Picture]) -> None:
-    """Put ``report.html`` into the run's folder: figures, curves, pictures, settings."""
+    """Write ``report.html`` into the run's folder: figures, curves, pictures, settings."""
     page = RunReport(run, lambda page: str(page.config["data"]))
     after = page.metrics.get("after", {})
     main = {name: NAMES[name] for name in ("top1", "edit", "exact") if name in after}
@@ -56,7 +56,7 @@ def write_report(run: Run, pictures: Iterable[Picture]) -> None:
 
 
 def confused_classes(run: Run, class_names: Sequence[str]) -> list[Picture]:
-    """The picture of a run's confusion matrix at its end, if it was evaluated."""
+    """The picture of a run's last confusion matrix; none if it was not evaluated."""
     matrix = run.read_json(HISTORY)["notes"].get("confusion")
     if matrix is None:
         return []

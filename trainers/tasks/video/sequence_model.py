@@ -1,7 +1,7 @@
-"""Action sequences: features of each frame, an RNN over time, and for each frame the probabilities of the actions and of none.
+"""Models of action sequences: features of each frame, an RNN over time, and the probability of each action in each frame.
 
-B batch, T frames, F features, C classes; output 0 is the blank, "no action", output c + 1 the class c. A causal model carries its
-state on, so that a video may be given to it in chunks of any length.
+B videos, T frames, F features, C classes; output 0 is the blank, "no action", output c + 1 is class c. A causal model can process
+a video in chunks of any length, because it returns its state.
 """
 
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ LossKind = Literal["ctc", "frames", "even"]
 
 @dataclass(frozen=True)
 class SequenceModelConfig:
-    """A model of action sequences."""
+    """The model of action sequences."""
 
     backbone: str = SMALL
-    """By torchvision's name, or your own: package.module:function; not used for skeletons."""
+    """Backbone by torchvision's name, or your own: package.module:function; not used for skeletons."""
     weights: str = ""
-    """torchvision's name of the backbone's trained weights; empty begins at random."""
+    """Pretrained weights of the backbone by torchvision's name; empty: random weights."""
     cell: Literal["gru", "lstm"] = "gru"
     hidden: int = 128
     layers: int = 1
     causal: bool = True
-    """An RNN that only looks back, which online recognition needs; else one that runs both ways."""
+    """Use an RNN that only looks back, which online recognition needs; else a bidirectional one."""
     dropout: float = 0.3
-    """Of the frames' features."""
+    """Dropout of the frames' features."""
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
@@ -58,7 +58,7 @@ class Pictures(nn.Module):
 
 
 class Skeletons(nn.Module):
-    """Joints float [M, J, D] -> features [M, F]: each frame's joints about their centre and in units of their spread."""
+    """Joints float [M, J, D] -> features [M, F]; each frame's joints are centred and scaled by their spread."""
 
     def __init__(self, joints: tuple[int, int], width: int = 128) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Skeletons(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """Frames [B, T, ...] -> log-probabilities [B, T, C + 1]. ``joints``: J, D of skeletons; none for pictures."""
+    """Frames [B, T, ...] -> log-probabilities [B, T, C + 1]. ``joints``: J, D of skeletons; None for images."""
 
     def __init__(self, config: SequenceModelConfig, classes: int, joints: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -86,31 +86,31 @@ class SequenceModel(nn.Module):
         self.fc = nn.Linear(config.hidden * (2 if both else 1), classes + 1)
 
     def forward(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Whole videos; of one that is shorter than T, by ``lengths`` [B], what comes after its end is not defined."""
+        """Log-probabilities of whole videos; ``lengths`` [B]: their frames; outputs after a video's end are undefined."""
         batch, longest = images.shape[:2]
         if lengths is None:
             outputs, _ = self.rnn(self.dropout(self.frames(images.flatten(0, 1)).unflatten(0, (batch, longest))))
         else:
-            there = torch.arange(longest, device=images.device) < lengths[:, None]
-            found = self.frames(images[there])  # padding would spoil the backbone's batch statistics
-            features = found.new_zeros(batch, longest, found.shape[1])
-            features[there] = found
+            real = torch.arange(longest, device=images.device) < lengths[:, None]
+            computed = self.frames(images[real])  # without padding, which would change the backbone's batch statistics
+            features = computed.new_zeros(batch, longest, computed.shape[1])
+            features[real] = computed
             packed = pack_padded_sequence(self.dropout(features), lengths.cpu(), batch_first=True, enforce_sorted=False)
             outputs, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=longest)
         return F.log_softmax(self.fc(outputs).float(), dim=2)
 
     def step(self, images: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The next frames [t, ...] of one video and the state after those before -> log-probabilities [t, C + 1], new state."""
+        """The next frames [t, ...] of one video, and the state after the frames before -> log-probabilities [t, C + 1], state."""
         outputs, state = self.rnn(self.dropout(self.frames(images))[None], state)
         return F.log_softmax(self.fc(outputs[0]).float(), dim=1), state
 
 
 class SequenceTask(nn.Module):
-    """What a run trains, by one of three losses; the latter two are baselines that need, or guess, each frame's action.
+    """What a run trains, with one of three losses: "ctc", or as baselines "frames" (frame labels) and "even" (equal parts).
 
     A batch holds "clips" [B, T, ...], "lengths" [B], "targets" [B, U] padded with -1, and for "frames" also
-    "frame_targets" [B, T]. ``group``: the ranks whose frames count together. The gradient of R ranks is that of one with all
-    videos, but for batch norm (`trainers.engine.distributed`) and dropout.
+    "frame_targets" [B, T]. ``group``: the ranks over whose frames a mean is taken. The gradient of R ranks equals that of one
+    rank with all videos, except for batch norm (`trainers.engine.distributed`) and dropout.
     """
 
     def __init__(self, model: SequenceModel, kind: LossKind, group: dist.ProcessGroup | None = None) -> None:
@@ -127,7 +127,7 @@ class SequenceTask(nn.Module):
 
 
 class FromClips(nn.Module):
-    """A sequence model as it is exported: uint8 videos [B, 3, T, H, W] -> log-probabilities [B, T, C + 1]."""
+    """A sequence model for export: uint8 videos [B, 3, T, H, W] -> log-probabilities [B, T, C + 1]."""
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()

@@ -1,0 +1,152 @@
+"""Augmentation against a plain implementation; equal on every worker."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.errors import InputError
+from datasets.media.augment import MEAN, AugmentConfig, Changes, draw_changes, resize, turned
+
+EVERYTHING = AugmentConfig(flip=True, shift=0.3, erase=1.0)
+
+
+def image(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 100, (height, width, 3), dtype=np.uint8)  # never MEAN
+
+
+def applied(changes: Changes, row: int, pixels: np.ndarray) -> np.ndarray:
+    out = np.full_like(pixels, 255)
+    changes.apply(row, pixels, out)
+    return out
+
+
+def plainly(changes: Changes, row: int, pixels: np.ndarray) -> np.ndarray:
+    """Pixel by pixel: where does it come from?"""
+    height, width = pixels.shape[:2]
+    out = np.empty_like(pixels)
+    top, left, tall, wide = changes.erase[row]
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = y - changes.down[row], x - changes.right[row]
+            if changes.flip[row]:
+                from_x = width - 1 - from_x
+            inside = 0 <= from_y < height and 0 <= from_x < width
+            erased = top <= y < top + tall and left <= x < left + wide
+            out[y, x] = pixels[from_y, from_x] if inside and not erased else MEAN
+    return out
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_against_a_plain_implementation(height: int, width: int, shift: float, erase: float, flip: bool, step: int) -> None:
+    changes = draw_changes(AugmentConfig(flip=flip, shift=shift, erase=erase), False, (height, width), 4, 0, step)
+    for row in range(4):
+        pixels = image(row, height, width)
+        before = pixels.copy()
+        np.testing.assert_array_equal(applied(changes, row, pixels), plainly(changes, row, pixels))
+        np.testing.assert_array_equal(pixels, before)
+
+
+def test_narrow_images_take_a_shift_wider_than_they_are() -> None:
+    changes = draw_changes(AugmentConfig(shift=0.5), False, (256, 8), 64, 0, 0)
+    assert abs(changes.right).max() == 8
+    for row in range(64):
+        pixels = image(row, 256, 8)
+        np.testing.assert_array_equal(applied(changes, row, pixels), plainly(changes, row, pixels))
+
+
+def test_changes_depend_on_seed_and_step_alone() -> None:
+    def of(seed: int, step: int) -> np.ndarray:
+        changes = draw_changes(EVERYTHING, True, (32, 16), 8, seed, step)
+        return np.column_stack([changes.flip, changes.down, changes.right, changes.erase])
+
+    np.testing.assert_array_equal(of(1, 5), of(1, 5))
+    assert not np.array_equal(of(1, 5), of(1, 6))
+    assert not np.array_equal(of(1, 5), of(2, 5))
+
+
+def test_ranges() -> None:
+    changes = draw_changes(EVERYTHING, True, (40, 20), 4000, 0, 0)
+    assert set(changes.down) == set(changes.right) == set(range(-12, 13))
+    assert abs(changes.flip.mean() - 0.5) < 0.05
+    top, left, tall, wide = changes.erase.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + tall).max() == 40
+    assert (left + wide).max() == 20
+    erased = tall * wide / 800
+    assert 0 < erased.mean() < 0.2
+    assert erased.max() <= 0.33
+
+
+@pytest.mark.parametrize(("flip", "mirror", "flips"), [(None, True, 1), (None, False, 0), (True, False, 1), (False, True, 0)])
+def test_the_data_set_or_the_option_decides_on_flips(flip: bool | None, mirror: bool, flips: bool) -> None:
+    assert draw_changes(AugmentConfig(flip=flip), mirror, (8, 8), 64, 0, 0).flip.any() == flips
+
+
+def test_nothing_is_changed_when_nothing_is_asked_for() -> None:
+    changes = draw_changes(AugmentConfig(flip=False, shift=0, erase=0), True, (8, 6), 3, 0, 0)
+    for row in range(3):
+        np.testing.assert_array_equal(applied(changes, row, image(row, 8, 6)), image(row, 8, 6))
+
+
+def test_fraction_of_images_erased() -> None:
+    tall = draw_changes(AugmentConfig(erase=0.25), False, (64, 64), 4000, 0, 0).erase[:, 2]
+    assert abs((tall > 0).mean() - 0.25) < 0.03
+
+
+@pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}])
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="fractions"):
+        AugmentConfig(**options)  # type: ignore[arg-type]
+
+
+def test_resize() -> None:
+    pixels = image(0, 12, 8)
+    assert resize(pixels, (12, 8)) is pixels
+    for size in [(6, 4), (24, 16), (6, 16), (1, 1)]:
+        assert resize(pixels, size).shape == (*size, 3)
+    halves = pixels.reshape(6, 2, 4, 2, 3).astype(float).mean(axis=(1, 3))
+    assert abs(resize(pixels, (6, 4)) - halves).max() <= 0.5  # shrinking means over areas
+    flat = np.full((5, 5, 3), 77, np.uint8)
+    assert (resize(flat, (13, 9)) == 77).all()
+
+
+def test_turned_half_way_round_is_upside_down() -> None:
+    pixels = image(3, 12, 9)
+    np.testing.assert_array_equal(turned(pixels, 180), pixels[::-1, ::-1])
+    np.testing.assert_array_equal(turned(pixels, 0), pixels)
+
+
+def test_positive_turns_go_clockwise() -> None:
+    pixels = np.zeros((41, 41, 3), np.uint8)
+    pixels[2:5, 19:22] = 255  # at twelve o'clock
+    y, x = (places.mean() for places in np.nonzero(turned(pixels, 90).min(axis=2) > 127))
+    assert (y, x) == pytest.approx((20, 37), abs=0.5)
+
+
+def test_turns_lie_within_their_bound_and_leave_the_other_changes_alone() -> None:
+    without, with_turn = (draw_changes(AugmentConfig(flip=True, turn=t), False, (32, 32), 500, 0, 3) for t in (0.0, 25.0))
+    assert not without.turn.any()
+    assert 20 < np.abs(with_turn.turn).max() <= 25
+    assert abs(with_turn.turn.mean()) < 3
+    np.testing.assert_array_equal(without.down, with_turn.down)
+    with pytest.raises(InputError, match=r"augment\.turn"):
+        AugmentConfig(turn=181)
+
+
+def test_geometry_is_what_moved() -> None:
+    changes = draw_changes(AugmentConfig(flip=True, shift=0.25, turn=10), False, (40, 20), 8, 0, 1)
+    moves = changes.geometry(range(2, 5), (40, 20))
+    np.testing.assert_allclose(moves[:, 0], changes.flip[2:5])
+    np.testing.assert_allclose(moves[:, 1], changes.turn[2:5], rtol=1e-6)
+    np.testing.assert_allclose(moves[:, 2] * 40, changes.down[2:5], rtol=1e-6)
+    np.testing.assert_allclose(moves[:, 3] * 20, changes.right[2:5], rtol=1e-6)
