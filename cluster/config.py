@@ -10,8 +10,8 @@ class ClusterConfig:
     """The resources that a run asks the cluster for."""
 
     local: bool = False
-    """Train with one worker in this process, without Ray: to try a job out and to debug it. The other options but gpu and
-    keep_checkpoints have no effect then."""
+    """Train with one worker in this process, without Ray: to try a job out and to debug it. Of the options below only gpu
+    and keep_checkpoints count then."""
     workers: int = 2
     """Training processes. Each takes a GPU if the cluster has GPUs or its autoscaler can add some."""
     fewest: int = 0

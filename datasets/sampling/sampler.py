@@ -40,7 +40,7 @@ class SamplerConfig:
     instances: int | None = None
     """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
     uniform_share: float = 0.875
-    """Fraction of a batch from the uniform epoch (hardest, proportional, pairs); smaller fractions learn less (README)."""
+    """Fraction of a batch from the uniform epoch (hardest, proportional, pairs); smaller ones learn less (docs/claims.md)."""
     hardest: int = 2
     """Number of hardest identities that fill the hard part of a batch (hardest). At least two have the maximum of c."""
     temperature: float = 1.0
@@ -80,7 +80,7 @@ class SamplerConfig:
 
     @property
     def each(self) -> int:
-        """K, samples of each drawn identity. One is best for draws by difficulty (measured: README)."""
+        """K, samples of each drawn identity. One is best for draws by difficulty (measured: docs/claims.md)."""
         if self.instances is not None:
             return self.instances
         return 4 if self.kind == "pk" else 1
