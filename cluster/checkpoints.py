@@ -29,7 +29,7 @@ class RunFolder:
         self.path = f"{path.rstrip('/')}/{name}"
 
     def latest_local(self) -> str:
-        """The name of the latest checkpoint that a local run stored; empty for none."""
+        """The name of the latest checkpoint that was stored without Ray (``--cluster.local``); empty for none."""
         return str(self._read(LATEST).get("checkpoint", ""))
 
     def latest(self) -> str:

@@ -3,8 +3,6 @@
 import os
 from urllib.parse import quote, unquote, urlsplit
 
-import boto3
-
 
 def storage_uri(runs: str) -> str:
     """A folder of runs as Ray and pyarrow address it: an absolute path, or s3:// with boto3's endpoint in the query.
@@ -16,6 +14,8 @@ def storage_uri(runs: str) -> str:
     if not runs.startswith("s3://"):
         return os.path.abspath(runs)  # noqa: PTH100 - a path that need not exist, and workers do not share our working directory
     folder = f"s3://{quote(runs.removeprefix('s3://'))}"
+    import boto3  # here: half a second in the way of runs in local folders
+
     session = boto3.Session()
     parts = urlsplit(session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url)
     host = parts.netloc.rpartition("@")[2]  # what stands before it may be a secret, and the address is logged

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Difficulty(NamedTuple):
-    """One version of the difficulty vector of N identities."""
+    """How easily each of the N training identities is confused with another one: one version of it, as computed at some step."""
 
     version: int
     """Counts from 1; version k is computed after k * ``sampler.interval`` steps."""

@@ -22,7 +22,7 @@ def leave_to_ranks(task: nn.Module, names: Sequence[str]) -> None:
 
 
 def gradient_exchange_s(model: DistributedDataParallel) -> float:
-    """Seconds a step during which gradients were under way between workers: DDP's own mean over the steps that it samples.
+    """Mean seconds of a step in which gradients were in transit between workers, over the steps that DDP samples.
 
     Wanted in public: DDP's logging data.
     """

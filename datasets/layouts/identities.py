@@ -65,7 +65,7 @@ def msmt17(archive: Archive, _: HeldOut) -> Listing:
 
 
 def cuhk03(archive: Archive, _: HeldOut) -> Listing:
-    """Read CUHK03 with a ``manifest.csv``: path, pid, cam and split (train; val: other people).
+    """Read CUHK03 with a ``manifest.csv``: path, pid, cam and split (train, or val: people who are not in train).
 
     For the val people, the first image in each camera is a query and all others are the gallery, as in the CUHK03-NP protocol.
     If a camera has only one image of a person, it goes to the gallery, so that the queries of the other camera have a match.

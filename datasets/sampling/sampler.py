@@ -80,7 +80,7 @@ class SamplerConfig:
 
     @property
     def each(self) -> int:
-        """K, samples of each drawn identity. One is best for draws by difficulty (measured: docs/claims.md)."""
+        """Samples of each drawn identity (K). For draws by difficulty K = 1 is best (measured: docs/claims.md)."""
         if self.instances is not None:
             return self.instances
         return 4 if self.kind == "pk" else 1

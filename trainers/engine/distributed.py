@@ -94,7 +94,7 @@ class _Gather(torch.autograd.Function):
 
 
 def allreduce_s(model: nn.Module) -> float:
-    """Seconds a step during which gradients were under way between workers; 0 for one worker."""
+    """Mean seconds of a step in which gradients were in transit between workers; 0 for one worker."""
     return gradient_exchange_s(model) if isinstance(model, DistributedDataParallel) else 0.0
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,6 +105,8 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, output: str) -> No
 
 
 def _load_onnx(path: Path, output: str) -> _Run:
+    import onnxruntime  # here: a second in the way of every job's start
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([output], {"images": images.numpy()})[0])
 

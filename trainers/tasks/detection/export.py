@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +53,8 @@ def export_detector(detector: Detector, size: tuple[int, int], path: Path) -> fl
                 model, (_image(size, 0),), str(draft), input_names=["images"], output_names=["boxes", "scores", "labels"],
                 dynamic_axes={name: {0: "found"} for name in ("boxes", "scores", "labels")}, dynamo=False, opset_version=17,
             )  # fmt: skip
+        import onnxruntime  # here: a second in the way of every job's start
+
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
         difference = 0.0
         for seed in range(3):

@@ -53,7 +53,7 @@ class TrainedOnClips(Generic[M]):
         return str(self.opened.state["stream"])
 
     def fits(self, clips: ClipSet) -> bool:
-        """Whether a set has the same classes and stream."""
+        """Whether a set has the classes and the stream (rgb, flow or skeletons) that the model was trained on."""
         return clips.class_names == self.classes and clips.stream == self.stream
 
     def frames_of(self, path: Path) -> Frames:
