@@ -86,8 +86,8 @@ class Meter:
         self._steps.append(step._replace(batch={}))  # its pixels would stay in (shared) memory until `read`
 
     def read(self, samples: int) -> dict[str, float]:
-        """Means over the steps added since the last call: every result of the task (the loss, ...); ``step_s``, seconds of a step,
-        which is ``wait_s`` (waiting for data) plus ``compute_s``; ``samples_per_s``, for steps of that many samples; and
+        """Means over the steps added since the last call: every result of the task (the loss, ...); ``step_s``, seconds of a
+        step, which is ``wait_s`` (waiting for data) plus ``compute_s``; ``samples_per_s``, for steps of that many samples; and
         ``wait``, the fraction ``wait_s / step_s``.
 
         Raises:

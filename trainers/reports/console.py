@@ -86,7 +86,7 @@ class LiveLine:
             self._live = None
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Redraw the line from a record. It may hold any of: step, steps (of the run), stage, loss, accuracy, samples_per_s, eta_s,
+        """Redraw the line from a record. It may hold: step, steps (of the run), stage, loss, accuracy, samples_per_s, eta_s,
         version (of the difficulty vector), wait (fraction of the time spent waiting for data), lr."""
         self._record = dict(record)
         if self.clock() - self._when >= (_REDRAW if self._live is not None else self.every):
