@@ -22,7 +22,7 @@ test-all: install  ## all tests
 	$(BIN)/python -m pytest $(SHARED)
 
 test-s3: install  ## what reads and writes S3, and a training run, against Ceph's gateway instead of SeaweedFS
-	$(BIN)/python -m pytest --s3 ceph -rs tests/datasets/test_objects.py tests/datasets/loading/test_store.py tests/datasets/loading/test_cache.py \
+	$(BIN)/python -m pytest --s3 ceph -rs tests/datasets/test_object_storage.py tests/datasets/loading/test_store.py tests/datasets/loading/test_cache.py \
 	    tests/datasets/test_pack.py tests/cluster/test_ledger.py \
 	    tests/trainers/test_reid.py::test_a_killed_worker_leaves_no_trace_in_the_result
 

@@ -32,8 +32,8 @@ from cluster.progress import running
 from cluster.ray_compat import use_auth_token
 from datasets.command_line import parse
 from datasets.errors import InputError, run_main
+from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.pack import pack
-from datasets.shipped import ARCHIVE, OPTIONS
 from tests.s3server import S3Server
 from trainers.engine.run import METRICS, Run
 from trainers.reports.console import summary_table

@@ -45,7 +45,7 @@ from datasets.loading.store import read_samples, shard_etags
 from datasets.loading.workers import load_in_workers
 from datasets.media.augment import AugmentConfig
 from datasets.media.decode import Decoder
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack import Options, pack
 from datasets.sampling.difficulty_table import DifficultyTable
 from datasets.sampling.sampler import Kind, SamplerConfig

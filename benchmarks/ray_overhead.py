@@ -25,7 +25,7 @@ from torch import nn
 
 from cluster.config import ClusterConfig
 from cluster.launch import connect, launch
-from cluster.worker import RayWorker
+from cluster.ray_worker import RayWorker
 from datasets.command_line import parse
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import BatchStream, RankSlice

@@ -24,7 +24,7 @@ import pyarrow as pa
 from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import run_main
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.sampling.sampler import Kind, Sampler, SamplerConfig
 from datasets.seeding import generator
 from datasets.shards.index import Index, Shard, Split, read_index, split_of, write_index

@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from datasets.arrays import arrays_of
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.layouts.archive import Archive, open_archive
+from datasets.numpy_files import arrays_of
 
 HELD_OUT_SPEAKERS = 2  # of the ten
 NOISE = 2  # greatest change of a still frame's pixels in a pause

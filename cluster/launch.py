@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.local import train_here
+from cluster.local_worker import train_here
 
 Show = Callable[[list[dict[str, Any]], list[str]], None]
 
@@ -31,7 +31,7 @@ def launch(
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
-    ``worker``: a `cluster.worker.RayWorker` or `cluster.local.LocalWorker`. ``show`` is called with new records and notices.
+    ``worker``: a `cluster.ray_worker.RayWorker` or a `cluster.local_worker.LocalWorker`. ``show`` gets new records and notices.
 
     Raises:
         ClusterError: the run is running already, started by another driver.

@@ -19,8 +19,8 @@ from cluster.connection import most_resources
 from cluster.errors import ClusterError
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
 from cluster.ray_compat import TrainerWithoutData, cause_of, start_autoscaling_coordinator
+from cluster.ray_worker import RayWorker, this_worker
 from cluster.storage import storage_uri
-from cluster.worker import RayWorker, this_worker
 
 log = logging.getLogger(__name__)
 CALLBACKS: ContextVar[tuple[train.UserCallback, ...]] = ContextVar("callbacks", default=())  # a sweep adds its own

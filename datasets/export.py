@@ -21,7 +21,7 @@ from typing import IO, Literal, NamedTuple, cast
 
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
-from datasets.objects import Bucket, Folder, open_objects
+from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.shards.index import Index, Shard, check_shards, read_index
 from datasets.shards.tar import member_path, members, padded
 from datasets.shards.tar_reader import TarReader, no_part_of_a_sample

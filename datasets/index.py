@@ -7,7 +7,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.identity_rules import Rules
 from datasets.shards.index import MANIFEST, PACKING, write_index
 from datasets.shards.locality import DRAW, locality_of

@@ -21,7 +21,7 @@ from rich.table import Table
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.media.decode import decode_sample
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.index import Index, read_index, split_of
 from datasets.shards.locality import MAX_BLOCK, locality_of
 from datasets.shards.tar import key_and_ending, member_path

@@ -24,7 +24,7 @@ from datasets.layouts.degrade import Degradation, degraded
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
 from datasets.layouts.identities import LAYOUTS, Name
 from datasets.layouts.listing import Listing
-from datasets.objects import Bucket, Folder, open_objects
+from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
 from datasets.packing.summary import summary_lines

@@ -24,22 +24,22 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from datasets.arrays import MAX_BYTES, arrays_of, texts_of
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
 from datasets.layouts.archive import Archive, open_archive
 from datasets.layouts.listing import Sample
 from datasets.layouts.videos import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
-from datasets.left_out import NAMED
 from datasets.media.flow import METHOD, flow_of
 from datasets.media.video import read_video, shrunk
-from datasets.objects import Folder, open_objects
+from datasets.numpy_files import MAX_BYTES, arrays_of, texts_of
+from datasets.object_storage import Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import index_of, plan_shards
 from datasets.packing.summary import lines_of
 from datasets.packing.write import Bytes, progress, refuse_unreadable, write_shards
 from datasets.shards.frame_strips import STRIP, SUFFIX, Frames, Stream, strips_of
 from datasets.shards.index import Index, write_index
+from datasets.skipped_files import NAMED
 from datasets.splits import HeldOut, counted
 
 VERSION = 2  # of the bytes that a listing produces; part of a pack's fingerprint

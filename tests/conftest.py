@@ -28,8 +28,8 @@ from s3server import S3Server, free_ports
 
 from cluster.config import ClusterConfig
 from cluster.launch import connect
+from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.pack import pack
-from datasets.shipped import ARCHIVE, OPTIONS
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ from clipdata import npz_folder
 from facedata import faces
 
 from cluster.config import ClusterConfig
-from cluster.local import LocalWorker
+from cluster.local_worker import LocalWorker
 from datasets.loading.batches import LoaderConfig
 from datasets.loading.clips import ClipConfig
 from datasets.pack import Options, pack

@@ -34,11 +34,11 @@ from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnData, OnRun, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
 from trainers.tasks.attributes.config import Arm, AttributesConfig, Stage, trained_tasks
+from trainers.tasks.attributes.curriculum import StageLog
 from trainers.tasks.attributes.data import FaceSet, checksum_of, labelled_columns, mixed_stream, open_sets, with_targets
 from trainers.tasks.attributes.evaluation import can_evaluate, evaluate_faces
 from trainers.tasks.attributes.model import Attributes, AttributesTask
 from trainers.tasks.attributes.report import held_out_faces, predict_faces, print_comparison, print_figures, write_report
-from trainers.tasks.attributes.stages import StageLog
 
 BATCH = 32  # image files predicted together
 

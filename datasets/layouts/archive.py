@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from datasets.errors import InputError
-from datasets.left_out import LITTER, is_litter
 from datasets.shards.tar import members
-from datasets.texts import text_of
+from datasets.skipped_files import LITTER, is_litter
+from datasets.text_files import text_of
 
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
 GIVE = "give the folder, zip or tar that was downloaded"

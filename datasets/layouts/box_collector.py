@@ -17,7 +17,7 @@ from datasets.media.decode import MAX_BYTES
 from datasets.media.image_header import Header, read_header, shown_box, turned_size
 from datasets.shards.boxes import Box, box_within
 from datasets.splits import Splits
-from datasets.texts import number_of
+from datasets.text_files import number_of
 
 IDENTITY = "image"  # of all images: sets with boxes have no identities
 

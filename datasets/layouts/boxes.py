@@ -13,7 +13,7 @@ from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import Listing, images_in
 from datasets.layouts.voc import CORNERS, voc
 from datasets.splits import HeldOut, Splits, checked_split, split_of_file, splits_by_names
-from datasets.texts import cell, csv_columns, csv_rows
+from datasets.text_files import cell, csv_columns, csv_rows
 
 LARGEST_FRACTION = 2.0  # if no coordinate in a file is above this, they are fractions, not pixels
 FILE_COLUMNS, CLASS_COLUMNS = ("file", "image", "filename"), ("label", "class")

@@ -10,7 +10,7 @@ from datasets.layouts.box_collector import BoxCollector, class_name, coordinate,
 from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import Listing, images_in
 from datasets.splits import HeldOut, Splits, split_by_hash, split_of_file
-from datasets.texts import json_of
+from datasets.text_files import json_of
 
 COCO = "images, annotations and categories are expected"
 

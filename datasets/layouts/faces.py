@@ -15,7 +15,7 @@ from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import Listing, Sample, images_in, root_above
 from datasets.shards.labels import COLUMNS, KEYPOINTS, check_label
 from datasets.splits import HeldOut, Splits, checked_split, split_of_file, splits_by_names
-from datasets.texts import WHOLE, csv_columns, csv_rows
+from datasets.text_files import WHOLE, csv_columns, csv_rows
 
 FACE = "face"
 SIZE = (64, 64)

@@ -19,7 +19,7 @@ from datasets.layouts.listed_files import listed_path
 from datasets.layouts.listing import Listing, Sample, clean, images_in, root_above, shuffled
 from datasets.shards.index import DISTRACTOR, JUNK
 from datasets.splits import HeldOut, checked_split, split_word
-from datasets.texts import csv_rows
+from datasets.text_files import csv_rows
 
 QUERIES_IN = 5  # one in this many images of a held-out identity is a query
 

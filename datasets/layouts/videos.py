@@ -15,13 +15,13 @@ from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 
-from datasets.arrays import arrays_of, texts_of
 from datasets.errors import InputError
 from datasets.layouts.archive import Archive
 from datasets.layouts.listed_files import ListedFiles
 from datasets.layouts.listing import clean
+from datasets.numpy_files import arrays_of, texts_of
 from datasets.splits import HeldOut, checked_split, split_by_hash, split_of_file, splits_by_names
-from datasets.texts import csv_rows
+from datasets.text_files import csv_rows
 
 VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"}
 SKELETONS = "pose float [sum of T, J, D], length int [n] and label [n] are expected"

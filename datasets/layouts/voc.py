@@ -9,7 +9,7 @@ from datasets.layouts.archive import MAX_TEXT, Archive
 from datasets.layouts.box_collector import BoxCollector, class_name, coordinate, headers_of, said_size
 from datasets.layouts.listing import Listing, images_in
 from datasets.splits import WORDS, HeldOut, Splits, split_by_hash, splits_by_names
-from datasets.texts import xml_of
+from datasets.text_files import xml_of
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets"

@@ -26,7 +26,7 @@ from obstore.store import S3Store
 
 from datasets.errors import InputError
 from datasets.loading.cache import CacheConfig, CachedShard, NodeCache
-from datasets.objects import Bucket, open_objects
+from datasets.object_storage import Bucket, open_objects
 from datasets.shards.index import Index, Int64s
 
 if TYPE_CHECKING:

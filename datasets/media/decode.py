@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datasets.arrays import array_of
 from datasets.media.image_header import PNG, bare_png, jpeg_orientation, read_header, upright
+from datasets.numpy_files import array_of
 
 Image = npt.NDArray[np.uint8]
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # endings of files that `decode` takes

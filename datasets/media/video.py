@@ -15,12 +15,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from datasets.arrays import MAX_BYTES
 from datasets.errors import InputError
-from datasets.left_out import is_litter
 from datasets.media.augment import resize
 from datasets.media.camera import camera_frames, read_ahead
 from datasets.media.decode import IMAGES, Image, decode, quiet_decoders
+from datasets.numpy_files import MAX_BYTES
+from datasets.skipped_files import is_litter
 
 UNEVEN = 0.5  # of the median time between frames: where one differs by more, the video's rate is variable
 LONGEST = 60.0  # seconds between two frames: more is taken for a damaged time, not for a still picture

@@ -7,7 +7,7 @@ import re
 import shutil
 
 from datasets.errors import InputError
-from datasets.objects import UNFINISHED, Bucket, Folder
+from datasets.object_storage import UNFINISHED, Bucket, Folder
 from datasets.shards.index import MANIFEST, PACKING, Index, check_shards, read_index
 from datasets.splits import SPLITS
 

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 from datasets.layouts.archive import Archive
 from datasets.layouts.listing import Listing
-from datasets.left_out import left_out_line
 from datasets.media.decode import IMAGES
+from datasets.skipped_files import left_out_line
 from datasets.splits import counted
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from datasets.errors import InputError
 from datasets.layouts.archive import Archive
 from datasets.media.decode import MAX_BYTES, decode_sample, quiet_decoders
-from datasets.objects import Bucket, Folder
+from datasets.object_storage import Bucket, Folder
 from datasets.packing.destination import note_name
 from datasets.packing.plan import ShardPlan, Written
 from datasets.shards.tar import END, header, padded

@@ -8,7 +8,7 @@ from datasets.errors import InputError
 from datasets.shards.locality import MAX_BLOCK
 from datasets.shards.tar_reader import Group, TarReader
 from datasets.splits import checked_split
-from datasets.texts import json_of, text_of
+from datasets.text_files import json_of, text_of
 
 MAX_LABEL_BYTES = {"cls": 64 << 10, "json": 16 << 20}  # bytes of a label
 LARGEST_BLOCK = 256 << 20

@@ -34,11 +34,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.errors import InputError
-from datasets.objects import Bucket, Folder, checked, open_objects
+from datasets.object_storage import Bucket, Folder, checked, open_objects
 from datasets.shards import index_checks as checks
 from datasets.shards.boxes import BoxTable, boxes_of_table
 from datasets.splits import evaluation_split
-from datasets.texts import json_of
+from datasets.text_files import json_of
 
 FORMAT, VERSION = "hardshard", 1
 MANIFEST = "index.json"

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import google_crc32c
 
 from datasets.errors import InputError
-from datasets.left_out import LITTER, NAMED, is_litter
 from datasets.media.decode import IMAGES
-from datasets.objects import Bucket, Folder, open_objects
+from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.shards.identity_rules import IdentityReader, Rules
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.shards.tar_reader import Group, LeftOut, TarReader, groups
+from datasets.skipped_files import LITTER, NAMED, is_litter
 from datasets.splits import SPLITS, counted, split_of_file, split_word
 
 PROBE = "index/probe"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from datasets.errors import InputError
-from datasets.left_out import LITTER, NAMED, is_litter, left_out_line
 from datasets.media.decode import IMAGES
-from datasets.objects import Bucket, Folder
+from datasets.object_storage import Bucket, Folder
 from datasets.shards.tar import key_and_ending, member_path, members, padded
+from datasets.skipped_files import LITTER, NAMED, is_litter, left_out_line
 
 CHUNK = 8 << 20  # bytes of a read
 MAX_SAMPLE = 256 << 20  # bytes of a sample's members and of what lies between them, as a loader reads them at once

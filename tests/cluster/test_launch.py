@@ -23,8 +23,8 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 from cluster.launch import connect, launch
 from cluster.progress import NAMESPACE, PREFIX, Progress
+from cluster.ray_worker import SCRATCH, RayWorker, scratch
 from cluster.storage import storage_uri
-from cluster.worker import SCRATCH, RayWorker, scratch
 from datasets.errors import InputError
 
 TWO = ClusterConfig(workers=2, max_failures=1)

@@ -8,7 +8,7 @@ import pytest
 from cluster.errors import ClusterError
 from cluster.ledger import Ledger, open_ledger
 from cluster.schedule import schedules, start_record
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.pack import pack
-from datasets.shipped import ARCHIVE, OPTIONS
 from trainers.engine.run import Run
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from shardset import packed, pictures_in
 from datasets.errors import InputError
 from datasets.export import export
 from datasets.inspect import faults
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.index import Index, read_index, write_index
 from datasets.shards.scan import Rules, scan
 

@@ -14,7 +14,7 @@ import pytest
 from pictures import market, png, put, tarred
 
 from datasets.inspect import facts, faults
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack import Options, pack
 from datasets.shards.index import read_index, write_index
 from datasets.shards.scan import Rules, scan

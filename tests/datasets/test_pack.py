@@ -18,7 +18,7 @@ from pictures import jpeg, market, omniglot, png, put, tarred, zipped
 from datasets.errors import InputError
 from datasets.inspect import faults
 from datasets.layouts.archive import open_archive
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack import Options, Part, pack, pack_part, part_of
 from datasets.packing.write import bytes_of
 from datasets.shards.index import Index, read_index

@@ -23,7 +23,7 @@ from datasets.layouts.archive import Archive
 from datasets.layouts.videos import VIDEO_LAYOUTS, Choice, Clip, Name
 from datasets.loading.cache import CacheConfig
 from datasets.loading.clips import Reader, open_clips
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack_videos import VideoOptions, frames_of_file, pack_videos
 from datasets.shards.index import read_index, write_index
 from datasets.splits import HeldOut

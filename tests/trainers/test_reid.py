@@ -18,15 +18,15 @@ import ray
 from testdata import archive
 
 from cluster.config import ClusterConfig
-from cluster.local import LocalWorker
+from cluster.local_worker import LocalWorker
 from cluster.progress import NAMESPACE, running
 from datasets.errors import InputError
+from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.loading.batches import LoaderConfig
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack import pack
 from datasets.sampling.sampler import SamplerConfig
 from datasets.shards.index import read_index
-from datasets.shipped import ARCHIVE, OPTIONS
 from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
 from trainers.reid import Export, Predict, Train

@@ -11,8 +11,8 @@ from datasets.errors import InputError
 from trainers import attributes, detection
 from trainers.engine.config import changed
 from trainers.sweep import SPACES
+from trainers.tasks.attributes.curriculum import StageConfig
 from trainers.tasks.attributes.losses import TASKS, Weights
-from trainers.tasks.attributes.stages import StageConfig
 from trainers.tasks.detection.adaptation import AlignConfig
 
 STAGES = ("stage1", "stage2", "stage3")

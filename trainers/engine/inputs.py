@@ -7,10 +7,10 @@ from pathlib import Path
 
 from datasets.errors import InputError, printable
 from datasets.layouts.videos import VIDEOS
-from datasets.left_out import is_litter
 from datasets.media.camera import camera_frames
 from datasets.media.decode import IMAGES, MAX_BYTES, Image, decode, quiet_decoders
 from datasets.media.video import timed_frames
+from datasets.skipped_files import is_litter
 
 
 def frames_of_files(paths: Sequence[Path]) -> Iterator[tuple[str, Image]]:

@@ -23,7 +23,13 @@ C = TypeVar("C", bound="JobConfig")
 class JobConfig:
     """Settings of any job's run; a job's own config adds to them."""
 
-    first: ClassVar[tuple[str, ...]] = ("name", "runs", "resume", "cluster.workers", "cluster.local")  # --help begins with these
+    first: ClassVar[tuple[str, ...]] = (
+        "name",
+        "runs",
+        "resume",
+        "cluster.workers",
+        "cluster.local_worker",
+    )  # --help begins with these
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time."""
     config: str = field(default="", metadata=HARMLESS)

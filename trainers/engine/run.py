@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from datasets.objects import open_objects
-from datasets.texts import json_of, text_of
+from datasets.object_storage import open_objects
+from datasets.text_files import json_of, text_of
 from trainers.engine.checkpoint import read_state, write_state
 
 CONFIG, METRICS, HISTORY, MODEL, REPORT = "config.json", "metrics.json", "history.json", "model.pt", "report.html"

@@ -8,7 +8,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from datasets.objects import Folder
+from datasets.object_storage import Folder
 from trainers.engine.run import Run
 
 GROUPS = {"loss": "train", "accuracy": "train", "lr": "train", "stage": "train", "samples_per_s": "speed", "wait": "speed"}

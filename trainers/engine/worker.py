@@ -1,4 +1,4 @@
-"""What a job needs of its worker: `cluster.worker.RayWorker` under Ray Train, `cluster.local.LocalWorker` without Ray."""
+"""What a job needs of its worker, be it `cluster.ray_worker.RayWorker` or, without Ray, `cluster.local_worker.LocalWorker`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

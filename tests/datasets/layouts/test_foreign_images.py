@@ -29,11 +29,11 @@ from datasets.layouts.boxes import BOX_LAYOUTS
 from datasets.layouts.faces import FACE_LAYOUTS
 from datasets.layouts.identities import LAYOUTS
 from datasets.layouts.listing import Listing
-from datasets.left_out import LITTER
 from datasets.loading.store import read_samples
 from datasets.media.decode import decode
 from datasets.pack import Layout, Options, pack
 from datasets.shards.index import read_index
+from datasets.skipped_files import LITTER
 from datasets.splits import HeldOut
 from trainers.engine.inputs import read_image
 

@@ -18,7 +18,7 @@ from datasets.errors import InputError
 from datasets.loading import store as store_module
 from datasets.loading.cache import CacheConfig
 from datasets.loading.store import BucketStore, FolderStore, StorageError, open_store, read_samples, shard_etags
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.index import Index
 
 OFF = CacheConfig(gib=0)

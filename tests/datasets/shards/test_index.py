@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.sampling.epochs import runs
 from datasets.sampling.sampler import largest
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Names, Shard, columns, read_index, split_of, write_index

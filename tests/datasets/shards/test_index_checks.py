@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.boxes import Box, table_of_boxes
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns, read_index, split_of, write_index
 from datasets.shards.locality import locality_of

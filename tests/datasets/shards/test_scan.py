@@ -19,7 +19,7 @@ from pictures import Files, jpeg, market, png, put, tarred
 
 from datasets.errors import InputError
 from datasets.inspect import faults
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.pack import Options, pack
 from datasets.shards.index import Index, read_index, write_index
 from datasets.shards.locality import locality_of

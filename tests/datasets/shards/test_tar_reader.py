@@ -13,7 +13,7 @@ from test_scan import identities, run, stored
 from datasets.errors import InputError
 from datasets.export import export
 from datasets.inspect import faults
-from datasets.objects import open_objects
+from datasets.object_storage import open_objects
 from datasets.shards.index import read_index, write_index
 from datasets.shards.scan import Rules, scan
 from datasets.shards.tar import members

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from trainers.reports.intervals import interval
+from trainers.reports.confidence_intervals import interval
 from trainers.tasks.attributes.metrics import auc, balanced_accuracy, correlation, nme, score, task_figures
 
 scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=50)

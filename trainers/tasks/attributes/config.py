@@ -14,10 +14,10 @@ from datasets.shards.index import check_shards
 from trainers.engine.config import ADDRESS, HARMLESS
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimiserConfig
+from trainers.tasks.attributes.curriculum import StageConfig
 from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, open_sets
 from trainers.tasks.attributes.losses import TASKS, Weights
 from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
-from trainers.tasks.attributes.stages import StageConfig
 from trainers.tasks.user_models import try_users
 
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]

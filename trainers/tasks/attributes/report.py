@@ -16,8 +16,8 @@ from datasets.shards.index import evaluated_split
 from datasets.shards.labels import COLUMNS
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
+from trainers.reports.confidence_intervals import interval
 from trainers.reports.console import summary_table
-from trainers.reports.intervals import interval
 from trainers.tasks.attributes.data import FaceSet
 from trainers.tasks.attributes.losses import TASKS
 from trainers.tasks.attributes.model import Attributes

@@ -14,8 +14,8 @@ from datasets.media.decode import Image, decode
 from datasets.shards.index import Split
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
+from trainers.reports.confidence_intervals import interval
 from trainers.reports.console import summary_table
-from trainers.reports.intervals import interval
 from trainers.tasks.detection.adaptation import DetectionTask
 from trainers.tasks.detection.data import CELL, detect
 from trainers.tasks.detection.detector import Detector

@@ -14,8 +14,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from datasets.sampling.sampler import SamplerConfig
+from trainers.reports.confidence_intervals import interval
 from trainers.reports.console import summary_table
-from trainers.reports.intervals import interval
 from trainers.tasks.reid.config import ReidConfig
 
 Arm = Literal[

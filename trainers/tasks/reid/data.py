@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from datasets.errors import InputError
+from datasets.example_set import shipped_set
 from datasets.loading.store import shard_etags
 from datasets.shards.index import Index, Split, read_index, split_of
-from datasets.shipped import shipped_set
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 
 from trainers.engine.report import RunReport
 from trainers.engine.run import HISTORY, Run
+from trainers.reports.confidence_intervals import interval
 from trainers.reports.console import summary_table
-from trainers.reports.intervals import interval
 from trainers.tasks.video.pictures import confusion_picture
 
 NAMES = {

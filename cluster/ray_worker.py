@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from cluster.checkpoints import RunFolder, fetch, step_of
+from cluster.checkpoint_folder import RunFolder, fetch, step_of
 from cluster.prometheus import Figures
 
 SCRATCH = "hardshard-checkpoint-"  # the prefix of temporary folders' names
@@ -24,7 +24,7 @@ LEFT_OVER_S = 60.0  # age in seconds from which a folder that no process has loc
 
 
 class RayWorker(NamedTuple):
-    """This process as one of the run's workers. `cluster.local.LocalWorker` has the same methods without Ray."""
+    """This process as one of the run's workers. `cluster.local_worker.LocalWorker` has the same methods without Ray."""
 
     rank: int
     world: int

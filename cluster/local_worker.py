@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from cluster.checkpoints import RunFolder, fetch
+from cluster.checkpoint_folder import RunFolder, fetch
 from cluster.config import ClusterConfig
 
 
 @dataclass(frozen=True)
 class LocalWorker:
-    """The only worker; has the methods of `cluster.worker.RayWorker`."""
+    """The only worker; has the methods of `cluster.ray_worker.RayWorker`."""
 
     device: torch.device
     folder: RunFolder

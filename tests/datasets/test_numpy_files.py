@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from datasets.arrays import array_of, arrays_of, texts_of
 from datasets.errors import InputError
+from datasets.numpy_files import array_of, arrays_of, texts_of
 
 
 def npy(array: np.ndarray, **options: bool) -> bytes:
@@ -66,7 +66,7 @@ def test_a_crafted_array_is_refused(data: bytes) -> None:
 
 def test_a_bomb_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"a.npy": npy(np.zeros(9)), "b.npy": npy(np.zeros(9_000))}
-    monkeypatch.setattr("datasets.arrays.MAX_BYTES", 1_000)
+    monkeypatch.setattr("datasets.numpy_files.MAX_BYTES", 1_000)
     assert list(read(zipped(good), "a")) == ["a"]  # what is not asked for is not read
     with pytest.raises(InputError, match="arrays of 72,128 bytes; at most 1,000"):
         read(zipped(good), "b")

@@ -8,7 +8,7 @@ from ranks import on_ranks
 
 from datasets.errors import InputError
 from trainers.engine.optim import OptimConfig, OptimiserConfig
-from trainers.tasks.attributes.stages import CHECK, DECAY, StageConfig, StageLog
+from trainers.tasks.attributes.curriculum import CHECK, DECAY, StageConfig, StageLog
 
 STAGE = StageConfig(threshold=0.5, least=20, most=100)
 

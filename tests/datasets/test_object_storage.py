@@ -16,7 +16,7 @@ from proxy import FaultProxy, Faults
 from s3server import SECRET, S3Server, free_ports
 
 from datasets.errors import InputError
-from datasets.objects import Bucket, Folder, checked, open_objects
+from datasets.object_storage import Bucket, Folder, checked, open_objects
 
 MIB = 1 << 20
 FIFO_BUFFER = 1 << 16  # bytes that a pipe takes before its reader has read any
@@ -126,7 +126,7 @@ def test_a_writer_killed_in_the_middle_changes_nothing(objects: Folder | Bucket,
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     objects.put("shard", b"old")
-    code = "import sys, pathlib, datasets.objects as o; o.open_objects(sys.argv[1]).put_file('shard', pathlib.Path(sys.argv[2]))"
+    code = "import sys, pathlib, datasets.object_storage as o; o.open_objects(sys.argv[1]).put_file('shard', pathlib.Path(sys.argv[2]))"  # noqa: E501
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code, objects.url, str(fifo)]
     with subprocess.Popen(command, cwd=root) as child, fifo.open("wb", 0) as source:

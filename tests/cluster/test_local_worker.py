@@ -13,14 +13,14 @@ import pytest
 import torch
 from pyarrow.fs import FileSelector
 
-from cluster.checkpoints import LATEST, RAY_LATEST, RunFolder, step_of
+from cluster.checkpoint_folder import LATEST, RAY_LATEST, RunFolder, step_of
 from cluster.config import ClusterConfig
 from cluster.difficulty_channel import DifficultyChannel
 from cluster.errors import ClusterError
 from cluster.launch import connect, launch
-from cluster.local import LocalWorker
+from cluster.local_worker import LocalWorker
+from cluster.ray_worker import RayWorker
 from cluster.storage import storage_uri
-from cluster.worker import RayWorker
 from datasets.difficulty import Difficulty
 
 ODD = "my runs 50%25 a+b=ü"  # what a folder or a prefix may be called
@@ -106,14 +106,14 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(runs: str) -> None:
 
 KILLED = """
 import os, pathlib, signal, sys
-from cluster import checkpoints
+from cluster import checkpoint_folder
 
 def copy_and_die(*arguments):
     copy(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
-copy, checkpoints.copy_files = checkpoints.copy_files, copy_and_die
-checkpoints.RunFolder(sys.argv[1], "run").put(pathlib.Path(sys.argv[2]), "step-00000020", keep=2)
+copy, checkpoint_folder.copy_files = checkpoint_folder.copy_files, copy_and_die
+checkpoint_folder.RunFolder(sys.argv[1], "run").put(pathlib.Path(sys.argv[2]), "step-00000020", keep=2)
 """
 
 
