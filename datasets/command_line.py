@@ -2,6 +2,9 @@
 
 A config within a config gives ``--config.option``; a field of type ``bool`` or ``bool | None`` gives ``--x`` and ``--no-x``.
 Usage errors are one line on stderr, and exit code 2. It needs the standard library alone, so that `cluster` may use it, too.
+
+Tried before: tyro has no public hook for usage errors and help texts (1.0), and on argparse this module is longer, since argparse
+takes -1e-3 for an option, refuses `--size=3 4`, and reports a missing option before a misspelt one (325 lines; here 305).
 """
 
 import ast
