@@ -202,6 +202,7 @@ def goes_on(worker: RayWorker | LocalWorker, settings: dict[str, Any]) -> int:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_run_goes_on_under_ray_and_locally_again(s3_url: str) -> None:
     def start(steps: int, config: ClusterConfig) -> Any:

@@ -17,9 +17,10 @@ import pytest
 from conftest import Head
 
 from cluster.cron import Schedule
+from cluster.errors import run_main
 from cluster.jobs import Jobs
 from cluster.ledger import Ledger, open_ledger
-from cluster.schedule import KEPT, LEASE, Scheduler
+from cluster.schedule import KEPT, LEASE, Scheduler, main
 
 BEGIN = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -233,18 +234,23 @@ def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["history", "nobody"], "no schedule 'nobody'"),
         (["run", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["run", "--address", "localhost"], "not the address of a job API"),
-        (["list", "--", "true"], "only with add"),
+        (["list", "--", "true"], "only for add"),
     ],
 )
-def test_wrong_options_end_with_2_and_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_options_end_with_2_and_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(open_ledger(str(tmp_path)), "taken")
     if "--store" not in arguments:
         arguments = [arguments[0], "--store", str(tmp_path), *arguments[1:]]
-    ended = schedule(*arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: ")
-    assert message in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["schedule", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def wait(reached: Callable[[], bool], seconds: float = 90) -> None:

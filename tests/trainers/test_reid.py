@@ -141,6 +141,7 @@ def characters(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.mark.slow  # test_every_job has it of the curriculum
 @on_ray
 @pytest.mark.timeout(600)
 def test_a_local_run_is_that_of_one_worker_under_ray(characters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,8 @@ class JobConfig:
 
 def named(config: C, job: str) -> C:
     """The config with a name, and with absolute addresses."""
-    return replace(_in_full(config), name=config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S"), runs=absolute(config.runs))
+    name = config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S")
+    return replace(config, name=name, runs=absolute(config.runs), **_addresses(config))
 
 
 def resolved(config: C, job: str) -> C:
@@ -85,10 +86,10 @@ def resolved(config: C, job: str) -> C:
     return replace(each, optim=replace(each.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
 
 
-def _in_full(config: C) -> C:
-    """The config with absolute addresses: workers have other working directories."""
-    paths = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("address")}
-    return replace(config, **{name: absolute(value) for name, value in paths.items() if value})
+def _addresses(config: Any) -> dict[str, Any]:
+    """The settings that are addresses, in full: workers have other working directories."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("address")}
+    return {name: absolute(value) for name, value in values.items() if value}
 
 
 @overload
@@ -154,9 +155,10 @@ def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> 
     Raises:
         InputError: one differs whose metadata's "change" is not in ``may``; the first is named.
     """
-    before = {name: value for name, value, _ in settings_of(_in_full(stored_config(type(config), run)))}
-    for name, value, change in settings_of(_in_full(config)):
-        if change not in may and value != before[name]:
+    stored, addresses = stored_config(type(config), run), _addresses(config)
+    before = {name: value for name, value, _ in settings_of(stored)} | _addresses(stored)
+    for name, value, change in settings_of(config):
+        if change not in may and addresses.get(name, value) != before[name]:
             was = before[name] or repr(before[name])  # not an empty text
             raise InputError(f"the run was trained with another {name}: {was}", run.url, remedy)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boxdata import encoded, scene, xml
+from headers import huge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import Files, jpeg, put, tarred
 from PIL import Image as Pillow
-from test_image_header import huge
 
 from datasets.errors import InputError
 from datasets.inspect import faults

@@ -5,12 +5,11 @@ import os
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from headers import ORIENTATION, RGB, huge, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
@@ -20,19 +19,7 @@ from datasets.errors import InputError
 from datasets.media.decode import Decoder, decode, decode_sample
 from datasets.media.image_header import MAX_PIXELS, bare_png, read_header, shown_box, turned_size, upright
 
-ORIENTATION = 0x0112
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 ROOT = Path(__file__).parents[3]
-
-
-def picture(kind: str, orientation: int = 1, **options: Any) -> bytes:
-    exif = Pillow.Exif()
-    exif[0x010E] = "a description"
-    exif[ORIENTATION] = orientation
-    sink = io.BytesIO()
-    more = {"lossless": True} if kind == "WEBP" else {}
-    Pillow.fromarray(RGB).save(sink, kind, exif=exif, **more, **options)
-    return sink.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -78,22 +65,6 @@ def test_labels_say_which_picture_they_are_of() -> None:
     assert not turned_size((20, 30), plain, "x")  # turned by 180 degrees: unknowable, and labels are drawn on what is shown
     with pytest.raises(InputError, match=r"the labels are of an image of 7x5 pixels, and it has 20x30: x\.xml"):
         turned_size((5, 7), turned, "x.xml")
-
-
-def huge(kind: str, side: int) -> bytes:
-    """A small file whose header says a large picture."""
-    data = bytearray(picture(kind))
-    if kind == "JPEG":
-        at = data.find(b"\xff\xc0") + 5
-        data[at : at + 4] = struct.pack(">HH", min(side, 65500), min(side, 65500))
-    elif kind == "PNG":
-        data[16:24] = struct.pack(">II", side, side)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    elif kind == "BMP":
-        data[18:26] = struct.pack("<ii", side, -side)
-    else:
-        data[20:21], data[24:30] = b"\0", (min(side, 16383) - 1).to_bytes(3, "little") * 2
-    return bytes(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
