@@ -87,7 +87,7 @@ class Option:
 
     @property
     def usage(self) -> str:
-        """With placeholders for its values: --loader.size INT INT."""
+        """The option with placeholders for its values, as in ``--loader.size INT INT``."""
         if self.flag:
             return f"{self.spelled}, {self.refused}"
         if self.positional:

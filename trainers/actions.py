@@ -47,7 +47,7 @@ class Train(ActionsConfig):
     """Train a model of single actions on a set of clips; write checkpoints, evaluate, write a report."""
 
     def run(self) -> None:
-        """Check, train on the cluster, write the report."""
+        """Check settings and data, train on the cluster (or here), and write the run's report."""
         config = resolved(self, "actions")
         clips, run = config.check(), start_run(config)
         connect(config.cluster)

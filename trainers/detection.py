@@ -53,7 +53,7 @@ class Train(DetectionConfig):
     """Train a detector by one of the arms; write checkpoints, evaluate on the target, write a report."""
 
     def run(self) -> None:
-        """Check, train on the cluster, write the report."""
+        """Check settings and data, train on the cluster (or here), and write the run's report."""
         config = resolved(self, "detection")
         domains, run = config.check(), start_run(config)
         connect(config.cluster)

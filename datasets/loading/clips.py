@@ -159,7 +159,7 @@ def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
 
 
 def cuts_of(total: int, config: ClipConfig) -> list[Int64s]:
-    """Return the frame numbers of each cut of a test clip."""
+    """Return the frame numbers of each cut (part in time) that a test clip of ``total`` frames is evaluated on."""
     return [cut_of(total, config, place) for place in np.linspace(0, 1, config.test_clips)]
 
 

@@ -125,7 +125,7 @@ class Labels:
         return ending in self.group.members and (ending == "cls" or field in self._object())
 
     def cls(self) -> str:
-        """Return the text of the .cls."""
+        """Return the sample's identity as its ``.cls`` member in the shard has it."""
         return text_of(self._bytes("cls"), self._place("cls")).strip()
 
     def field(self, name: str) -> str:

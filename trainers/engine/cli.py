@@ -12,7 +12,7 @@ class Verb(Protocol):
     """A frozen dataclass whose fields are the verb's options."""
 
     def run(self) -> None:
-        """Do it."""
+        """Run the verb with these options."""
 
 
 def run_job(program: str, about: str, verbs: Mapping[str, type[Any]], defaults: Callable[[str, list[str]], Any]) -> NoReturn:

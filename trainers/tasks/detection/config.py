@@ -71,7 +71,7 @@ class DetectionConfig(JobConfig):
 
     @property
     def recipe(self) -> Recipe:
-        """The parts of the arm."""
+        """The losses and augmentations that the chosen ``arm`` (method of adaptation) consists of."""
         return RECIPES[self.arm]
 
     def adversaries_optim(self) -> OptimConfig:

@@ -39,7 +39,7 @@ def timeline(
     log_probs: Floats, times: npt.NDArray[np.float64], found: Sequence[tuple[str, float]], classes: Sequence[str],
     film: Sequence[Image] = (), true: Sequence[str] = (), dark: bool = False,
 ) -> bytes:  # fmt: skip
-    """PNG of the actions' probabilities over time: log-probabilities [T, C + 1] at ``times`` [T] in seconds.
+    """PNG of the actions' probabilities over time: log-probabilities [T, C + 1] (0: none) at ``times`` [T] in seconds.
 
     ``found``: the predicted actions and their times; ``film``: frames evenly spread over the video; ``true``: the true actions in
     order, where they are known.
