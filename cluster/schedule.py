@@ -303,7 +303,7 @@ class Start(Stored):
     """Seconds between two checks."""
 
     def run(self) -> None:
-        """Start what is due, every few seconds, until stopped. An error is printed once when it appears and once when it is over."""
+        """Start what is due, every few seconds, until stopped. Prints an error once when it appears and once when it is over."""
         if not self.every > 0:
             raise ClusterError(f"every is {self.every}", "--every", "give seconds above 0")
         ledger, cluster = self.ledger, Jobs(self.address)
