@@ -25,6 +25,8 @@ from trainers.engine.run import Run
 from trainers.engine.verbs import OnRun
 from trainers.tasks.video.action_model import ActionModelConfig
 
+pytestmark = pytest.mark.xdist_group("actions")  # one process trains the run that the tests share
+
 MOVES = ("right", "left", "down", "up")
 
 

@@ -33,6 +33,8 @@ from trainers.sweep import Sweep, SweepConfig
 from trainers.tasks.attributes.config import COUPLED, Stage
 from trainers.tasks.attributes.data import MixConfig
 
+pytestmark = pytest.mark.xdist_group("attributes")  # one process trains the run that the tests share
+
 on_ray = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(held_out=0.3, max_block=8 << 10, shard_size=32 << 10)

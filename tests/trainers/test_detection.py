@@ -25,6 +25,8 @@ from trainers.sweep import Sweep, SweepConfig
 from trainers.tasks.detection.adaptation import AlignConfig
 from trainers.tasks.detection.detector import DetectorConfig
 
+pytestmark = pytest.mark.xdist_group("detection")  # one process trains the run that the tests share
+
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from trainers.engine.verbs import OnRun
 from trainers.sequences import Compare, Evaluate, Export, Predict, Train, defaults, open_trained
 from trainers.tasks.video.sequence_model import FromClips, SequenceModelConfig
 
+pytestmark = pytest.mark.xdist_group("sequences")  # one process trains the run that the tests share
+
 MOVES = ("right", "left", "down", "up")
 
 

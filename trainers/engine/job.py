@@ -28,7 +28,7 @@ class JobConfig:
         "runs",
         "resume",
         "cluster.workers",
-        "cluster.local_worker",
+        "cluster.local",
     )  # --help begins with these
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time."""

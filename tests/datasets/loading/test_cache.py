@@ -120,7 +120,12 @@ def ended_well(processes: list[SPAWN.Process]) -> None:  # type: ignore[name-def
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-@pytest.mark.parametrize(("streaming", "gib"), [(False, 1), (True, 1), (False, TINY)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("streaming", "gib"), [(False, 1), pytest.param(True, 1, marks=SLOW), pytest.param(False, TINY, marks=SLOW)]
+)
 def test_processes_share_what_they_fetch(
     index: Index, right: list[bytes], config: CacheConfig, s3_proxy: FaultProxy, streaming: bool, gib: float
 ) -> None:

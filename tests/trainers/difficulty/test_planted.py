@@ -23,6 +23,7 @@ from trainers.reid import Train
 IDENTITIES, EACH, DRAWS, STEPS = 24, 12, 400, 160
 TWINS = ((0, 1), (2, 3))  # the second of each differs from the first in one small corner only
 SIGNIFICANCE = 1e-4
+pytestmark = pytest.mark.xdist_group("planted")  # one process trains the model that all tests look at
 
 
 def write_images(folder: Path) -> None:
