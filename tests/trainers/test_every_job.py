@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import LOCAL, RUNS, STEPS, KilledError, box_run, face_run, killed_after
+from jobs import LOCAL, RUNS, STEPS, KilledError, box_run, face_run, killed_after, reid_run
 
 from cluster.config import ClusterConfig
 from trainers.engine.run import Run
@@ -52,8 +52,12 @@ def test_a_job_trains_from_config_to_report_and_resumes_exactly(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_job_trains_on_two_workers_in_ray(tmp_path: Path) -> None:
-    train = config_of(box_run, tmp_path, ClusterConfig(workers=2, max_failures=0))
+@pytest.mark.parametrize("run_of", [reid_run, pytest.param(box_run, marks=pytest.mark.slow)])
+def test_a_job_trains_on_two_workers_in_ray(run_of: Callable[..., Any], tmp_path: Path) -> None:
+    """Re-identification with a head whose rows the workers share, and whose evaluation only rank 0 knows."""
+    train = config_of(run_of, tmp_path, ClusterConfig(workers=2, max_failures=0))
+    if run_of is reid_run:
+        train = replace(train, head=replace(train.head, parallel=True))
     train.run()
     left_by(train)
 

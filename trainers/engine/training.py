@@ -207,7 +207,8 @@ class TrainingRun:
         """Store a checkpoint. ``score``: the figure by which a sweep compares runs (``sign`` -1: smaller is better); ``more``:
         tensors and plain values that the job needs to continue."""
         evaluations, step = self.log.evaluations, self.log.step
-        figures = {"step": step, "score": sign * evaluations[-1][score]} if score and evaluations else {}
+        known = self.worker.rank == 0 and score and evaluations  # of some evaluations only rank 0 has the figures
+        figures = {"step": step, "score": sign * evaluations[-1][score]} if known else {}
         write_own = self.files.write if self.files else None
         self.worker.save(f"step-{step:08d}", lambda folder: self._write(folder, more), figures, write_own)
 
