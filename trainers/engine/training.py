@@ -119,9 +119,9 @@ class TrainingRun:
         ``restore``: load weights and optimiser states from the checkpoint, if there is one. ``alone``: names of parameters that
         this rank alone holds.
         """
-        if restore and self.stored:
-            task.load_state_dict(self.stored["task"])
-            states = (self.stored["optimiser"], *self.stored.get("others", []))
+        if restore and "task" in self.stored:  # taken out, so that a second copy of them does not stay in memory
+            task.load_state_dict(self.stored.pop("task"))
+            states = (self.stored.pop("optimiser"), *self.stored.pop("others", []))
             for optimiser, state in zip(optimisers, states, strict=True):
                 optimiser.load_state_dict(state)
         self.task, self.optimisers = task, optimisers
