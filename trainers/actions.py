@@ -67,9 +67,9 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     task = ActionsTask(Actions(config.model, len(clips.class_names), config.clip, clips.stream)).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips))
-    run.start(task, build_optimiser(config.optim, task))
+    run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
-        evaluate(run, clips, task)
+        evaluate(run, clips)
     chosen = clips.clips_of("train")
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, RankSlice(worker.rank, worker.world), config.seed,
@@ -79,20 +79,20 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
-            evaluate(run, clips, task)
+            evaluate(run, clips)
         if run.checkpoint_due(step):
             run.save(score="top1")
     if run.evaluation_missing:
-        evaluate(run, clips, task)
+        evaluate(run, clips)
     about = {name: clips.index.about[name] for name in ("rate", "side")}
-    run.finish({"model": task.model.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **about})
+    run.finish({"model": run.kept.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **about})
 
 
-def evaluate(run: TrainingRun, clips: ClipSet, task: ActionsTask) -> None:
+def evaluate(run: TrainingRun, clips: ClipSet) -> None:
     """Record the metrics of the test clips, if the set has any; every rank evaluates its slice."""
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
-        logits, bad = evaluate_actions(task.model, clips, chosen, config.clip, config.cache, **run.for_evaluation(task))
+        logits, bad = evaluate_actions(run.kept, clips, chosen, config.clip, config.cache, **run.for_evaluation(run.kept))
         figures, confused = figures_of_actions(logits, clips, chosen)
         run.evaluated(figures, bad, f"top 1 {figures['top1']:.1%}", confusion=confused)
 

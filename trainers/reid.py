@@ -70,14 +70,14 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     data, sampler = open_data(config.data, config.loader.size), config.sampler
     torch.manual_seed(config.seed)
-    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group)
+    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group, config.pair)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     sharded = ShardedRows(task.head, optimiser) if isinstance(task.head, ShardedHead) else None
     run = TrainingRun(config, worker, data.index.checksum, sharded)
-    run.start(task, optimiser, alone=task.alone)
+    run.start(task, optimiser, alone=task.alone, ema=config.optim.ema, keep=task.embedder)
     if run.fresh:
-        evaluate(run, data, task)
+        evaluate(run, data)
     table = DifficultyTable(len(data.train.counts), sampler)
     channel = DifficultyChannel(
         worker, settings["service"], table.put, DifficultyChannel.restored(run.stored.get("versions", [])),
@@ -95,22 +95,22 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.record_due(step):
             run.record(step, difficulty_figures(sampler, step.batch["version"], run.log))
         if run.evaluate_due(step):
-            evaluate(run, data, task)
+            evaluate(run, data)
         if run.checkpoint_due(step):
             run.save(score="mAP", versions=channel.state())
     if run.evaluation_missing:
-        evaluate(run, data, task)
+        evaluate(run, data)
     channel.close()
     confusable = most_confusable(run, task)
-    model = {"embedder": task.embedder.state_dict(), "config": to_json(config), "size": list(data.size)}
+    model = {"embedder": run.kept.state_dict(), "config": to_json(config), "size": list(data.size)}
     run.finish(model, {"confusable": confusable}, {"batches_crc32c": run.log.notes.get("batches")})
 
 
-def evaluate(run: TrainingRun, data: Data, task: ReidTask) -> None:
+def evaluate(run: TrainingRun, data: Data) -> None:
     """Record mAP and CMC on the held-out identities, if there are any. Every rank embeds its slice; rank 0 gets the figures."""
     if not can_retrieve(data.index):
         return
-    result = evaluate_retrieval(task.embedder, data.index, data.size, run.config.cache, data.etags, **run.for_evaluation(task))
+    result = evaluate_retrieval(run.kept, data.index, data.size, run.config.cache, data.etags, **run.for_evaluation(run.kept))
     summary = f"mAP {result.metrics['mAP']:.1%}, Rank-1 {result.metrics['rank1']:.1%}" if result.metrics else ""
     run.evaluated(result.metrics, result.bad, summary, shown=result.shown)
 

@@ -72,9 +72,9 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss, worker.group).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips))
-    run.start(task, build_optimiser(config.optim, task))
+    run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
-        evaluate(run, clips, task)
+        evaluate(run, clips)
     chosen = config.training_clips(clips)
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, RankSlice(worker.rank, worker.world), config.seed,
@@ -86,21 +86,21 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
-            evaluate(run, clips, task)
+            evaluate(run, clips)
         if run.checkpoint_due(step):
             run.save(score="edit", sign=-1)
     if run.evaluation_missing:
-        evaluate(run, clips, task)
+        evaluate(run, clips)
     kept = {name: clips.index.about[name] for name in ("rate", "side")} | {"joints": list(joints or ())}
-    run.finish({"model": task.model.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **kept})
+    run.finish({"model": run.kept.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **kept})
 
 
-def evaluate(run: TrainingRun, clips: ClipSet, task: SequenceTask) -> None:
+def evaluate(run: TrainingRun, clips: ClipSet) -> None:
     """Record the metrics of the test videos, if the set has any; every rank evaluates its slice."""
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
         found, bad = evaluate_sequences(
-            task.model, clips, chosen, config.clip, config.cache, beam=config.beam_width, **run.for_evaluation(task)
+            run.kept, clips, chosen, config.clip, config.cache, beam=config.beam_width, **run.for_evaluation(run.kept)
         )
         figures = figures_of_sequences(found, clips, chosen)
         run.evaluated(figures, bad, f"edit distance {figures['edit']:.1%}")

@@ -1,5 +1,6 @@
-"""Random augmentation of training images: flip, shift, turn, erase. `datasets.shards.labels` moves the labels accordingly.
+"""Random augmentation of training images: flip, shift, turn, change colours, erase.
 
+`datasets.shards.labels` moves the labels accordingly.
 The random numbers of a whole global batch come from one generator of (seed, step), so the result for an image does not depend
 on the worker that prepares it. B images of the global batch, H x W the training size.
 """
@@ -16,6 +17,7 @@ from datasets.media.decode import Image
 from datasets.seeding import generator
 
 MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's mean in 0..255, which normalisation maps to zero
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: what red, green and blue add to the brightness
 GREY = MEAN.tolist()  # the same for OpenCV, which flips and fills three-byte pixels 15 times as fast as NumPy
 
 
@@ -31,10 +33,13 @@ class AugmentConfig:
     """Rotate about the centre by up to this many degrees, in either direction."""
     erase: float = 0.0
     """Fraction of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
+    jitter: float = 0.0
+    """Change brightness, contrast and saturation at random, each by up to this fraction."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift <= 1 or not 0 <= self.erase <= 1:
-            raise InputError("augment.shift and augment.erase are fractions", "augment", "give numbers from 0 to 1")
+        for name in ("shift", "erase", "jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augment.{name} is {getattr(self, name)}", "augment", "give a fraction from 0 to 1")
         if not 0 <= self.turn <= 180:
             raise InputError(f"augment.turn is {self.turn}", "augment", "give degrees from 0 to 180")
 
@@ -48,12 +53,13 @@ class Changes:
     down: npt.NDArray[np.int64]
     right: npt.NDArray[np.int64]
     erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
+    colour: npt.NDArray[np.float64] | None  # [B, 3, 4]: maps red, green, blue and 1 to the new colour; None: no change
 
     @cached_property
     def nothing(self) -> list[bool]:
         """Which images are not changed at all, [B]."""
         unmoved = ~self.flip & (self.turn == 0) & (self.down == 0) & (self.right == 0)
-        still: list[bool] = (unmoved & (self.erase[:, 2] == 0)).tolist()
+        still: list[bool] = (unmoved & (self.erase[:, 2] == 0) & (self.colour is None)).tolist()
         return still
 
     def apply(self, row: int, image: Image, out: Image) -> None:
@@ -74,6 +80,8 @@ class Changes:
             out[:] = image
         if flip:
             cv2.flip(out, 1, dst=out)
+        if self.colour is not None:
+            cv2.transform(out, self.colour[row], dst=out)  # rounds, and clips to 0..255
         top, left, tall, wide = self.erase[row].tolist()
         if tall and wide:
             cv2.rectangle(out, (left, top), (left + wide - 1, top + tall - 1), GREY, cv2.FILLED)
@@ -98,7 +106,18 @@ def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], bat
     shifts = (u[1:3] * (2 * most + 1)).astype(np.int64) - most
     right = np.clip(shifts[1], -width, width)  # the padding follows the height, which may be many times the width
     turn = (rng.random(batch) * 2 - 1) * config.turn
-    return Changes(flip, turn, shifts[0], right, np.stack([top, left, tall, wide], axis=1))
+    # Drawn last, so that the other changes are the same without it.
+    colour = colour_changes(1 + (rng.random((3, batch)) * 2 - 1) * config.jitter) if config.jitter else None
+    return Changes(flip, turn, shifts[0], right, np.stack([top, left, tall, wide], axis=1), colour)
+
+
+def colour_changes(factors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The changes of colour [B, 3, 4] by factors [3, B] of brightness, contrast (about the grey of ImageNet's mean) and
+    saturation: all three are linear in the colour, so one matrix does them."""
+    brightness, contrast, saturation = factors[:, :, None, None]
+    mixed = saturation * np.eye(3) + (1 - saturation) * LUMA  # rows: what makes up the new red, green, blue
+    added = np.broadcast_to((1 - contrast) * (LUMA @ MEAN), (len(mixed), 3, 1))
+    return np.concatenate([contrast * brightness * mixed, added], axis=2)
 
 
 def turned(image: Image, degrees: float) -> Image:

@@ -116,14 +116,14 @@ def test_domains_that_cannot_fill_the_batches(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
-    from trainers.tasks.reid.head_config import HeadConfig
+    from trainers.tasks.reid.head_config import HeadConfig, PairConfig
     from trainers.tasks.reid.model import ModelConfig
 
     assert "unknown backbone: resnet5; did you mean" in refused(lambda: Train(model=ModelConfig(backbone="resnet5")), capsys)
     assert "give at least 1" in refused(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
     assert "8 pixels or more" in refused(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
     assert "margin" in refused(lambda: Train(head=HeadConfig(margin=-1)), capsys)
-    assert "give --sampler.instances 4" in refused(lambda: Train(head=HeadConfig(triplet=0.5)), capsys)
+    assert "give --sampler.kind pk" in refused(lambda: Train(pair=PairConfig("circle")), capsys)
     assert "not a name for a run" in refused(lambda: Train(name="../etc"), capsys)
 
 

@@ -91,6 +91,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _build(kind: Any, value: Any, default: Any) -> Any:
     if dataclasses.is_dataclass(kind):
+        if upgraded := getattr(kind, "upgraded", None):  # from the settings of an earlier version
+            value = upgraded(value)
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:

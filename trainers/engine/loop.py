@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.errors import InputError
 from datasets.seeding import generator
 from trainers.engine.distributed import sum_over_ranks
-from trainers.engine.optim import OptimConfig
+from trainers.engine.optim import OptimConfig, finish_gradients, set_lr
 
 Batch = dict[str, Any]
 
@@ -31,11 +31,12 @@ class Step(NamedTuple):
 def steps(
     task: nn.Module, optimiser: torch.optim.Optimizer, config: OptimConfig, batches: Iterable[Batch], device: torch.device,
     seed: int, rank: int = 0, first: int = 0, beside: Sequence[tuple[torch.optim.Optimizer, OptimConfig]] = (),
+    alone: Sequence[str] = (), group: dist.ProcessGroup | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train on each batch in turn; a batch holds tensors for the task, and its number under "step".
 
     ``first``: the step with which this stage of the run began; its learning rate counts from there. ``beside``: optimisers of
-    other parameters, each with its own config; one backward pass serves all.
+    other parameters, each with its own config; one backward pass serves all. ``alone``, ``group``: as in `finish_gradients`.
 
     Raises:
         InputError: some weights take no part in the loss; DistributedDataParallel would wait for their gradients forever.
@@ -43,15 +44,16 @@ def steps(
     task.train()
     amp = config.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     pairs = ((optimiser, config), *beside)
-    began, checked = time.perf_counter(), not isinstance(task, DistributedDataParallel)
+    distributed = isinstance(task, DistributedDataParallel)
+    inner: Any = task.module if distributed else task
+    began, checked = time.perf_counter(), not distributed
     for batch in batches:
         waited = time.perf_counter() - began
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
         # For dropout: a step that is repeated after a restart drops the same values.
         torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
         for each, how in pairs:
-            for group in each.param_groups:
-                group["lr"] = how.lr_at(batch["step"] - first)
+            set_lr(each, how.lr_at(batch["step"] - first))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             results = task(inputs)
         for each, _ in pairs:
@@ -60,6 +62,7 @@ def steps(
         if not checked:
             _check_used(task)
             checked = True
+        finish_gradients(inner, config, batch["step"] - first, alone, group)
         for each, _ in pairs:
             each.step()
         now = time.perf_counter()

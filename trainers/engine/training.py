@@ -32,7 +32,7 @@ from trainers.engine.checkpoint import crc32c_of, read_state, write_state
 from trainers.engine.config import addresses
 from trainers.engine.distributed import allreduce_s, broadcast_buffers, distribute
 from trainers.engine.loop import Meter, Step, steps
-from trainers.engine.optim import OptimConfig
+from trainers.engine.optim import OptimConfig, moving_average
 from trainers.engine.run import HISTORY, METRICS, Run
 from trainers.engine.worker import Worker
 
@@ -92,6 +92,8 @@ class TrainingRun:
     log: TrainingLog
     fresh: bool
     """Whether there was no checkpoint: the run starts at step 0."""
+    kept: Any
+    """The module that is evaluated and stored at the end; see `start`."""
     stored: dict[str, Any]
     """The state in the checkpoint that the run continues from; empty for a fresh run."""
 
@@ -113,20 +115,29 @@ class TrainingRun:
         state = read_state(folder / STATE)
         return self.files.read(folder, state) if self.files else state
 
-    def start(self, task: nn.Module, *optimisers: torch.optim.Optimizer, restore: bool = True, alone: Sequence[str] = ()) -> None:
+    def start(
+        self, task: nn.Module, *optimisers: torch.optim.Optimizer, restore: bool = True, alone: Sequence[str] = (),
+        ema: float = 0.0, keep: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         """Train this task with these optimisers from now on, distributed over the ranks. Call it before `steps`.
 
         ``restore``: load weights and optimiser states from the checkpoint, if there is one. ``alone``: names of parameters that
-        this rank alone holds.
+        this rank alone holds. ``keep``: the part of the task that is evaluated and stored at the end (None: the task), which is
+        `kept` from now on; with ``ema`` above 0 that is a copy with the moving average of the weights, of this decay.
         """
+        kept = task if keep is None else keep
+        self._average = moving_average(kept, ema) if ema else None
+        self.kept, self._averaged = self._average.module if self._average else kept, kept
         if restore and "task" in self.stored:  # taken out, so that a second copy of them does not stay in memory
             task.load_state_dict(self.stored.pop("task"))
+            if self._average:
+                self._average.load_state_dict(self.stored.pop("average"))
             states = (self.stored.pop("optimiser"), *self.stored.pop("others", []))
             for optimiser, state in zip(optimisers, states, strict=True):
                 optimiser.load_state_dict(state)
-        self.task, self.optimisers = task, optimisers
+        self.task, self.optimisers, self.alone = task, optimisers, alone
         sync = bool(self.config.optim.sync_batch_norm)
-        self.model = distribute(task, self.worker.group, sync_batch_norm=sync, alone=alone)
+        self._distributed = distribute(task, self.worker.group, sync_batch_norm=sync, alone=alone)
 
     def steps(
         self, stream: Stream, *optim: OptimConfig, samples: int, first: int = 0, ends: Callable[[Step], bool] | None = None,
@@ -147,8 +158,11 @@ class TrainingRun:
         with closing(load_in_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")) as batches:
             beside = list(zip(self.optimisers[1:], optim[1:], strict=True))
             for step in steps(
-                self.model, self.optimisers[0], optim[0], prepare(batches), worker.device, config.seed, worker.rank, first, beside
-            ):
+                self._distributed, self.optimisers[0], optim[0], prepare(batches), worker.device, config.seed, worker.rank, first,
+                beside, self.alone, worker.group,
+            ):  # fmt: skip
+                if self._average:
+                    self._average.update_parameters(self._averaged)
                 self.log.count(step)
                 self._meter.add(step)
                 self._stats.count(step.batch)
@@ -175,16 +189,17 @@ class TrainingRun:
         """Record means over the steps since the last record, and the job's own ``figures``. They go to the console, TensorBoard
         and Prometheus."""
         means = self._meter.read(self.config.batch)
-        means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {}), "allreduce_s": allreduce_s(self.model)}
+        means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {})}
+        means |= {"allreduce_s": allreduce_s(self._distributed)}
         self.worker.record(self.log.record(means, self.config.steps, self.config.batch), self._stats.counts)
 
-    def for_evaluation(self, task: nn.Module) -> dict[str, Any]:
-        """Keyword arguments of an evaluation of the task: which part of the data this rank evaluates, where, and with whom.
+    def for_evaluation(self, model: nn.Module) -> dict[str, Any]:
+        """Keyword arguments of an evaluation of the model: which part of the data this rank evaluates, where, and with whom.
 
         Every rank gets rank 0's buffers first: its statistics of batch norm are the model's where ranks keep their own.
         """
         worker = self.worker
-        broadcast_buffers(task, worker.group)
+        broadcast_buffers(model, worker.group)
         part = RankSlice(worker.rank, worker.world)
         return {"device": worker.device, "part": part, "group": worker.group, "workers": self.config.loader.workers}
 
@@ -215,6 +230,7 @@ class TrainingRun:
     def _write(self, folder: Path, more: Mapping[str, Any]) -> None:
         first, *others = [optimiser.state_dict() for optimiser in self.optimisers]
         state = {"task": self.task.state_dict(), "optimiser": first, "journal": self.log.state(), "data": self.data}
+        state |= {"average": self._average.state_dict()} if self._average else {}
         write_state(folder / STATE, {**state, **({"others": others} if others else {}), **more})
 
     def finish(

@@ -1,12 +1,14 @@
 """Augmentation against a plain implementation; equal on every worker."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.media.augment import MEAN, AugmentConfig, Changes, draw_changes, resize, turned
+from datasets.media.augment import MEAN, AugmentConfig, Changes, colour_changes, draw_changes, resize, turned
 
 EVERYTHING = AugmentConfig(flip=True, shift=0.3, erase=1.0)
 
@@ -103,9 +105,9 @@ def test_fraction_of_images_erased() -> None:
     assert abs((tall > 0).mean() - 0.25) < 0.03
 
 
-@pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}])
+@pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}, {"jitter": 1.5}])
 def test_options_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="fractions"):
+    with pytest.raises(InputError, match="give a fraction from 0 to 1"):
         AugmentConfig(**options)  # type: ignore[arg-type]
 
 
@@ -150,3 +152,40 @@ def test_geometry_is_what_moved() -> None:
     np.testing.assert_allclose(moves[:, 1], changes.turn[2:5], rtol=1e-6)
     np.testing.assert_allclose(moves[:, 2] * 40, changes.down[2:5], rtol=1e-6)
     np.testing.assert_allclose(moves[:, 3] * 20, changes.right[2:5], rtol=1e-6)
+
+
+def plain_colour(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """One change after another, in float."""
+    luma = np.array([0.299, 0.587, 0.114])
+    grey = (pixels @ luma)[..., None]
+    out = (saturation * pixels + (1 - saturation) * grey) * brightness
+    return np.clip(contrast * out + (1 - contrast) * float(luma @ MEAN), 0, 255)
+
+
+@given(st.lists(st.floats(0, 2), min_size=3, max_size=3), st.integers(0, 100))
+def test_colours_change_as_by_single_steps(factors: list[float], seed: int) -> None:
+    pixels = image(seed, 5, 7)
+    changes = draw_changes(AugmentConfig(shift=0.0, jitter=0.0), False, (5, 7), 1, 0, seed)
+    changes = replace(changes, colour=colour_changes(np.array(factors)[:, None]))
+    np.testing.assert_allclose(
+        applied(changes, 0, pixels), plain_colour(pixels.astype(float), *factors), atol=1
+    )  # OpenCV rounds the matrix to 10 bits
+
+
+def test_jitter_stays_in_its_range_and_leaves_the_other_draws_alone() -> None:
+    without, with_it = (draw_changes(AugmentConfig(erase=0.5, jitter=jitter), True, (64, 32), 512, 3, 9) for jitter in (0.0, 0.2))
+    for name in ("flip", "turn", "down", "right", "erase"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(with_it, name))
+    assert without.colour is None
+    assert with_it.colour is not None
+    product = with_it.colour[:, :, :3].sum(axis=2)  # of a grey pixel: brightness times contrast
+    assert 0.8**2 <= product.min() < 0.75
+    assert 1.3 < product.max() <= 1.2**2
+    assert not any(with_it.nothing)
+
+
+def test_erased_rectangles_keep_the_mean_under_jitter() -> None:
+    changes = draw_changes(AugmentConfig(shift=0.0, erase=1.0, jitter=1.0), False, (40, 30), 8, 0, 0)
+    for row in range(8):
+        top, left, tall, wide = changes.erase[row]
+        assert (applied(changes, row, image(row, 40, 30))[top : top + tall, left : left + wide] == MEAN).all()

@@ -16,7 +16,7 @@ from trainers.engine.distributed import distribute
 from trainers.engine.loop import Batch, Meter, steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
-from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 
 Group = dist.ProcessGroup | None
@@ -146,7 +146,7 @@ def test_one_value_of_a_channel_is_refused() -> None:
 
 def task_of(group: Group) -> ReidTask:
     torch.manual_seed(0)
-    return ReidTask(ModelConfig(embedding=16), HeadConfig(triplet=0.5), 6, group)
+    return ReidTask(ModelConfig(embedding=16), HeadConfig(), 6, group, PairConfig("triplet", weight=0.5))
 
 
 def batches(first: int, last: int, rank: int, world: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from trainers.tasks.attributes.losses import TASKS
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
 from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
 from trainers.tasks.detection.detector import DetectorConfig
-from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import ModelConfig, ReidTask
 from trainers.tasks.reid.sharded_head import ShardedHead
 from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask
@@ -39,10 +39,10 @@ def without_batch_norm(task: nn.Module) -> nn.Module:
     return task.train()
 
 
-def reid(head: HeadConfig, group: Group) -> tuple[nn.Module, Batch]:
+def reid(losses: tuple[HeadConfig, PairConfig], group: Group) -> tuple[nn.Module, Batch]:
     """Of the labels one half holds pairs, the other hardly any; three samples have their nearest negative on the other rank."""
     identities, embedding = 9, 16
-    task = ReidTask(ModelConfig(embedding=embedding), head, identities, group)
+    task = ReidTask(ModelConfig(embedding=embedding), losses[0], identities, group, losses[1])
     with torch.no_grad():
         rows = torch.randn(identities, embedding, generator=torch.Generator().manual_seed(3))
         part = rows[task.head.first : task.head.end] if isinstance(task.head, ShardedHead) else rows
@@ -109,9 +109,12 @@ HEADS = [
 ]
 Case = tuple[Callable[[Any, Group], tuple[nn.Module, Batch]], Any]
 EXACT: dict[str, Case] = {
-    **{f"reid {head.kind}{' parallel' if head.parallel else ''}": (reid, head) for head in HEADS},
-    "reid triplet": (reid, HeadConfig(triplet=1.0)),
-    "reid parallel triplet": (reid, HeadConfig(triplet=1.0, parallel=True)),
+    **{f"reid {head.kind}{' parallel' if head.parallel else ''}": (reid, (head, PairConfig())) for head in HEADS},
+    "reid parallel smoothing": (reid, (HeadConfig(smoothing=0.2, parallel=True), PairConfig())),
+    "reid triplet": (reid, (HeadConfig(), PairConfig("triplet"))),
+    "reid parallel triplet": (reid, (HeadConfig(parallel=True), PairConfig("triplet"))),
+    "reid soft triplet": (reid, (HeadConfig(), PairConfig("soft_triplet"))),
+    "reid circle": (reid, (HeadConfig(), PairConfig("circle"))),
     "attributes": (attributes, False), "attributes single": (attributes, True),
     "detection source": (detection, "source"),
     "actions i3d": (actions, "i3d"), "actions c3d": (actions, "c3d"), "actions cnn_lstm": (actions, "cnn_lstm"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.errors import InputError
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.heads import Softmax, build_head
-from trainers.tasks.reid.margins import BatchHardTriplet, Margin
+from trainers.tasks.reid.margins import Margin
 
 Array = NDArray[np.float64]
 KINDS = ("softmax", "sphereface", "cosface", "arcface")
@@ -27,6 +27,8 @@ CONFIGS = [
     HeadConfig("cosface", margin=0.2, scale=10),
     HeadConfig("arcface"),
     HeadConfig("arcface", margin=0.3, scale=16),
+    HeadConfig("softmax", smoothing=0.1),
+    HeadConfig("cosface", smoothing=0.3),
 ]
 
 
@@ -53,7 +55,8 @@ def reference(config: HeadConfig, features: Array, rows: Array, labels: list[int
             chosen = 1.0 if config.kind == "sphereface" else max(1.0, 2**0.5 * np.log(len(rows) - 1))
             scale = chosen if config.scale is None else config.scale
             logits = cosines * scale * (np.linalg.norm(x) if config.kind == "sphereface" else 1)
-        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+        target = (1 - config.smoothing) * logits[label] + config.smoothing * logits.mean()
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - target)
     return float(np.mean(losses))
 
 
@@ -182,8 +185,8 @@ def test_rows_are_the_parameter(kind: Any) -> None:
         ({"kind": "cosface", "margin": math.nan}, "must be in"),
         ({"scale": 0.0}, "scale of a head must be positive"),
         ({"scale": math.inf}, "scale of a head must be positive"),
-        ({"triplet": -1.0}, "must not be negative: weight -1.0"),
-        ({"triplet_margin": -0.1}, "must not be negative"),
+        ({"smoothing": 1.0}, "head.smoothing is 1.0"),
+        ({"smoothing": -0.1}, "head.smoothing is -0.1"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -202,49 +205,3 @@ def test_the_scale_follows_the_number_of_identities() -> None:
 def test_one_identity_is_no_classification() -> None:
     with pytest.raises(InputError, match="at least two identities: 1"):
         build_head(HeadConfig(), 1, 4)
-
-
-def naive_triplet(features: Array, labels: list[int], margin: float) -> float:
-    losses = []
-    for a, label in enumerate(labels):
-        distances = [float(np.linalg.norm(features[a] - other)) for other in features]
-        positives = [d for i, d in enumerate(distances) if labels[i] == label and i != a]
-        negatives = [d for i, d in enumerate(distances) if labels[i] != label]
-        if positives and negatives:
-            losses.append(max(0.0, margin + max(positives) - min(negatives)))
-    return float(np.mean(losses)) if losses else 0.0
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=10), st.sampled_from([0.0, 0.3, 2.0]))
-def test_triplet_is_batch_hard(seed: int, labels: list[int], margin: float) -> None:
-    features = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))
-    loss = BatchHardTriplet(margin)(features, torch.tensor(labels))
-    assert loss.item() == pytest.approx(naive_triplet(features.double().numpy(), labels, margin), rel=1e-4, abs=1e-5)
-
-
-def test_triplet_golden() -> None:
-    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
-    loss = BatchHardTriplet(0.5)(features, torch.tensor([7, 7, 8]))  # anchors 0: 5 - 1, 1: 5 - sqrt(18); 2 has no positive
-    assert loss.item() == pytest.approx((0.5 + 4 + 0.5 + 5 - math.sqrt(18)) / 2)
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0]])
-def test_triplet_without_a_triplet_is_zero_and_differentiable(labels: list[int]) -> None:
-    features = torch.ones(len(labels), 4, requires_grad=True)
-    loss = BatchHardTriplet(0.3)(features, torch.tensor(labels))
-    loss.backward()
-    assert loss.item() == 0
-    assert features.grad is not None
-    assert not features.grad.any()
-
-
-def test_triplet_of_equal_features_is_the_margin_with_finite_gradients() -> None:
-    features = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = BatchHardTriplet(0.25)(features, torch.tensor([0, 0, 1, 1]))
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(0.25)
-    assert features.grad is not None
-    assert features.grad.isfinite().all()

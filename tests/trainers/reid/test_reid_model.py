@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 
 
@@ -18,9 +18,9 @@ def batch_of(labels: list[int]) -> dict[str, Tensor]:
     return {"images": images(len(labels)), "labels": torch.tensor(labels)}
 
 
-def task(head: HeadConfig | None = None, identities: int = 4, **model: Any) -> ReidTask:
+def task(head: HeadConfig | None = None, identities: int = 4, pair: PairConfig | None = None, **model: Any) -> ReidTask:
     torch.manual_seed(0)
-    return ReidTask(ModelConfig(embedding=16, **model), head or HeadConfig(), identities)
+    return ReidTask(ModelConfig(embedding=16, **model), head or HeadConfig(), identities, pair=pair or PairConfig())
 
 
 @pytest.mark.parametrize("backbone", ["hardshard_small", "shufflenet_v2_x0_5"])
@@ -75,21 +75,21 @@ def test_every_parameter_gets_a_gradient(kind: Any) -> None:
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_triplet_loss_is_added_by_its_weight() -> None:
-    model = task(HeadConfig(triplet=0.5, triplet_margin=5.0))
+def test_the_pair_loss_is_added_by_its_weight() -> None:
+    model = task(pair=PairConfig("triplet", weight=0.5, margin=5.0))
     result = model(batch_of([0, 0, 1, 1]))
-    torch.testing.assert_close(result["loss"], result["head_loss"] + 0.5 * result["triplet_loss"])
-    assert result["triplet_loss"] > 0
+    torch.testing.assert_close(result["loss"], result["head_loss"] + 0.5 * result["pair_loss"])
+    assert result["pair_loss"] > 0
     assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
 
 
 def test_triplets_are_taken_before_the_neck_and_the_head_after_it() -> None:
-    model = task(HeadConfig(triplet=1.0))
+    model = task(pair=PairConfig("triplet"))
     batch = batch_of([0, 0, 1, 1])
     before, after = model.embedder.features(batch["images"])
     result = model(batch)
-    assert model.triplet is not None
-    torch.testing.assert_close(result["triplet_loss"], model.triplet(before, batch["labels"]).detach())
+    assert model.pair is not None
+    torch.testing.assert_close(result["pair_loss"], model.pair(before, before, batch["labels"]).detach())
     torch.testing.assert_close(result["head_loss"], model.head(after, batch["labels"])[0].detach())
 
 
@@ -118,7 +118,7 @@ def test_the_classifier_follows_training(kind: Any) -> None:
 
 
 def test_autocast_keeps_the_loss_in_float32() -> None:
-    model = task(HeadConfig(triplet=1.0))
+    model = task(pair=PairConfig("triplet"))
     with torch.autocast("cpu", torch.bfloat16):
         result = model(batch_of([0, 0, 1, 1]))
     result["loss"].backward()

@@ -68,6 +68,8 @@ class DetectionConfig(JobConfig):
         if self.align.clusters > self.model.regions:
             raise InputError(f"{self.align.clusters} clusters of {self.model.regions} regions", "align", "lower --align.clusters")
         self.adversaries_optim()
+        if self.optim.ema:
+            raise InputError("optim.ema is set", "optim", "choose an arm with a teacher: it is a moving average (--teacher.*)")
 
     @property
     def recipe(self) -> Recipe:
@@ -75,8 +77,8 @@ class DetectionConfig(JobConfig):
         return RECIPES[self.arm]
 
     def adversaries_optim(self) -> OptimConfig:
-        """The optimiser's settings for the adversaries: a learning rate of their own."""
-        return replace(self.optim, lr=self.adversary_lr)
+        """The optimiser's settings for the adversaries: a learning rate of their own; they have no backbone."""
+        return replace(self.optim, lr=self.adversary_lr, backbone_lr=1.0, freeze=0)
 
     def open(self) -> Domains:
         """Open the data; raises InputError if it cannot be used."""

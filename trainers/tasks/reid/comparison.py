@@ -20,7 +20,7 @@ from trainers.tasks.reid.config import ReidConfig
 
 Arm = Literal[
     "uniform", "pk", "hardest", "proportional", "pairs", "proportional-default", "pairs-default", "even",
-    "softmax", "cosface", "arcface", "sphereface", "triplet",
+    "softmax", "cosface", "arcface", "sphereface", "triplet", "soft_triplet", "circle", "supcon",
 ]  # fmt: skip
 Figures = list[dict[str, float]]  # one run: step, mAP and rank1 of each evaluation, in order
 
@@ -36,15 +36,17 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "pairs-default": {**DEFAULT, "kind": "pairs"},
     "even": {**DEFAULT, "kind": "proportional", "floor": 1.0},  # control: as the default, but difficulty is ignored
 }
+PAIR_LOSSES = ("triplet", "soft_triplet", "circle", "supcon")
 
 
 def arm_of(base: ReidConfig, arm: str) -> dict[str, Any]:
     """The settings that an arm replaces in ``base``: its sampler or its loss."""
     if arm in SAMPLERS:
         return {"sampler": replace(base.sampler, **SAMPLERS[arm])}
-    if arm == "triplet":  # added to the loss that is set; needs several images of an identity
-        return {"sampler": replace(base.sampler, **SAMPLERS["pk"]), "head": replace(base.head, triplet=1.0)}
     kind: Any = arm
+    if arm in PAIR_LOSSES:  # added to the loss that is set; needs several images of an identity
+        pair = replace(base.pair, kind=kind, margin=None, scale=None)
+        return {"sampler": replace(base.sampler, **SAMPLERS["pk"]), "pair": pair}
     return {"head": replace(base.head, kind=kind, margin=None, scale=None)}
 
 

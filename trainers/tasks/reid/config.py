@@ -1,7 +1,7 @@
 """Settings of a re-identification run."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +16,7 @@ from trainers.engine.config import ADDRESS, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.reid.data import Data, open_data
-from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig
 from trainers.tasks.user_models import try_users
 
@@ -34,6 +34,7 @@ class ReidConfig(JobConfig):
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
     optim: OptimConfig = field(default_factory=OptimConfig, metadata=allowed("steps", "lr", "warmup"))
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
@@ -42,9 +43,17 @@ class ReidConfig(JobConfig):
         self.cluster.check_divisible(self.sampler.batch, "sampler.batch")
         for workers in self.cluster.sizes:  # an elastic run may have any of them
             self.sampler.check_world(workers)
-        if self.head.triplet and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
-            what = f"a triplet loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
-            raise InputError(what, "head.triplet", "give --sampler.instances 4")
+        if self.pair.kind != "none" and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
+            what = f"a pair loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
+            raise InputError(what, "pair.kind", "give --sampler.kind pk, or --sampler.instances 4")
+
+    @staticmethod
+    def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a run of an earlier version in today's form: its triplet loss was a part of ``head``."""
+        head = dict(settings.get("head", {}))
+        weight, margin = head.pop("triplet", 0), head.pop("triplet_margin", None)
+        pair = {"pair": {"kind": "triplet", "weight": weight, "margin": margin}} if weight else {}
+        return {**settings, **({"head": head} if head else {}), **pair}
 
     @property
     def batch(self) -> int:

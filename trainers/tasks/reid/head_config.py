@@ -1,4 +1,4 @@
-"""Settings of the classification head: loss, margin, scale."""
+"""Settings of the losses: the classification head over identities, and a loss over pairs of a batch's images."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The identity loss, and a triplet loss that can be added.
+    """The loss over identities.
 
     SphereFace's published margin of 4 starts badly under SGD: its paper raises it gradually, we don't. Use Adam, or margin 2.
     """
@@ -25,10 +25,8 @@ class HeadConfig:
     """The margin: a factor of the angle in sphereface (None: 4), a cosine in cosface (0.35), radians in arcface (0.5)."""
     scale: float | None = None
     """Factor of the cosines (None: sqrt 2 ln(N - 1), N identities), in sphereface of the feature norms (None: 1)."""
-    triplet: float = 0.0
-    """Weight of a batch-hard triplet loss over the batch of all workers; 0: none."""
-    triplet_margin: float = 0.3
-    """The nearest image of another identity must be farther than the farthest of the same one by this distance."""
+    smoothing: float = 0.0
+    """Label smoothing: this fraction of the target is spread evenly over all identities (Szegedy et al., CVPR 2016)."""
     parallel: bool = False
     """Divide the N rows among the R workers instead of replicating them, so that more identities fit; the loss stays exact."""
 
@@ -47,9 +45,8 @@ class HeadConfig:
                 raise InputError("the margin of sphereface must be a whole number from 1", str(margin), "use 4")
             if not 0 < scale < math.inf:
                 raise InputError("the scale of a head must be positive", str(scale))
-        if not (0 <= self.triplet < math.inf and 0 <= self.triplet_margin < math.inf):
-            where = f"weight {self.triplet}, margin {self.triplet_margin}"
-            raise InputError("the triplet loss's weight and margin must not be negative", where)
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"head.smoothing is {self.smoothing}", "head", "give a fraction from 0 to below 1, such as 0.1")
 
     def resolved(self, identities: int) -> tuple[float, float]:
         """Margin and scale of a head that has them, with defaults for those that are None.
@@ -62,3 +59,42 @@ class HeadConfig:
         if self.scale is not None:
             return margin, self.scale
         return margin, 1.0 if self.kind == "sphereface" else max(1.0, math.sqrt(2) * math.log(identities - 1))
+
+
+PairKind = Literal["none", "triplet", "soft_triplet", "circle", "supcon"]
+# Margin and scale: as published or, for soft_triplet, as measured (docs/claims.md).
+_PAIR_DEFAULTS = {"triplet": (0.3, 1.0), "soft_triplet": (0.1, 10.0), "circle": (0.25, 64.0), "supcon": (0.0, 10.0)}
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """A loss over pairs of a batch's images, added to the identity loss. It needs several images of an identity in a batch."""
+
+    kind: PairKind = "none"
+    """none, triplet (distances before the neck); or of cosines after it: soft_triplet, circle, supcon (docs/reid.md)."""
+    weight: float = 1.0
+    """Factor of this loss; the identity loss has 1."""
+    margin: float | None = None
+    """The margin: a distance in triplet (None: 0.3), a cosine in soft_triplet (0.1) and circle (0.25); supcon has none."""
+    scale: float | None = None
+    """Factor of the cosines: soft_triplet (None: 10), circle (64), supcon (10: a temperature of 0.1); triplet has none."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for values out of range."""
+        if self.kind not in ("none", *_PAIR_DEFAULTS):
+            raise InputError("unknown pair loss", self.kind, f"use one of none, {', '.join(_PAIR_DEFAULTS)}")
+        if not 0 < self.weight < math.inf:
+            raise InputError("the weight of the pair loss must be positive", str(self.weight), "--pair.kind none: no loss")
+        without = {"none": ("margin", "scale"), "triplet": ("scale",), "supcon": ("margin",)}.get(self.kind, ())
+        for name in without:
+            if getattr(self, name) is not None:
+                raise InputError(f"the pair loss '{self.kind}' has no {name}", f"pair.{name}", "leave it out")
+        margin, scale = self.resolved
+        if not (0 <= margin < math.inf and 0 < scale < math.inf):
+            raise InputError("the pair loss needs a margin of 0 or more and a positive scale", f"margin {margin}, scale {scale}")
+
+    @property
+    def resolved(self) -> tuple[float, float]:
+        """Margin and scale, with the kind's defaults for those that are None."""
+        margin, scale = _PAIR_DEFAULTS.get(self.kind, (0.0, 1.0))
+        return margin if self.margin is None else self.margin, scale if self.scale is None else self.scale

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Softmax(nn.Module):
     """Cross-entropy of W0 x. It has no bias, so the row alone represents its identity."""
 
-    def __init__(self, identities: int, dim: int) -> None:
+    def __init__(self, identities: int, dim: int, smoothing: float = 0.0) -> None:
         super().__init__()
+        self.smoothing = smoothing
         self.weight = nn.Parameter(torch.empty(identities, dim))
         nn.init.normal_(self.weight, std=INITIAL_STD["softmax"])
 
@@ -32,7 +33,7 @@ class Softmax(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             logits = F.linear(features.float(), self.weight)
-            return F.cross_entropy(logits, labels), logits.detach().argmax(dim=1)
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), logits.detach().argmax(dim=1)
 
 
 def build_head(config: HeadConfig, identities: int, dim: int) -> "Softmax | Margin":
@@ -43,7 +44,7 @@ def build_head(config: HeadConfig, identities: int, dim: int) -> "Softmax | Marg
     if identities < 2:
         raise InputError("a classifier needs at least two identities", str(identities))
     if config.kind == "softmax":
-        return Softmax(identities, dim)
+        return Softmax(identities, dim, config.smoothing)
     from trainers.tasks.reid.margins import Margin  # here: it imports SciPy, which takes 0.6 s
 
     return Margin(config, identities, dim)

@@ -1,18 +1,15 @@
-"""Margin heads and the batch-hard triplet loss, from pytorch-metric-learning. B batch, N identities, D features.
+"""Margin heads, from pytorch-metric-learning. B batch, N identities, D features.
 
-Sources: SphereFace (Liu et al., CVPR 2017); CosFace (Wang et al., CVPR 2018); ArcFace (Deng et al., CVPR 2019); batch-hard
-triplets (Hermans et al., arXiv 1703.07737).
+Sources: SphereFace (Liu et al., CVPR 2017); CosFace (Wang et al., CVPR 2018); ArcFace (Deng et al., CVPR 2019).
 """
 
 import math
 import warnings
 
 import torch
-import torch.distributed as dist
-from pytorch_metric_learning import distances, losses, miners, reducers
+from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
-from trainers.engine.distributed import gather, gathered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
 
@@ -33,6 +30,7 @@ class Margin(nn.Module):
     def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
         super().__init__()
         self.loss = margin_loss(config, identities, dim)
+        self.loss.cross_entropy.label_smoothing = config.smoothing
         nn.init.normal_(self.loss.W, std=INITIAL_STD[config.kind])
 
     @property
@@ -62,25 +60,3 @@ def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMa
         # It passes Tensors to a SciPy ufunc, which NumPy 2 warns of.
         warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
         return losses.SphereFaceLoss(margin=margin, **common)
-
-
-class BatchHardTriplet(nn.Module):
-    """Mean over anchors of max(0, margin + d(anchor, farthest positive) - d(anchor, nearest negative)).
-
-    d is the Euclidean distance of features that are not normalised. The mean leaves out anchors without a positive or a negative;
-    without any anchor the loss is 0. With a group, the features [b, D] of all ranks are gathered to one batch, and every rank
-    gets the same loss.
-    """
-
-    def __init__(self, margin: float, group: dist.ProcessGroup | None = None) -> None:
-        super().__init__()
-        self.group = group
-        distance = distances.LpDistance(normalize_embeddings=False)
-        self.miner = miners.BatchHardMiner(distance=distance)
-        self.loss = losses.TripletMarginLoss(margin=margin, distance=distance, reducer=reducers.MeanReducer())
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            features, labels = gather(features.float(), self.group, partial=False), gathered(labels, self.group)
-            loss: Tensor = self.loss(features, labels, self.miner(features, labels))
-            return loss

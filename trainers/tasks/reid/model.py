@@ -10,7 +10,7 @@ from datasets.errors import InputError
 from trainers.difficulty.tiles import Nearest
 from trainers.difficulty.vector import difficulty, difficulty_of_slice
 from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
-from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.heads import build_head
 from trainers.tasks.reid.sharded_head import ShardedHead
 
@@ -44,7 +44,7 @@ class Embedder(nn.Module):
     """RGB images [B, 3, H, W], uint8 or float in 0..255 -> features [B, D]; normalises the pixels itself.
 
     Backbone, linear layer, and a batch norm without bias, the neck: Luo et al., "Bag of Tricks and a Strong Baseline for Deep
-    Person Re-identification", CVPRW 2019. The triplet loss uses the features before the neck, heads and retrieval those after it.
+    Person Re-identification", CVPRW 2019. Heads and retrieval use the features after the neck.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -67,28 +67,34 @@ class Embedder(nn.Module):
         return self.features(images)[1]
 
 
+NO_PAIRS = PairConfig()
+
+
 class ReidTask(nn.Module):
-    """What a run trains: embedder, head and triplet loss.
+    """What a run trains: embedder, head and pair loss.
 
     A batch holds "images" uint8 [B, 3, H, W] and "labels" int64 [B] in 0..N-1. forward returns "loss" and, detached, "accuracy"
-    (the fraction of samples whose true row scores highest), "head_loss" and, if used, "triplet_loss". ``group``: the ranks among
-    which a parallel head is divided, and whose samples the triplet loss compares. The gradient does not depend on the number of
+    (the fraction of samples whose true row scores highest), "head_loss" and, if used, "pair_loss". ``group``: the ranks among
+    which a parallel head is divided, and whose samples the pair loss compares. The gradient does not depend on the number of
     ranks, except through batch norm and dropout (`trainers.engine.distributed`).
     """
 
-    def __init__(self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None,
+        pair: PairConfig = NO_PAIRS,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embedder = Embedder(model)
         self.head = (
             ShardedHead(head, identities, model.embedding, group) if head.parallel
             else build_head(head, identities, model.embedding)
         )  # fmt: skip
-        self.triplet: nn.Module | None = None
-        if head.triplet:
-            from trainers.tasks.reid.margins import BatchHardTriplet  # here, as in `build_head`
+        self.pair: nn.Module | None = None
+        if pair.kind != "none":
+            from trainers.tasks.reid.pair_losses import PairLoss  # here, as in `build_head`
 
-            self.triplet = BatchHardTriplet(head.triplet_margin, group)
-        self.triplet_weight = head.triplet
+            self.pair = PairLoss(pair, group)
+        self.pair_weight = pair.weight
 
     @property
     def alone(self) -> list[str]:
@@ -112,7 +118,7 @@ class ReidTask(nn.Module):
         loss, best = self.head(after, labels)
         accuracy = (best == labels).float().mean()
         result = {"loss": loss, "accuracy": accuracy, "head_loss": loss.detach()}
-        if self.triplet is not None:
-            triplet = self.triplet(before, labels)
-            result |= {"loss": loss + self.triplet_weight * triplet, "triplet_loss": triplet.detach()}
+        if self.pair is not None:
+            pair = self.pair(before, after, labels)
+            result |= {"loss": loss + self.pair_weight * pair, "pair_loss": pair.detach()}
         return result

@@ -35,7 +35,7 @@ class ShardedHead(nn.Module):
 
     def __init__(self, config: HeadConfig, identities: int, dim: int, group: dist.ProcessGroup | None) -> None:
         super().__init__()
-        self.identities, self.group = identities, group
+        self.identities, self.group, self.smoothing = identities, group, config.smoothing
         self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
         if identities < max(self.world, 2):
             raise InputError(f"{identities} identities cannot be divided among {self.world} workers", "head.parallel")
@@ -66,7 +66,7 @@ class ShardedHead(nn.Module):
             if self.margin is not None:
                 lowered = self.margin.modify_cosine_of_target_classes(scores[targets]).float()
                 logits = self.margin.scale_logits(scores.index_put(targets, lowered), features)
-            loss: Tensor = _CrossEntropy.apply(logits, targets, self.group)
+            loss: Tensor = _CrossEntropy.apply(logits, targets, self.group, self.smoothing, self.identities)
         return loss, self._best(scores.detach())[mine]
 
     def _best(self, scores: Tensor) -> Tensor:
@@ -97,23 +97,32 @@ def _reduce(values: Tensor, how: Any, group: dist.ProcessGroup | None) -> None:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the logits [B, n] of all ranks; ``targets``: (samples, columns) of the true rows on this rank."""
+    """Mean cross-entropy over the logits [B, n] of all ranks; ``targets``: (samples, columns) of the true rows on this rank.
+
+    With label smoothing s the target is 1 - s + s / N for the true row, and s / N for each other one of the N rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: tuple[Tensor, Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: tuple[Tensor, Tensor], group: dist.ProcessGroup | None, smoothing: float, rows: int
+    ) -> Tensor:
         top = logits.amax(dim=1)
         _reduce(top, dist.ReduceOp.MAX, group)
         exps = (logits - top[:, None]).exp_()
-        sums = torch.stack([exps.sum(dim=1), torch.zeros_like(top)])
-        sums[1, targets[0]] = logits[targets]
+        wanted = logits.sum(dim=1) * (smoothing / rows) if smoothing else torch.zeros_like(top)  # the targets' logits
+        sums = torch.stack([exps.sum(dim=1), wanted])
+        sums[1, targets[0]] += (1 - smoothing) * logits[targets]
         _reduce(sums, dist.ReduceOp.SUM, group)
         ctx.save_for_backward(exps.div_(sums[0, :, None]), *targets)
+        ctx.smoothing, ctx.rows = smoothing, rows
         return (sums[0].log() + top - sums[1]).mean()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         softmax, *targets = ctx.saved_tensors
         each = gradients[0] / len(softmax)
         gradient = softmax * each
-        gradient[tuple(targets)] -= each
-        return gradient, None, None
+        gradient[tuple(targets)] -= (1 - ctx.smoothing) * each
+        if ctx.smoothing:
+            gradient -= ctx.smoothing / ctx.rows * each
+        return gradient, None, None, None, None
