@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
 from datasets.errors import InputError
-from trainers.engine.config import HARMLESS, from_json, settings_of, to_json
+from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
 from trainers.engine.run import CONFIG, Run
 from trainers.engine.tensorboard import Scalars
 from trainers.reports.console import LiveLine
@@ -23,6 +23,7 @@ C = TypeVar("C", bound="JobConfig")
 class JobConfig:
     """Settings of any job's run; a job's own config adds to them."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: settings, named as on the command line; none: no --preset
     first: ClassVar[tuple[str, ...]] = (
         "name",
         "runs",
@@ -132,16 +133,21 @@ def stored_config(kind: type[C], run: Run) -> C:
 
 
 def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None:
-    """The settings that options default to: those of the run that is resumed or of the file that --config names; None: the
-    options' own defaults.
+    """The settings that options default to: those of the run that is resumed, of the file that --config names, or of the
+    preset that --preset names; None: the options' own defaults.
 
     Raises:
-        InputError: there is no such run or file, or it is damaged.
+        InputError: there is no such run, file or preset, it is damaged, or two of them are given.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
     given = dict(pairwise(words))
+    sources = [name for name in ("--resume", "--config", "--preset") if name in words]
+    if verb == "train" and len(sources) > 1:
+        raise InputError("each of them brings all settings", ", ".join(sources), "give one, and single options besides")
     if verb == "train" and "--config" in given:
         return config_file(kind, given["--config"])
+    if verb == "train" and kind.presets and "--preset" in given:
+        return preset_config(kind, given["--preset"])
     if verb != "train" or "--resume" not in arguments:
         return None
     if "--name" not in given:
@@ -175,6 +181,13 @@ def config_file(kind: type[C], path: str) -> C:
         raise InputError(f"cannot read the settings ({error.strerror})", path, "name a JSON file such as config.json") from error
     defaults = kind()
     return replace(from_json(kind, text, path), name=defaults.name, runs=defaults.runs, resume=False, config=path)
+
+
+def preset_config(kind: type[C], name: str) -> C:
+    """The settings of a preset; raises InputError if the job has none of that name."""
+    if name not in kind.presets:
+        raise InputError("unknown preset", name, f"use one of {', '.join(kind.presets)}")
+    return replace(changed(kind(), kind.presets[name]), preset=name)  # type: ignore[call-arg]  # a job with presets has the field
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Every command ends a usage error with one line and exit code 2; verbs, --resume and --config are understood."""
 
+import json
 import runpy
 import sys
 from dataclasses import replace
@@ -12,9 +13,11 @@ from test_help import COMMANDS, JOBS
 from datasets.command_line import options_of, parse
 from datasets.errors import InputError
 from trainers import attributes, reid
-from trainers.engine.config import to_json
+from trainers.engine.config import from_json, settings_of, to_json
 from trainers.engine.job import JobConfig
 from trainers.engine.run import CONFIG, Run
+from trainers.tasks.reid.head_config import PairConfig
+from trainers.tasks.reid.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = [f"trainers/{job}.py" for job in ("reid", "attributes", "detection", "actions", "sequences", "sweep")]
@@ -99,3 +102,37 @@ def test_a_resumed_run_and_a_file_give_the_defaults(tmp_path: Path) -> None:
 def test_a_comparison_sets_its_arms_itself() -> None:
     with pytest.raises(InputError, match="give --arms"):
         attributes.defaults("compare", ["--arm", "joint"])
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_gives_defaults_that_options_override(name: str) -> None:
+    arguments = ["--preset", name, "--optim.steps", "7", "--model.weights", ""]
+    read: reid.Train = parse(reid.Train, "command", arguments, default=reid.defaults("train", arguments))
+    given = {path: value for path, value, _ in settings_of(read)}
+    assert read.preset == name
+    expected = {**PRESETS[name], "optim.steps": 7, "model.weights": ""}
+    assert {path: given[path] for path in expected} == expected
+    plain = {path: value for path, value, _ in settings_of(reid.Train())}
+    assert {path for path in plain if given[path] != plain[path]} <= {*expected, "preset"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "strong"], "unknown preset: strong; use one of strong-baseline, "),
+        (["--preset", "faces", "--config", "x.json"], "--config, --preset; give one"),
+        (["--preset=faces", "--resume", "--name", "x"], "--resume, --preset; give one"),
+    ],
+)
+def test_a_preset_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reid.defaults("train", arguments)
+
+
+def test_settings_of_an_earlier_version_are_read() -> None:
+    older = json.loads(to_json(reid.Train()))
+    del older["pair"]
+    older["head"] |= {"triplet": 0.0, "triplet_margin": 0.3}
+    assert from_json(reid.Train, json.dumps(older), "") == reid.Train()
+    older["head"]["triplet"], older["sampler"]["kind"] = 0.5, "pk"
+    assert from_json(reid.Train, json.dumps(older), "").pair == PairConfig("triplet", weight=0.5, margin=0.3)

@@ -3,14 +3,17 @@
 import math
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import on_ranks
 from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.engine.loop import Batch, Meter, Step, steps
-from trainers.engine.optim import OptimConfig, build_optimiser
+from trainers.engine.optim import OptimConfig, build_optimiser, finish_gradients, moving_average
 
 CPU = torch.device("cpu")
 
@@ -180,3 +183,114 @@ def test_optimisers_side_by_side_each_follow_their_own_config() -> None:
         one(batch(step))["loss"].backward()
         groups.step()
     torch.testing.assert_close(task.state_dict(), one.state_dict())
+
+
+class WithBackbone(nn.Module):
+    """A backbone with a layer above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.backbone, self.top = nn.Linear(8, 4), nn.Linear(4, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (self.top(self.backbone(batch["x"])).squeeze(1) - batch["y"]).square().mean()}
+
+
+def copies(module: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def moved(module: nn.Module, before: list[Tensor]) -> list[bool]:
+    return [not torch.equal(now, was) for now, was in zip(module.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_frozen_backbone_begins_to_learn_after_its_steps(kind: Any) -> None:
+    config, task = OptimConfig(kind=kind, steps=6, warmup=0, lr=0.01, weight_decay=0.1, freeze=3), WithBackbone()
+    before, learnt = copies(task.backbone), []
+    optimiser = build_optimiser(config, task)
+    for _ in steps(task, optimiser, config, map(batch, range(6)), CPU, 0):
+        learnt.append(any(moved(task.backbone, before)))
+        assert all(moved(task.top, before=[torch.zeros(())] * 2))
+    assert learnt == [False, False, False, True, True, True]
+
+
+def test_freezing_counts_from_the_stages_first_step() -> None:
+    config, task = OptimConfig(steps=9, warmup=0, lr=0.01, freeze=2), WithBackbone()
+    before, learnt = copies(task.backbone), []
+    for _ in steps(task, build_optimiser(config, task), config, map(batch, range(5, 9)), CPU, 0, first=5):
+        learnt.append(any(moved(task.backbone, before)))
+    assert learnt == [False, False, True, True]
+
+
+def test_the_backbone_has_its_own_learning_rate() -> None:
+    config, task = OptimConfig(kind="sgd", steps=4, warmup=2, lr=0.02, backbone_lr=0.1, weight_decay=0), WithBackbone()
+    plain, twin = replace(config, backbone_lr=1.0), WithBackbone()
+    before = copies(task.backbone), copies(task.top)
+    list(steps(task, build_optimiser(config, task), config, [batch(0)], CPU, 0))
+    list(steps(twin, build_optimiser(plain, twin), plain, [batch(0)], CPU, 0))
+    for module, other, was, factor in ((task.backbone, twin.backbone, before[0], 0.1), (task.top, twin.top, before[1], 1.0)):
+        for now, plainly, first in zip(copies(module), copies(other), was, strict=True):
+            torch.testing.assert_close(now - first, factor * (plainly - first), rtol=1e-3, atol=1e-6)
+
+
+def test_a_rate_of_its_own_needs_a_backbone() -> None:
+    for how in ({"freeze": 2}, {"backbone_lr": 0.5}):
+        with pytest.raises(InputError, match="has no backbone"):
+            build_optimiser(OptimConfig(**how), Toy())  # type: ignore[arg-type]
+
+
+def test_long_gradients_are_shortened_and_short_ones_are_not() -> None:
+    config, task = OptimConfig(kind="sgd", lr=0.1, clip=0.5), WithBackbone()
+    for scale, expected in ((1.0, 0.5), (1e-4, None)):
+        for parameter in task.parameters():
+            parameter.grad = scale * torch.ones_like(parameter)
+        was = math.sqrt(sum(parameter.numel() for parameter in task.parameters())) * scale
+        finish_gradients(task, config, 0)
+        found = math.sqrt(
+            sum(float(parameter.grad.square().sum()) for parameter in task.parameters() if parameter.grad is not None)
+        )
+        assert found == pytest.approx(expected or was, rel=1e-4)
+
+
+def clipped_on(rank: int) -> list[float]:
+    """Row gradients that this rank alone holds, and one that both share."""
+    task = nn.Module()
+    task.rows, task.shared = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    task.rows.grad, task.shared.grad = torch.full((2,), 2.0 + rank), torch.tensor([1.0])  # squares: 8 or 18, and 1
+    finish_gradients(task, OptimConfig(clip=1.0), 0, ["rows"], dist.group.WORLD)
+    return [*task.rows.grad.tolist(), *task.shared.grad.tolist()]
+
+
+def test_the_norm_counts_the_rows_of_all_ranks() -> None:
+    norm = math.sqrt(8 + 18 + 1)
+    for rank, found in enumerate(on_ranks(2, clipped_on)):
+        assert found == pytest.approx([(2 + rank) / norm, (2 + rank) / norm, 1 / norm], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"freeze": -1}, "must not be negative"), ({"clip": -1.0}, "must not be negative"), ({"clip": math.nan}, "negative"),
+        ({"backbone_lr": 0.0}, "optim.backbone_lr is 0.0"), ({"ema": 1.0}, "optim.ema is 1.0"), ({"ema": -0.1}, "ema is -0.1"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OptimConfig(**how)
+
+
+def test_the_moving_average_follows_the_weights() -> None:
+    task = WithBackbone()
+    averaged = moving_average(task, 0.9)
+    expected: list[Tensor] = []
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in task.parameters():
+                parameter += step + 1
+        averaged.update_parameters(task)
+        now = copies(task)
+        expected = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if expected else now
+    for found, wanted in zip(averaged.module.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), wanted)

@@ -18,6 +18,7 @@ from trainers.engine.optim import OptimConfig
 from trainers.tasks.reid.data import Data, open_data
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig
+from trainers.tasks.reid.presets import PRESETS
 from trainers.tasks.user_models import try_users
 
 
@@ -25,7 +26,19 @@ from trainers.tasks.user_models import try_users
 class ReidConfig(JobConfig):
     """Settings of a re-identification run."""
 
-    first: ClassVar = ("data", *JobConfig.first, "sampler.kind", "head.kind", "model.backbone", "optim.steps", "optim.lr")
+    first: ClassVar = (
+        "data",
+        *JobConfig.first,
+        "preset",
+        "sampler.kind",
+        "head.kind",
+        "model.backbone",
+        "optim.steps",
+        "optim.lr",
+    )
+    presets: ClassVar = PRESETS
+    preset: str = field(default="", metadata=HARMLESS)
+    """Settings for a kind of model, which options given besides override: strong-baseline, vit, faces (docs/reid.md)."""
     data: str = field(default="", metadata=ADDRESS)
     """The shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that comes with the repository."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -1,0 +1,33 @@
+"""Presets: named settings for `--preset`, named as on the command line. Options that are given besides override them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019: warm-up, erasing, label
+    # smoothing, last stride 1, the neck's batch norm. Differs: cosine schedule, and the pair loss compares cosines.
+    "strong-baseline": {
+        "sampler.kind": "pk", "sampler.batch": 64, "sampler.instances": 4,
+        "loader.size": (256, 128), "augment.shift": 0.04, "augment.erase": 0.5,
+        "model.backbone": "resnet50", "model.weights": "DEFAULT", "model.last_stride": 1, "model.embedding": 512,
+        "head.kind": "softmax", "head.smoothing": 0.1, "pair.kind": "soft_triplet",
+        "optim.lr": 3.5e-4, "optim.warmup": 2000, "optim.steps": 24000,
+    },
+    # He et al., "TransReID", ICCV 2021, without its camera embedding and jigsaw: SGD, a ViT on ImageNet's weights.
+    "vit": {
+        "sampler.kind": "pk", "sampler.batch": 64, "sampler.instances": 4,
+        "loader.size": (256, 128), "augment.shift": 0.04, "augment.erase": 0.5,
+        "model.backbone": "timm/vit_base_patch16_224", "model.weights": "timm", "model.embedding": 768,
+        "head.kind": "softmax", "pair.kind": "soft_triplet",
+        "optim.kind": "sgd", "optim.lr": 8e-3, "optim.weight_decay": 1e-4, "optim.warmup": 1000, "optim.steps": 24000,
+    },
+    # Deng et al., "ArcFace", CVPR 2019: aligned faces of 112x112, ArcFace with scale 64 and margin 0.5, SGD.
+    "faces": {
+        "sampler.kind": "uniform", "sampler.batch": 512,
+        "loader.size": (112, 112), "augment.flip": True, "augment.shift": 0.0,
+        "model.backbone": "resnet50", "model.last_stride": 1, "model.embedding": 512, "model.dropout": 0.4,
+        "head.kind": "arcface", "head.scale": 64.0, "head.margin": 0.5,
+        "optim.kind": "sgd", "optim.lr": 0.1, "optim.weight_decay": 5e-4, "optim.warmup": 1000, "optim.steps": 180000,
+        "optim.clip": 5.0,
+    },
+}  # fmt: skip
