@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import LOCAL, RUNS, STEPS, KilledError, box_run, face_run, killed_after, reid_run
+from jobs import LOCAL, OPTIM, RUNS, STEPS, KilledError, action_run, box_run, face_run, killed_after, reid_run
 
 from cluster.config import ClusterConfig
+from datasets.media.augment import AugmentConfig
+from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.run import Run
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 
 
 def config_of(run_of: Callable[..., Any], root: Path, cluster: ClusterConfig = LOCAL) -> Any:
@@ -33,11 +36,27 @@ def left_by(train: Any) -> dict[str, Any]:
     assert any(folder.glob(f"step-{STEPS:08d}*"))  # the last checkpoint
     assert "<html" in (folder / "report.html").read_text()[:200]
     state = run.read_model()
-    assert all(torch.isfinite(t).all() for t in state.get("model", state.get("embedder")).values())
-    return {name: metrics[name] for name in ("weights_crc32c", "draws_crc32c", "after")}
+    model = state.get("model", state.get("embedder"))
+    assert all(torch.isfinite(tensor).all() for tensor in model.values())
+    found = {name: metrics[name] for name in ("weights_crc32c", "draws_crc32c", "after")}
+    return {**found, "model": {name: tensor.tolist() for name, tensor in model.items()}}
 
 
-@pytest.mark.parametrize("run_of", RUNS)
+def recipe_run(root: Path, **how: Any) -> Any:
+    """Re-identification with all that a recipe adds."""
+    optim = replace(OPTIM, freeze=1, backbone_lr=0.1, clip=1.0, ema=0.5)
+    return replace(
+        reid_run(root, **how), optim=optim, sampler=SamplerConfig("pk", batch=16), augment=AugmentConfig(jitter=0.2),
+        head=HeadConfig(smoothing=0.1), pair=PairConfig("soft_triplet"),
+    )  # fmt: skip
+
+
+def averaged_run(root: Path, **how: Any) -> Any:
+    """Actions whose weights are averaged."""
+    return replace(action_run(root, **how), optim=replace(OPTIM, ema=0.9))
+
+
+@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, averaged_run])
 def test_a_job_trains_from_config_to_report_and_resumes_exactly(
     run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +68,15 @@ def test_a_job_trains_from_config_to_report_and_resumes_exactly(
             killed.run()
     replace(killed, resume=True).run()
     assert left_by(killed) == left_by(whole)
+
+
+def test_the_average_is_stored_and_the_weights_go_on(tmp_path: Path) -> None:
+    plain, averaged = (config_of(run_of, tmp_path / run_of.__name__) for run_of in (action_run, averaged_run))
+    plain.run()
+    averaged.run()
+    one, other = left_by(plain), left_by(averaged)
+    assert one["weights_crc32c"] == other["weights_crc32c"]
+    assert one["model"] != other["model"]
 
 
 @pytest.mark.usefixtures("cluster")
