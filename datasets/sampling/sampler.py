@@ -38,7 +38,7 @@ class SamplerConfig:
     batch: int = 64
     """Samples of a global batch, over all workers."""
     instances: int | None = None
-    """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a triplet loss needs more."""
+    """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a pair loss needs more."""
     uniform_share: float = 0.875
     """Fraction of a batch from the uniform epoch (hardest, proportional, pairs); smaller ones learn less (docs/claims.md)."""
     hardest: int = 2
