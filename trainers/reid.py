@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import google_crc32c
 import torch
@@ -28,7 +28,7 @@ from datasets.sampling.difficulty_table import DifficultyTable
 from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
-from trainers.engine.export import exporter
+from trainers.engine.export import exporter, random_images
 from trainers.engine.job import resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import HISTORY, METRICS
@@ -43,6 +43,7 @@ from trainers.tasks.reid.model import Embedder, ReidTask
 from trainers.tasks.reid.retrieval import can_retrieve, embed_files, evaluate_retrieval, print_retrieval, rank_files, rank_split
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows
 from trainers.tasks.reid.sharded_head import ShardedHead
+from trainers.tasks.reid.tracker_export import ForTrackers, check_for_boxmot, random_crops
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,19 @@ class Predict(OnRun):
 class Export(ToFile):
     """Export the embedder of a trained run: ONNX or torch.export, checked for equal output."""
 
+    format: Literal["bytes", "boxmot"] = "bytes"
+    """The input: RGB images as bytes, or as BoxMOT's trackers pass them to a model (docs/reid.md)."""
+
     def run(self) -> None:
-        """Write a model file: uint8 RGB images [B, 3, H, W] -> features [B, D]."""
-        write = exporter(self.to)
+        """Write a model file: RGB images [B, 3, H, W], uint8 or (boxmot) normalised float32 -> features [B, D]."""
+        for_trackers = self.format == "boxmot"
+        write = exporter(self.to, inputs=random_crops if for_trackers else random_images)
         trained = open_run(Train, self)
-        size = trained.size
-        export(write, trained_embedder(trained), size, self.to, f"images of {size[0]}x{size[1]}")
+        embedder, size = trained_embedder(trained), trained.size
+        if for_trackers:
+            check_for_boxmot(self.to, size)
+        model = ForTrackers(embedder) if for_trackers else embedder
+        export(write, model, size, self.to, f"images of {size[0]}x{size[1]}")
 
 
 @dataclass(frozen=True)

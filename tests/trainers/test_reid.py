@@ -307,6 +307,9 @@ def test_export_writes_both_forms(trained: Train, tmp_path: Path) -> None:
         assert (tmp_path / f"model{suffix}").stat().st_size > 100_000
     with pytest.raises(InputError, match="not a format"):
         Export(name=trained.name, runs=trained.runs, to=tmp_path / "model.h5").run()
+    with pytest.raises(InputError, match="BoxMOT passes 256x128"):
+        Export(name=trained.name, runs=trained.runs, to=tmp_path / "boxmot.onnx", format="boxmot").run()
+    assert not (tmp_path / "boxmot.onnx").exists()
 
 
 def test_too_many_unreadable_samples_end_the_run_with_their_list(tmp_path: Path) -> None:
