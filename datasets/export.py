@@ -150,7 +150,8 @@ class Table:
         self._database.executescript(SCHEMA)
 
     def add(self, shard: int, samples: Samples, url: str) -> None:
-        """Add a shard's samples and their members."""
+        """Add rows for the samples of a shard, and for the tar members of each. ``shard``: its number; ``url``: its address, for
+        error messages."""
         rows = [(shard, s[0].key, number, s[0].start, _end(s) - s[0].start) for number, s in enumerate(samples)]
         parts = [(shard, n, part.ending, part.offset, part.size) for n, sample in enumerate(samples) for part in sample]
         try:

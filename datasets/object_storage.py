@@ -102,7 +102,11 @@ class Folder:
             self.write(name, source)
 
     def write(self, name: str, source: BinaryIO) -> None:
-        """Write a temporary file, sync it to disk, then rename it: after a power cut there is the old file or the new one."""
+        """Store what ``source`` holds as file ``name``, in place of an older one.
+
+        The bytes go to a temporary file, which is synced to disk and renamed: after a power cut there is the old file or the new
+        one, never a part.
+        """
         target = self.path / checked(name)
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         with self.errors(name):

@@ -121,7 +121,7 @@ class Evaluate(OnData):
     """Evaluate a trained run: mAP and CMC on the query and gallery of its own set or of another."""
 
     def run(self) -> None:
-        """Evaluate in this process, without Ray."""
+        """Print mAP and CMC on query and gallery, and store them in the run's metrics.json. Runs in this process, without Ray."""
         trained = open_run(Train, self)
         data = open_data(self.data or trained.config.data, trained.config.loader.size)
         if not can_retrieve(data.index):

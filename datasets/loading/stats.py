@@ -12,7 +12,11 @@ DECILES = 10
 
 
 class LoaderStats:
-    """Counts over the batches of one rank. ``workers``: its loader processes; ``versions``: those that its draws use, if any."""
+    """Sums over one rank's batches: samples, skipped samples, draws by difficulty decile, reads and bytes from storage.
+
+    ``workers``: the number of its loader processes. ``versions``: the table of difficulty vectors that samples are drawn by; None:
+    they are not drawn by difficulty.
+    """
 
     def __init__(self, workers: int, versions: DifficultyTable | None = None) -> None:
         self.samples = self.skipped = 0

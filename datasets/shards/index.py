@@ -130,7 +130,10 @@ class Index:
 
     @cached_property
     def boxes(self) -> BoxTable | None:
-        """The images' boxes; None if the set was packed without boxes. ``about["classes"]`` names their classes."""
+        """The boxes of all samples, in the order of the samples; None if the set was packed without boxes.
+
+        A box's class is a position in ``about["classes"]``, the list of names.
+        """
         table = self._extra(BOXES, len(self))
         if table is None:
             return None
@@ -358,7 +361,10 @@ def check_shards(index: Index) -> None:
 
 
 def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Convert rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` to an index's columns."""
+    """Rows of an index as one array a column, by the column's name.
+
+    ``types``: `SAMPLE_COLUMNS` or `BLOCK_COLUMNS`, names and types of the columns; a row has its values in the same order.
+    """
     table = np.array(rows, np.int64).reshape(-1, len(types))
     return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}
 

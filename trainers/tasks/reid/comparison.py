@@ -95,7 +95,7 @@ def percent(values: list[float]) -> str:
 
 
 def ratio(values: list[float]) -> str:
-    """Median and, if there are enough values, its interval."""
+    """Format ratios of steps, one a seed: the median and, from six values on, its 95% interval; "never" for an infinite one."""
     bounds = median_interval(values)
     median, low, high = (f"{value:.2f}" if value < math.inf else "never" for value in bounds)
     return f"{median} ({low} to {high})" if bounds[1] else median

@@ -47,7 +47,11 @@ class Greedy:
 
 
 def greedy(log_probs: Floats, threshold: float = 0.0) -> list[Event]:
-    """Greedy decoding of a whole video's log-probabilities [T, C + 1]."""
+    """Greedy CTC decoding of a whole video: the most probable class of each frame, repeats merged and blanks dropped.
+
+    ``log_probs`` [T, C + 1], column 0 is the blank. An action is returned with the first frame whose probability for it exceeds
+    ``threshold`` (0..1).
+    """
     return Greedy(threshold).feed(log_probs)
 
 

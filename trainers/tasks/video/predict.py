@@ -110,7 +110,10 @@ def times_of(trained: Sequences, count: int) -> npt.NDArray[np.float64]:
 
 
 def predict_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
-    """Print and yield a line of JSON for each video: its actions and their times; draw the timeline of the last video."""
+    """For each video, print a line of JSON with its actions and their times in seconds, and yield the same line.
+
+    A picture of the timeline is stored as prediction.png in the run's folder; that of the last video stays.
+    """
     classes, beam_width = trained.classes, trained.opened.config.beam_width
     for path in video_files(paths):
         frames = trained.frames_of(path)
