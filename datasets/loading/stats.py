@@ -14,8 +14,8 @@ DECILES = 10
 class LoaderStats:
     """Sums over one rank's batches: samples, skipped samples, draws by difficulty decile, reads and bytes from storage.
 
-    ``workers``: the number of its loader processes. ``versions``: the table of difficulty vectors that samples are drawn by; None:
-    they are not drawn by difficulty.
+    ``workers``: the number of its loader processes. ``versions``: the difficulty vectors that samples are drawn by; None: they
+    are not drawn by difficulty.
     """
 
     def __init__(self, workers: int, versions: DifficultyTable | None = None) -> None:
