@@ -138,15 +138,26 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     Raises:
         InputError: there is no such run or file, or it is damaged.
     """
-    words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
-    given = dict(pairwise(words))
+    given = _given(arguments)
     if verb == "train" and "--config" in given:
         return config_file(kind, given["--config"])
     if verb != "train" or "--resume" not in arguments:
         return None
-    if "--name" not in given:
+    stored = config_of_named(kind, arguments)
+    if stored is None:
         raise InputError("--resume needs the --name of a run", "train")
-    return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
+    return replace(stored, resume=True)
+
+
+def config_of_named(kind: type[C], arguments: list[str]) -> C | None:
+    """The config of the run that a command line names; None: it names none. Raises what `stored_config` raises."""
+    given = _given(arguments)
+    return stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])) if "--name" in given else None
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
+    return dict(pairwise(words))
 
 
 def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:

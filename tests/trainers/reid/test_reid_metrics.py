@@ -1,6 +1,5 @@
 """Retrieval's figures against plain loops and scikit-learn, and verification's threshold against trying them all."""
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from datasets.errors import InputError
-from trainers.tasks.reid.metrics import RankingResult, best_threshold, evaluate_ranking, rank
+from trainers.tasks.reid.metrics import RankingResult, evaluate_ranking, rank
 
 
 @dataclass(frozen=True)
@@ -167,58 +165,3 @@ def test_rank_orders_ties_by_index_and_gives_no_more_than_there_is() -> None:
     indices, cosines = rank(torch.eye(2), torch.eye(2)[[1, 0, 1, 0]], top=9)
     assert indices.tolist() == [[1, 3, 0, 2], [0, 2, 1, 3]]
     assert cosines.tolist() == [[1, 1, 0, 0]] * 2
-
-
-# ---- verification
-
-
-def accuracy(cosines: Tensor, same: Tensor, threshold: float) -> float:
-    """Balanced accuracy, plainly."""
-    said = cosines >= threshold
-    return 0.5 * (said[same].double().mean().item() + (~said[~same]).double().mean().item())
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("chunk", [1, 3, 256])
-def test_against_trying_every_threshold(seed: int, chunk: int) -> None:
-    random = torch.Generator().manual_seed(seed)
-    centres = torch.randn(4, 6, generator=random)
-    query_pids, gallery_pids = torch.arange(4).repeat(2), torch.arange(4).repeat(3)
-    query = centres[query_pids] + torch.randn(8, 6, generator=random)
-    gallery = centres[gallery_pids] + torch.randn(12, 6, generator=random)
-    cosines, same = normalize(query) @ normalize(gallery).T, query_pids[:, None] == gallery_pids
-    found = best_threshold(query * 7, gallery, query_pids, gallery_pids, chunk)
-    best = max(accuracy(cosines, same, t) for t in cosines.flatten().tolist())
-    assert found.accuracy == pytest.approx(best, abs=1e-9)
-    assert accuracy(cosines, same, found.threshold) == pytest.approx(best, abs=1e-9)
-
-
-def test_separable() -> None:
-    found = best_threshold(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
-    assert found.accuracy == 1
-    assert 0 < found.threshold < 1
-
-
-def test_opposite_features_are_at_the_ends_of_the_range() -> None:
-    one = torch.tensor([[1.0, 0.0]])
-    found = best_threshold(one, torch.cat([one, -one]), torch.tensor([1]), torch.tensor([1, 2]))
-    assert found.accuracy == 1
-    assert -1 < found.threshold < 1
-    worst = best_threshold(one, torch.cat([one, -one]), torch.tensor([1]), torch.tensor([2, 1]))
-    assert worst.accuracy == 0.5
-
-
-@pytest.mark.parametrize("pids", [[1, 1], [2, 3]])
-def test_nothing_to_choose_by(pids: list[int]) -> None:
-    found = best_threshold(torch.eye(2)[:1], torch.eye(2), torch.tensor([1]), torch.tensor(pids))
-    assert math.isnan(found.threshold)
-    assert math.isnan(found.accuracy)
-
-
-def test_the_threshold_is_fine_enough_to_part_what_is_close() -> None:
-    """Cosines of 0.8002 and 0.7996 lie in neighbouring bins."""
-    angles = torch.tensor([0.8002, 0.7996], dtype=torch.float64).acos()
-    gallery = torch.stack([angles.cos(), angles.sin()], dim=1)
-    found = best_threshold(torch.tensor([[1.0, 0.0]]), gallery, torch.tensor([1]), torch.tensor([1, 2]))
-    assert found.accuracy == 1
-    assert 0.7996 < found.threshold < 0.8002

@@ -12,10 +12,11 @@ from datasets.loading.cache import CacheConfig
 from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import Sampler, SamplerConfig
 from datasets.shards.index import check_shards
-from trainers.engine.config import ADDRESS, HARMLESS, allowed
+from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.reid.data import Data, open_data
+from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig
 from trainers.tasks.user_models import try_users
@@ -35,6 +36,7 @@ class ReidConfig(JobConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig, metadata=allowed("steps", "lr", "warmup"))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=ALLOWED)
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
