@@ -1,26 +1,32 @@
 """Evaluation of packed sets: junk and the same camera out, the same on any number of ranks; every protocol."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from marketdata import CACHE, CPU, SIZE, Pixels, market_set, picture
 from ranks import on_ranks
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice, SplitStream
 from datasets.loading.workers import load_in_workers
 from datasets.pack import Options, pack
+from datasets.seeding import generator
 from datasets.shards.index import Index, read_index, split_of
-from trainers.tasks.reid.evaluation import PLAIN, can_evaluate, evaluate_set
+from trainers.tasks.reid.evaluation import PLAIN, can_evaluate, evaluate_set, random_galleries
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
-from trainers.tasks.reid.retrieval import Embedded, embed
+from trainers.tasks.reid.metrics import Side, evaluate_ranking, evaluate_scores
+from trainers.tasks.reid.reranking import Reranked
+from trainers.tasks.reid.retrieval import Embedded, FlipTest, embed
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +34,17 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return market_set(tmp_path_factory.mktemp("market"))
 
 
-def embedded(index: Index, name: str) -> Embedded:
+class FewPixels(Pixels):
+    """So few that people are mistaken for one another."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, :3]
+
+
+def embedded(index: Index, name: str, embedder: nn.Module | None = None) -> Embedded:
     split = split_of(index, name)
     stream = SplitStream(split, SIZE, CACHE, {}, RankSlice(0, 1), 4)
-    return embed(Pixels(), split, load_in_workers(stream, 0), CPU, None, [])
+    return embed(embedder or Pixels(), split, load_in_workers(stream, 0), CPU, None, [])
 
 
 def test_metrics_against_scikit_learn(market: Index) -> None:
@@ -102,15 +115,21 @@ def evaluation(
     return result._asdict()
 
 
-def on_rank(rank: int, url: str) -> dict[str, Any]:
-    return evaluation(url, RankSlice(rank, 2), dist.group.WORLD)
+OPTIONS = EvaluationConfig(flip=True, rerank=True)
+
+
+def on_rank(rank: int, url: str) -> list[dict[str, Any]]:
+    return [evaluation(url, RankSlice(rank, 2), dist.group.WORLD, config=config) for config in (PLAIN, OPTIONS)]
 
 
 def test_two_ranks_find_what_one_finds(market: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = evaluation(market.url, RankSlice(0, 1), None)
+    alone, with_options = (evaluation(market.url, RankSlice(0, 1), None, config=config) for config in (PLAIN, OPTIONS))
     first, second = on_ranks(2, on_rank, market.url)
-    assert first == alone
-    assert second["metrics"] == {}  # rank 0 has the figures
+    assert first == [alone, with_options]
+    assert [each["metrics"] for each in second] == [{}, {}]  # rank 0 has the figures
+    assert with_options["metrics"]["flip"] is True
+    assert with_options["metrics"]["mAP_reranked"] > 0
+    assert with_options["shown"] != alone["shown"]  # other cosines
     monkeypatch.setattr("trainers.tasks.reid.evaluation.CHUNK", 3)
     assert evaluation(market.url, RankSlice(0, 1), None, workers=2) == alone
 
@@ -148,3 +167,157 @@ def test_can_evaluate(market: Index, tmp_path: Path) -> None:
         cv2.imwrite(str(path), picture(number // 2, number))
     pack("folders", tmp_path / "images", str(tmp_path / "all"), Options(held_out=0))
     assert not can_evaluate(read_index(str(tmp_path / "all")))
+    assert can_evaluate(renamed(market, query="other", gallery="test"))
+    assert not can_evaluate(renamed(market, query="test", gallery="other"))  # single images: nothing could be found
+
+
+# ---- options
+
+
+def test_the_flip_test_adds_the_features_of_the_mirror_image(market: Index) -> None:
+    images = torch.randint(0, 256, (3, 3, *SIZE), dtype=torch.uint8)
+    expected = Pixels().eval()(images) + Pixels().eval()(torch.from_numpy(images.numpy()[..., ::-1].copy()))
+    assert torch.equal(FlipTest(Pixels().eval())(images), expected)
+    embedder = Pixels().train()
+    result = evaluate_set(embedder, market, SIZE, CACHE, {}, CPU, EvaluationConfig(flip=True))
+    assert embedder.training
+    assert not FlipTest(embedder.eval()).training
+    sides = [embedded(market, name) for name in ("query", "gallery")]
+    summed = [f + f.view(-1, 3, *SIZE).flip(3).flatten(1) for f in (side.features for side in sides)]
+    labels = [part for pair in zip(*((side.pids, side.camids) for side in sides), strict=True) for part in pair]
+    plain = evaluate_ranking(*summed, *labels)
+    assert (result.metrics["mAP"], result.metrics["mINP"]) == (plain.mean_ap, plain.mean_inp)
+
+
+def test_reranked_figures_stand_beside_the_plain_ones(market: Index) -> None:
+    config = EvaluationConfig(rerank=True, rerank_k1=4, rerank_k2=3, rerank_lambda=0.1)
+    metrics = evaluate_set(Pixels(), market, SIZE, CACHE, {}, CPU, config).metrics
+    plain = evaluate_set(Pixels(), market, SIZE, CACHE, {}, CPU).metrics
+    assert {name: metrics[name] for name in plain} == plain
+    assert "flip" not in plain
+    query, gallery = embedded(market, "query"), embedded(market, "gallery")
+    reranked = Reranked(query.features, gallery.features, config)
+    again = evaluate_scores(reranked.scores, Side(query.pids, query.camids), Side(gallery.pids, gallery.camids))
+    expected = {"mAP": again.mean_ap, "mINP": again.mean_inp, **{f"rank{k}": value for k, value in again.cmc.items()}}
+    assert {name: metrics[f"{name}_reranked"] for name in expected} == expected
+    assert set(metrics) == set(plain) | {f"{name}_reranked" for name in expected}
+
+
+# ---- other protocols
+
+
+def renamed(index: Index, **names: str) -> Index:
+    """The set with other names of its splits."""
+    return replace(index, splits=tuple(names.get(name, name) for name in index.splits))
+
+
+def test_a_test_split_is_evaluated_with_random_galleries(market: Index) -> None:
+    """By loops: one image of each identity, whatever its camera, against all others."""
+    index = renamed(market, query="other", gallery="test")
+    result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
+    images = embedded(index, "test", FewPixels())
+    features, pids = normalize(images.features), images.pids.tolist()
+    figures = []
+    for draw in range(10):
+        random = generator(0, "random gallery", draw)
+        members = [[i for i, pid in enumerate(pids) if pid == identity] for identity in sorted(set(pids))]
+        gallery = [own[int(place)] for own, place in zip(members, random.integers([len(own) for own in members]), strict=True)]
+        known = [g for g in gallery if pids[g] != -1]
+        queries = [i for i in range(len(pids)) if i not in gallery and pids[i] != -1]
+        ranks = [sorted(known, key=lambda g, q=q: -float(features[q] @ features[g])).index(
+            next(g for g in known if pids[g] == pids[q])) + 1 for q in queries]  # fmt: skip
+        figures.append([np.mean([1 / r for r in ranks]), *(np.mean([r <= k for r in ranks]) for k in (1, 5, 10))])
+    expected = np.mean(figures, axis=0)
+    np.testing.assert_allclose([result.metrics[name] for name in ("mAP", "rank1", "rank5", "rank10")], expected, atol=1e-12)
+    assert result.metrics["mINP"] == pytest.approx(result.metrics["mAP"])  # of one match both are 1 / rank
+    assert np.std([row[0] for row in figures]) > 0
+    assert (result.metrics["draws"], result.metrics["gallery"]) == (10, 7)
+    assert result.metrics["queries"] + result.metrics["skipped_queries"] == len(pids) - 7
+    assert evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU) == result
+    reranked = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU, EvaluationConfig(rerank=True)).metrics
+    assert reranked["mAP"] == result.metrics["mAP"]
+    assert 0 < reranked["mAP_reranked"] <= 1
+
+
+def test_every_image_of_an_identity_may_be_drawn(market: Index) -> None:
+    images = embedded(market, "gallery")
+    chosen = [set(gallery.positions.tolist()) for _, gallery in random_galleries(images)]
+    assert len(chosen) == 10
+    for query, gallery in random_galleries(images):
+        assert sorted([*query.positions.tolist(), *gallery.positions.tolist()]) == images.positions.tolist()
+        assert sorted(gallery.pids.tolist()) == sorted(set(images.pids.tolist()))
+    assert len(set.union(*chosen)) > 20  # of 31
+
+
+def with_pairs(index: Index, **names: str) -> Index:
+    """The set with a split of pairs: its gallery, in an order that mixes the identities."""
+    index = renamed(index, gallery="pairs", **names)
+    split = split_of(index, "pairs")
+    samples, keys = split.samples(np.arange(len(split))), list(index.keys)
+    order = np.random.default_rng(5).permutation(len(samples) - len(samples) % 2)
+    for position, place in enumerate(order):
+        keys[samples[place]] = f"{keys[samples[place]].split('/')[0]}/{position:06d}"
+    index.__dict__["keys"] = keys  # as read from the set
+    return index
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """A set of 40 pairs of four people, and people to train on."""
+    folder = tmp_path_factory.mktemp("faces")
+    for pid in range(900, 904):
+        for number in range(20):
+            path = folder / "images" / "bounding_box_test" / f"{pid:04d}_c1s1_{number:06d}_00.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture(pid, number)[:, :, ::-1])
+    for name in ("bounding_box_train/0002_c1s1_000001_00.png", "query/0900_c2s1_000001_00.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / "images" / name), picture(2, 0)[:, :, ::-1])
+    return pack("market1501", folder / "images", str(folder / "shards"))
+
+
+def expected_pairs(index: Index, left_out: tuple[int, ...] = ()) -> tuple[list[float], list[bool]]:
+    """Cosine of each pair, and whether it is the same, by its keys. ``left_out``: positions that cannot be read."""
+    images = embedded(index, "pairs", FewPixels())
+    samples = split_of(index, "pairs").samples(images.positions.numpy())
+    by_position = {int(index.keys[s].split("/")[1]): row for row, s in enumerate(samples.tolist())}
+    features, cosines, same = normalize(images.features.double()), [], []
+    for first in range(0, len(index.keys), 2):
+        if first in by_position and first + 1 in by_position and not {first, first + 1} & set(left_out):
+            a, b = by_position[first], by_position[first + 1]
+            cosines.append(float(features[a] @ features[b]))
+            same.append(bool(images.pids[a] == images.pids[b]))
+    return cosines, same
+
+
+def test_a_split_of_pairs_is_verified(faces: Index) -> None:
+    index = with_pairs(faces, query="other")
+    assert can_evaluate(index)
+    result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
+    cosines, same = expected_pairs(index)
+    assert len(cosines) == 40
+    assert result.metrics["pairs"] == 40
+    assert result.metrics["pairs_AUC"] == pytest.approx(roc_auc_score(same, cosines))
+    assert 0.5 < result.metrics["pairs_accuracy"] <= 1
+    assert result.metrics["pairs_TAR@1e-1"] <= 1
+    said = np.array(cosines) >= result.metrics["threshold"]
+    assert np.mean(said == same) >= result.metrics["pairs_accuracy"] - 0.05
+    assert "mAP" not in result.metrics
+    assert result.shown == []
+    flipped = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU, EvaluationConfig(flip=True)).metrics
+    assert flipped["pairs_AUC"] != result.metrics["pairs_AUC"]
+
+
+def test_a_pair_with_an_unreadable_image_is_left_out(faces: Index, tmp_path: Path) -> None:
+    index = with_pairs(corrupted(faces, tmp_path, "gallery", slice(0, 3)), query="other")
+    result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
+    cosines, same = expected_pairs(index)
+    assert len(cosines) < 40
+    assert result.metrics["pairs"] == len(cosines)
+    assert result.metrics["pairs_AUC"] == pytest.approx(roc_auc_score(same, cosines))
+    assert len(result.bad) == 3
+
+
+def test_too_few_pairs(market: Index) -> None:
+    with pytest.raises(InputError, match="10 folds need some of both kinds"):
+        evaluate_set(FewPixels(), renamed(market, query="pairs", gallery="other"), SIZE, CACHE, {}, CPU)

@@ -84,7 +84,8 @@ def evaluate_set(
         shown = _shown(*draws[0])
     if PAIRS in found:
         figures = _figures_of_pairs(index, found[PAIRS])
-        metrics = {"threshold": figures.pop("threshold"), **metrics, **{f"pairs_{name}": v for name, v in figures.items()}}
+        own = {"threshold": figures.pop("threshold"), "pairs": figures.pop("pairs")}
+        metrics = {**own, **metrics, **{f"pairs_{name}": value for name, value in figures.items()}}
     return Evaluation(metrics, shown, bad)
 
 

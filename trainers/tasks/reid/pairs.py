@@ -15,5 +15,5 @@ def pairs_of(index: Index) -> Int64s:
     split = split_of(index, PAIRS)
     samples = split.samples(np.arange(len(split)))
     positions = np.array([int(index.keys[sample].rpartition("/")[2]) for sample in samples.tolist()], np.int64)
-    pairs: Int64s = samples[np.argsort(positions)].reshape(-1, 2)
+    pairs: Int64s = samples[np.argsort(positions)][: len(samples) // 2 * 2].reshape(-1, 2)
     return pairs
