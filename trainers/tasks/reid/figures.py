@@ -47,8 +47,8 @@ def _table(title: str, first: str, names: Sequence[str], evaluations: Rows) -> N
     summary_table(title, [first, *columns], [[each[first], *(_cell(each, name) for name in names)] for each in evaluations])
 
 
-def _cell(evaluation: Mapping[str, Any], name: str) -> str:
+def _cell(evaluation: Mapping[str, Any], name: str) -> str | None:
     if name not in evaluation:  # of another protocol, or of an older version
-        return ""
+        return None
     again = evaluation.get(f"{name}_reranked")
     return f"{evaluation[name]:.1%}" + (f" ({again:.1%})" if again is not None else "")
