@@ -250,11 +250,11 @@ def test_every_image_of_an_identity_may_be_drawn(market: Index) -> None:
 
 
 def with_pairs(index: Index, **names: str) -> Index:
-    """The set with a split of pairs: its gallery, in an order that mixes the identities."""
-    index = renamed(index, gallery="pairs", **names)
+    """The set with other names of its splits; one is named pairs, and has an order that mixes the identities."""
+    index = renamed(index, **names)
     split = split_of(index, "pairs")
     samples, keys = split.samples(np.arange(len(split))), list(index.keys)
-    order = np.random.default_rng(5).permutation(len(samples) - len(samples) % 2)
+    order = np.random.default_rng(5).permutation(len(samples))
     for position, place in enumerate(order):
         keys[samples[place]] = f"{keys[samples[place]].split('/')[0]}/{position:06d}"
     index.__dict__["keys"] = keys  # as read from the set
@@ -291,7 +291,7 @@ def expected_pairs(index: Index, left_out: tuple[int, ...] = ()) -> tuple[list[f
 
 
 def test_a_split_of_pairs_is_verified(faces: Index) -> None:
-    index = with_pairs(faces, query="other")
+    index = with_pairs(faces, query="other", gallery="pairs")
     assert can_evaluate(index)
     result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
     cosines, same = expected_pairs(index)
@@ -309,7 +309,7 @@ def test_a_split_of_pairs_is_verified(faces: Index) -> None:
 
 
 def test_a_pair_with_an_unreadable_image_is_left_out(faces: Index, tmp_path: Path) -> None:
-    index = with_pairs(corrupted(faces, tmp_path, "gallery", slice(0, 3)), query="other")
+    index = with_pairs(corrupted(faces, tmp_path, "gallery", slice(0, 3)), query="other", gallery="pairs")
     result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
     cosines, same = expected_pairs(index)
     assert len(cosines) < 40
@@ -320,4 +320,4 @@ def test_a_pair_with_an_unreadable_image_is_left_out(faces: Index, tmp_path: Pat
 
 def test_too_few_pairs(market: Index) -> None:
     with pytest.raises(InputError, match="10 folds need some of both kinds"):
-        evaluate_set(FewPixels(), renamed(market, query="pairs", gallery="other"), SIZE, CACHE, {}, CPU)
+        evaluate_set(FewPixels(), with_pairs(market, query="pairs", gallery="other"), SIZE, CACHE, {}, CPU)
