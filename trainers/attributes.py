@@ -31,7 +31,7 @@ from trainers.engine.job import resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import METRICS
 from trainers.engine.training import TrainingRun
-from trainers.engine.verbs import OnData, OnRun, Opened, ToFile, export, open_run, print_unread
+from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
 from trainers.tasks.attributes.config import Arm, AttributesConfig, Stage, trained_tasks
 from trainers.tasks.attributes.curriculum import StageLog
@@ -134,11 +134,8 @@ def trained_model(trained: Opened) -> Attributes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OnData):
+class Evaluate(OnSets):
     """Evaluate a trained run on the held-out images of its own sets or of others."""
-
-    data: tuple[str, ...] = ()  # type: ignore[assignment]  # several sets
-    """Shard sets to evaluate on; default: the run's own."""
 
     def run(self) -> None:
         """Evaluate in this process, without Ray."""

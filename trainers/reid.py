@@ -3,7 +3,7 @@
 python trainers/reid.py                                    train on the data that the repository ships
 python trainers/reid.py --data s3://bucket/market1501 --name market --cluster.workers 8
 python trainers/reid.py --name market --resume             resume a run
-python trainers/reid.py evaluate --name market
+python trainers/reid.py evaluate --name market --data s3://bucket/market1501 s3://bucket/msmt17
 python trainers/reid.py predict --name market --query someone.jpg
 python trainers/reid.py export --name market --to market.onnx
 python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0 1 2      samplers and losses, one table
@@ -11,12 +11,12 @@ python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import google_crc32c
 import torch
+from torch import nn
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty_channel import DifficultyChannel, difficulty_service
@@ -24,23 +24,28 @@ from cluster.launch import connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import BatchStream, RankSlice
+from datasets.loading.store import shard_etags
 from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.shards.index import Index
 from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter, random_images
-from trainers.engine.job import resolved, shown, start_run
+from trainers.engine.job import config_of_named, resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import HISTORY, METRICS
 from trainers.engine.training import TrainingRun
-from trainers.engine.verbs import OnData, OnRun, Opened, ToFile, export, open_run, print_unread
+from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
 from trainers.tasks.reid.comparison import Arm, arm_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
-from trainers.tasks.reid.data import Data, open_data
+from trainers.tasks.reid.data import Data, open_data, open_index
 from trainers.tasks.reid.difficulty import difficulty_figures, measure_difficulty, most_confusable
+from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set
+from trainers.tasks.reid.evaluation_config import EvaluationConfig
+from trainers.tasks.reid.figures import main_figure, print_evaluations, print_verification, summary_of
 from trainers.tasks.reid.model import Embedder, ReidTask
-from trainers.tasks.reid.retrieval import can_retrieve, embed_files, evaluate_retrieval, print_retrieval, rank_files, rank_split
+from trainers.tasks.reid.retrieval import FlipTest, embed_files, rank_files, rank_split
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows
 from trainers.tasks.reid.sharded_head import ShardedHead
 from trainers.tasks.reid.tracker_export import ForTrackers, check_for_boxmot, random_crops
@@ -62,7 +67,7 @@ class Train(ReidConfig):
             launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
         from trainers.tasks.reid.report import write_report  # here: importing Matplotlib takes 0.4 s
 
-        print_retrieval(config.name, run.read_json(HISTORY)["evaluations"])
+        print_evaluations(f"{config.name}: held-out identities", "step", run.read_json(HISTORY)["evaluations"])
         write_report(run, data.train)
 
 
@@ -98,7 +103,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, data)
         if run.checkpoint_due(step):
-            run.save(score="mAP", versions=channel.state())
+            run.save(score=main_figure(run.log.evaluations), versions=channel.state())
     if run.evaluation_missing:
         evaluate(run, data)
     channel.close()
@@ -108,31 +113,44 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, data: Data) -> None:
-    """Record mAP and CMC on the held-out identities, if there are any. Every rank embeds its slice; rank 0 gets the figures."""
-    if not can_retrieve(data.index):
+    """Record the figures of the held-out identities, if there are any. Every rank embeds its slice; rank 0 gets the figures."""
+    if not can_evaluate(data.index):
         return
-    result = evaluate_retrieval(run.kept, data.index, data.size, run.config.cache, data.etags, **run.for_evaluation(run.kept))
-    summary = f"mAP {result.metrics['mAP']:.1%}, Rank-1 {result.metrics['rank1']:.1%}" if result.metrics else ""
-    run.evaluated(result.metrics, result.bad, summary, shown=result.shown)
+    config, where = run.config, run.for_evaluation(run.kept)
+    result = evaluate_set(run.kept, data.index, data.size, config.cache, data.etags, config=config.evaluation, **where)
+    run.evaluated(result.metrics, result.bad, summary_of(result.metrics), shown=result.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OnData):
-    """Evaluate a trained run: mAP and CMC on the query and gallery of its own set or of another."""
+class Evaluate(OnSets):
+    """Evaluate a trained run on its own set or on others: one table, with a row for each set."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=FLAT)
 
     def run(self) -> None:
-        """Print mAP and CMC on query and gallery, and store them in the run's metrics.json. Runs in this process, without Ray."""
-        trained = open_run(Train, self)
-        data = open_data(self.data or trained.config.data, trained.config.loader.size)
-        if not can_retrieve(data.index):
-            raise InputError("the set has no query and gallery", data.index.url, f"it has: {', '.join(data.index.splits)}")
-        embedder, size = trained_embedder(trained), trained.size
-        result = evaluate_retrieval(
-            embedder, data.index, size, trained.config.cache, data.etags, trained.device, workers=self.workers
-        )
-        print_unread(result.bad)
-        print_retrieval(f"{self.name} on {data.index.url}", [{"step": trained.run.read_json(METRICS)["step"], **result.metrics}])
-        trained.run.note_evaluation(data.index.url, result.metrics)
+        """Print the figures of each set, and store them in the run's metrics.json. Runs in this process, without Ray."""
+        trained, rows = open_run(Train, self), []
+        sets = [evaluated_set(url) for url in self.data or (trained.config.data,)]  # all of them first: a wrong one is an error
+        embedder, cache = trained_embedder(trained), trained.config.cache
+        for index in sets:
+            result = evaluate_set(
+                embedder, index, trained.size, cache, shard_etags(index), trained.device, self.evaluation, workers=self.workers
+            )
+            print_unread(result.bad)
+            trained.run.note_evaluation(index.url, result.metrics)
+            rows.append({"set": index.url, **result.metrics})
+        title = f"{self.name}, step {trained.run.read_json(METRICS)['step']:,}"
+        print_evaluations(title, "set", rows)
+        print_verification(title, "set", rows)
+
+
+def evaluated_set(url: str) -> Index:
+    """The index of a set that can be evaluated on; raises InputError for another."""
+    index = open_index(url)
+    if not can_evaluate(index):
+        what = "the set has neither query and gallery, nor several test images of an identity, nor pairs"
+        raise InputError(what, index.url, f"it has: {', '.join(index.splits)}")
+    return index
 
 
 def trained_embedder(trained: Opened) -> Embedder:
@@ -160,7 +178,10 @@ class Predict(OnRun):
         from trainers.tasks.reid.report import write_pair, write_ranking
 
         trained = open_run(Train, self)
-        embedder, size = trained_embedder(trained), trained.size
+        embedder: nn.Module = trained_embedder(trained)
+        if trained.config.evaluation.flip:  # by such features the run's threshold was chosen
+            embedder = FlipTest(embedder)
+        size = trained.size
         features = embed_files(embedder, self.pair or self.query, size, trained.device)
         if self.pair:
             write_pair(trained.run, self.pair, features, trained.run.read_json(METRICS).get("after", {}).get("threshold"))
@@ -217,12 +238,18 @@ class Compare:
 def evaluations_of(run: Any) -> list[dict[str, float]]:
     """The figures of each evaluation after step 0; raises InputError if the set has no held-out identities."""
     evaluations: list[dict[str, float]] = run.read_json(HISTORY)["evaluations"]
-    if not evaluations:
+    if not evaluations or "mAP" not in evaluations[0]:
         raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
     return [{name: each[name] for name in ("step", "mAP", "rank1")} for each in evaluations if each["step"]]
 
 
-defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to
+def defaults(verb: str, arguments: list[str]) -> Any:
+    """What a verb's options default to; those of ``evaluate``: how the run was evaluated in training."""
+    if verb != "evaluate":
+        return compared_defaults(Train, Compare, verb, arguments)
+    stored = config_of_named(Train, arguments)
+    return stored and Evaluate(name=stored.name, evaluation=stored.evaluation)
+
 
 if __name__ == "__main__":
     verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}

@@ -16,7 +16,7 @@ MODULES = [
     "torch",
     "torch.distributed",
     "trainers.difficulty.vector",
-    "trainers.tasks.reid.retrieval",
+    "trainers.tasks.reid.evaluation",
     "trainers.tasks.reid.margins",
     "trainers.tasks.detection.adaptation",
     "trainers.tasks.reid.model",

@@ -1,6 +1,7 @@
 """The job as people run it: under Ray with two workers, killed and resumed; and in this process: trained, evaluated, asked."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,16 +21,18 @@ from testdata import archive
 from cluster.config import ClusterConfig
 from cluster.local_worker import LocalWorker
 from cluster.progress import NAMESPACE, running
-from datasets.errors import InputError
+from datasets.command_line import parse
+from datasets.errors import InputError, run_main
 from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.loading.batches import LoaderConfig
 from datasets.object_storage import open_objects
-from datasets.pack import pack
+from datasets.pack import Options, pack
 from datasets.sampling.sampler import SamplerConfig
 from datasets.shards.index import read_index
 from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.reid import Export, Predict, Train
+from trainers.reid import Evaluate, Export, Predict, Train, defaults
+from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.head_config import HeadConfig
 
 on_ray = pytest.mark.usefixtures("cluster")
@@ -276,6 +279,121 @@ def test_evaluate_again_gives_what_training_gave(trained: Train) -> None:
     again = metrics["evaluations"][read_index(trained.data).url]
     for name in ("mAP", "rank1", "queries", "gallery"):
         assert again[name] == pytest.approx(metrics["after"][name], abs=1e-6)
+
+
+@pytest.fixture
+def copy_of_run(trained: Train, tmp_path: Path) -> Train:
+    """A copy of the run, to be changed."""
+    shutil.copytree(Path(trained.runs) / trained.name, tmp_path / "runs" / trained.name)
+    return replace(trained, runs=str(tmp_path / "runs"))
+
+
+def set_of_folders(folder: Path, split: str) -> str:
+    """A set of six people with ten images each, of which some are for training, others in the split."""
+    rng = np.random.default_rng(0)
+    for identity in range(6):
+        home = folder / "images" / ("train" if identity < 2 else split) / f"person{identity}"
+        home.mkdir(parents=True)
+        look = rng.integers(40, 216, (12, 12, 3))
+        for number in range(10):
+            noise = rng.integers(-40, 40, look.shape)
+            cv2.imwrite(str(home / f"{number}.png"), np.clip(look + noise, 0, 255).astype(np.uint8))
+    pack("folders", folder / "images", str(folder / "set"))
+    return str(folder / "set")
+
+
+def test_several_sets_are_evaluated_into_one_table(copy_of_run: Train, tmp_path: Path) -> None:
+    other = set_of_folders(tmp_path, "test")
+    run = ("--name", copy_of_run.name, "--runs", copy_of_run.runs)
+    ended = script("evaluate", *run, "--data", copy_of_run.data, other, "--flip", "--rerank", "--rerank-k1", "5")
+    assert ended.returncode == 0, ended.stderr
+    table = [line.split() for line in ended.stdout.splitlines()]
+    assert [line[0] for line in table if line and "/set" in line[0]] == [copy_of_run.data, other] * 2  # and of verification
+    assert ["set", "mAP", "(re-ranked)", "mINP", "(re-ranked)"] in [line[:5] for line in table]
+    stored = metrics_of(copy_of_run)["evaluations"]
+    for url in (copy_of_run.data, other):
+        figures = stored[read_index(url).url]
+        assert figures["flip"] is True
+        assert all(0 < figures[name] <= 1 for name in ("mAP", "mAP_reranked", "mINP", "mINP_reranked", "TAR@1e-1"))
+
+
+def test_evaluate_uses_the_settings_of_training_unless_others_are_given(copy_of_run: Train) -> None:
+    path = Path(copy_of_run.runs) / copy_of_run.name / "config.json"
+    config = json.loads(path.read_text())
+    assert config["evaluation"] == {"flip": False, "rerank": False, "rerank_k1": 20, "rerank_k2": 6, "rerank_lambda": 0.3}
+    path.write_text(json.dumps({**config, "evaluation": {"flip": True, "rerank_k1": 7}}))
+    run = ["--name", copy_of_run.name, f"--runs={copy_of_run.runs}"]
+    stored = parse(Evaluate, "evaluate", run, default=defaults("evaluate", run))
+    assert (stored.evaluation, stored.runs) == (EvaluationConfig(flip=True, rerank_k1=7), copy_of_run.runs)
+    given = [*run, "--no-flip", "--rerank"]
+    other = parse(Evaluate, "evaluate", given, default=defaults("evaluate", given))
+    assert other.evaluation == EvaluationConfig(rerank=True, rerank_k1=7)
+    assert defaults("evaluate", []) is None
+    assert defaults("train", run) is None
+
+
+def test_an_older_run_is_evaluated_as_before(copy_of_run: Train) -> None:
+    path = Path(copy_of_run.runs) / copy_of_run.name / "config.json"
+    config = json.loads(path.read_text())
+    del config["evaluation"]
+    path.write_text(json.dumps(config))
+    run = ["--name", copy_of_run.name, "--runs", copy_of_run.runs]
+    parse(Evaluate, "evaluate", run, default=defaults("evaluate", run)).run()
+    metrics = metrics_of(copy_of_run)
+    (again,) = metrics["evaluations"].values()
+    assert again == pytest.approx({name: value for name, value in metrics["after"].items() if name != "step"}, abs=1e-6)
+
+
+def test_training_evaluates_with_the_flip_test_and_so_does_predict(
+    copy_of_run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights are the same."""
+    flipped = replace(copy_of_run, name="flipped", evaluation=EvaluationConfig(flip=True, rerank=True))
+    flipped.run()
+    was, now = metrics_of(copy_of_run), metrics_of(flipped)
+    assert now["weights_crc32c"] == was["weights_crc32c"]
+    assert now["after"]["mAP"] != was["after"]["mAP"]
+    assert now["after"]["mAP_reranked"] > 0
+    assert "mAP reranked" in Run(flipped.runs, "flipped").read_text("report.html")
+    capsys.readouterr()
+    paths = []
+    for number in range(2):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    cosines = []
+    for train in (copy_of_run, flipped):
+        Predict(name=train.name, runs=train.runs, pair=(paths[0], paths[1])).run()
+        cosines.append(Run(train.runs, train.name).read_json("prediction.json")["cosine"])
+    assert cosines[0] != cosines[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--rerank-k1", "0"), "rerank_k1 and rerank_k2 must be at least 1: 0 and 6; use 20 and 6"),
+        (("--rerank-k2", "-1"), "rerank_k1 and rerank_k2 must be at least 1: 20 and -1; use 20 and 6"),
+        (("--rerank-lambda", "1.5"), "rerank_lambda must be in 0..1: 1.5; use 0.3"),
+        (("--flip", "yes"), "unexpected argument 'yes'"),
+        (("--data", "SHIPPED", "NOWHERE"), "not a whole shard set (no index.json)"),
+        (("--data", "SHIPPED", "TRAINING"), "neither query and gallery, nor several test images of an identity, nor pairs"),
+    ],
+)
+def test_wrong_options_of_evaluate(
+    options: tuple[str, ...], line: str, copy_of_run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "TRAINING" in options:
+        set_of_folders(tmp_path, "test")
+        pack("folders", tmp_path / "images" / "train", str(tmp_path / "all"), Options(held_out=0))
+    places = {"SHIPPED": copy_of_run.data, "NOWHERE": str(tmp_path / "nowhere"), "TRAINING": str(tmp_path / "all")}
+    words = ["--name", copy_of_run.name, "--runs", copy_of_run.runs, *(places.get(word, word) for word in options)]
+    before = (Path(copy_of_run.runs) / copy_of_run.name / "metrics.json").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: parse(Evaluate, "evaluate", words, default=defaults("evaluate", words)).run())
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert line in err
+    assert (Path(copy_of_run.runs) / copy_of_run.name / "metrics.json").read_bytes() == before
 
 
 def test_predict_finds_the_image_itself_first(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,9 +139,8 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     Raises:
         InputError: there is no such run, file or preset, it is damaged, or two of them are given.
     """
-    words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
-    given = dict(pairwise(words))
-    sources = [name for name in ("--resume", "--config", "--preset") if name in words]
+    given = _given(arguments)
+    sources = [name for name in ("--resume", "--config", "--preset") if name in given or name in arguments]
     if verb == "train" and len(sources) > 1:
         raise InputError("each of them brings all settings", ", ".join(sources), "give one, and single options besides")
     if verb == "train" and "--config" in given:
@@ -150,9 +149,21 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
         return preset_config(kind, given["--preset"])
     if verb != "train" or "--resume" not in arguments:
         return None
-    if "--name" not in given:
+    stored = config_of_named(kind, arguments)
+    if stored is None:
         raise InputError("--resume needs the --name of a run", "train")
-    return replace(stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])), resume=True)
+    return replace(stored, resume=True)
+
+
+def config_of_named(kind: type[C], arguments: list[str]) -> C | None:
+    """The config of the run that a command line names; None: it names none. Raises what `stored_config` raises."""
+    given = _given(arguments)
+    return stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])) if "--name" in given else None
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    words = [word for argument in arguments for word in argument.split("=", 1)]  # --name market, or --name=market
+    return dict(pairwise(words))
 
 
 def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> None:

@@ -36,6 +36,16 @@ class OnData(OnRun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnSets(OnRun):
+    """Options of evaluations that take several sets."""
+
+    data: tuple[str, ...] = ()
+    """Shard sets to evaluate on; default: the run's own."""
+    workers: int = 1
+    """Loader processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToFile(OnRun):
     """Options of exports."""
 

@@ -33,7 +33,13 @@ EVERYWHERE = {
 SCHEDULE = {"optim.steps", "optim.lr", "optim.warmup"}  # train longer, or lower the rate that diverged
 STAGE = ("threshold", "least", "most", "lr", "warmup")  # the same of a stage; what it has taken stands in the journal
 OWN = {
-    "reid": {*SCHEDULE, "preset", "sampler.mode", "sampler.patience"},  # whether and how long a draw waits for its version
+    "reid": {
+        *SCHEDULE,
+        "preset",
+        "sampler.mode",
+        "sampler.patience",  # whether and how long a draw waits for its version
+        *(f"evaluation.{name}" for name in ("flip", "rerank", "rerank_k1", "rerank_k2", "rerank_lambda")),  # no weight
+    },
     "detection": {*SCHEDULE, "adversary_lr"},
     "attributes": {f"stage{number}.{name}" for number in (1, 2, 3) for name in STAGE},
     "actions": set[str](),  # one schedule from beginning to end

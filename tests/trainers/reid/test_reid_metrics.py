@@ -1,6 +1,5 @@
-"""Retrieval's figures against plain loops and scikit-learn, and verification's threshold against trying them all."""
+"""Retrieval's figures against plain loops and scikit-learn."""
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from datasets.errors import InputError
-from trainers.tasks.reid.metrics import RankingResult, best_threshold, evaluate_ranking, rank
+from trainers.tasks.reid.metrics import RankingResult, Side, evaluate_ranking, evaluate_scores, rank
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(*features, *pids, *camids)
 
 
-def naive(case: Case) -> tuple[list[float], list[int]]:
-    """AP and rank of the first match for each query, by loops; nan and 0 where there is no match."""
-    aps, firsts = [], []
+def naive(case: Case) -> tuple[list[float], list[int], list[float]]:
+    """AP, rank of the first match and INP for each query, by loops; nan, 0 and nan where there is no match."""
+    aps, firsts, inps = [], [], []
     for q, feature in enumerate(case.query.double()):
         scores, matches = [], []
         for g, other in enumerate(case.gallery.double()):
@@ -66,15 +65,14 @@ def naive(case: Case) -> tuple[list[float], list[int]]:
         hits = [position for position, g in enumerate(order, start=1) if matches[g]]
         aps.append(float(np.mean([n / hit for n, hit in enumerate(hits, start=1)])) if hits else float("nan"))
         firsts.append(hits[0] if hits else 0)
-        if hits:
+        inps.append(len(hits) / hits[-1] if hits else float("nan"))
+        if hits and len(set(scores)) == len(scores):
             assert aps[-1] == pytest.approx(average_precision_score(matches, scores))
-    return aps, firsts
+    return aps, firsts, inps
 
 
-@settings(max_examples=150)
-@given(cases(), st.integers(1, 7))
-def test_ranking_is_the_naive_loops_and_scikit_learns(case: Case, chunk: int) -> None:
-    aps, firsts = naive(case)
+def check_naive(case: Case, chunk: int) -> None:
+    aps, firsts, inps = naive(case)
     valid = [first for first in firsts if first]
     if not valid:
         with pytest.raises(InputError, match=f"no query has a match in the gallery: {len(aps)} queries"):
@@ -83,8 +81,62 @@ def test_ranking_is_the_naive_loops_and_scikit_learns(case: Case, chunk: int) ->
     result = case.evaluate(chunk, ranks=(1, 3, 100))
     np.testing.assert_allclose(result.ap.numpy(), aps, rtol=1e-9)
     assert result.mean_ap == pytest.approx(np.nanmean(aps))
+    assert result.mean_inp == pytest.approx(np.nanmean(inps))
     assert result.cmc == {k: pytest.approx(np.mean([first <= k for first in valid])) for k in (1, 3, 100)}
     assert (result.valid_queries, result.skipped_queries) == (len(valid), len(aps) - len(valid))
+
+
+@settings(max_examples=150)
+@given(cases(), st.integers(1, 7))
+def test_ranking_is_the_naive_loops_and_scikit_learns(case: Case, chunk: int) -> None:
+    check_naive(case, chunk)
+
+
+@settings(max_examples=60)
+@given(cases(), st.integers(1, 7))
+def test_ranking_with_many_ties_is_the_naive_loops(case: Case, chunk: int) -> None:
+    """Features along six axes, in both directions: cosines are exactly -1, 0 and 1."""
+    check_naive(replace(case, query=along_axes(case.query), gallery=along_axes(case.gallery)), chunk)
+
+
+def along_axes(features: Tensor) -> Tensor:
+    largest = features.abs() == features.abs().amax(1, keepdim=True)
+    return torch.where(largest, features.sign(), 0)
+
+
+def test_negative_zero_ties_with_zero() -> None:
+    sides = Side(torch.tensor([7]), torch.tensor([0])), Side(torch.tensor([1, 7, 2]), torch.tensor([1, 1, 1]))
+    for scores, rank_of_match in (
+        ([0.0, -0.0, 0.0], 2),
+        ([-0.0, 0.0, -0.0], 2),
+        ([-1e-45, -0.0, 1e-45], 2),
+        ([-2.0, -1.0, -3.0], 1),
+    ):
+        result = evaluate_scores(lambda rows, scores=scores: torch.tensor([scores]), *sides)
+        assert result.mean_ap == 1 / rank_of_match
+
+
+def test_a_large_gallery_is_ranked_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    case = Case(*(torch.randn(n, 5, generator=random) for n in (23, 40)), *(torch.arange(n) % 6 for n in (23, 40, 23, 40)))
+    case = replace(case, gallery_camids=torch.arange(40) % 5)
+    asked: list[int] = []
+
+    def scores(rows: Tensor) -> Tensor:
+        asked.append(len(rows))
+        return normalize(case.query)[rows] @ normalize(case.gallery).T
+
+    sides = Side(case.query_pids, case.query_camids), Side(case.gallery_pids, case.gallery_camids)
+    whole = evaluate_scores(scores, *sides)
+    assert asked == [23]
+    asked.clear()
+    monkeypatch.setattr("trainers.tasks.reid.metrics.ENTRIES", 170)
+    assert evaluate_scores(scores, *sides).ap.tolist() == whole.ap.tolist()
+    assert asked == [4] * 5 + [3]
+    order, cosines = rank(case.query, case.gallery, 7)
+    expected = (normalize(case.query) @ normalize(case.gallery).T).sort(dim=1, descending=True)
+    assert torch.equal(order, expected.indices[:, :7])
+    torch.testing.assert_close(cosines, expected.values[:, :7])
 
 
 @settings(max_examples=30)
@@ -102,6 +154,7 @@ def test_golden_average_precision() -> None:
     # in order: match, distractor, match, distractor, match
     result = one_query([0.9, 0.8, 0.7, 0.6, 0.5], [7, 0, 7, 3, 7], [1, 1, 1, 1, 1]).evaluate()
     assert result.mean_ap == pytest.approx((1 / 1 + 2 / 3 + 3 / 5) / 3)
+    assert result.mean_inp == pytest.approx(3 / 5)
     assert result.cmc == {1: 1.0, 5: 1.0, 10: 1.0}
 
 
@@ -167,58 +220,3 @@ def test_rank_orders_ties_by_index_and_gives_no_more_than_there_is() -> None:
     indices, cosines = rank(torch.eye(2), torch.eye(2)[[1, 0, 1, 0]], top=9)
     assert indices.tolist() == [[1, 3, 0, 2], [0, 2, 1, 3]]
     assert cosines.tolist() == [[1, 1, 0, 0]] * 2
-
-
-# ---- verification
-
-
-def accuracy(cosines: Tensor, same: Tensor, threshold: float) -> float:
-    """Balanced accuracy, plainly."""
-    said = cosines >= threshold
-    return 0.5 * (said[same].double().mean().item() + (~said[~same]).double().mean().item())
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("chunk", [1, 3, 256])
-def test_against_trying_every_threshold(seed: int, chunk: int) -> None:
-    random = torch.Generator().manual_seed(seed)
-    centres = torch.randn(4, 6, generator=random)
-    query_pids, gallery_pids = torch.arange(4).repeat(2), torch.arange(4).repeat(3)
-    query = centres[query_pids] + torch.randn(8, 6, generator=random)
-    gallery = centres[gallery_pids] + torch.randn(12, 6, generator=random)
-    cosines, same = normalize(query) @ normalize(gallery).T, query_pids[:, None] == gallery_pids
-    found = best_threshold(query * 7, gallery, query_pids, gallery_pids, chunk)
-    best = max(accuracy(cosines, same, t) for t in cosines.flatten().tolist())
-    assert found.accuracy == pytest.approx(best, abs=1e-9)
-    assert accuracy(cosines, same, found.threshold) == pytest.approx(best, abs=1e-9)
-
-
-def test_separable() -> None:
-    found = best_threshold(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3))
-    assert found.accuracy == 1
-    assert 0 < found.threshold < 1
-
-
-def test_opposite_features_are_at_the_ends_of_the_range() -> None:
-    one = torch.tensor([[1.0, 0.0]])
-    found = best_threshold(one, torch.cat([one, -one]), torch.tensor([1]), torch.tensor([1, 2]))
-    assert found.accuracy == 1
-    assert -1 < found.threshold < 1
-    worst = best_threshold(one, torch.cat([one, -one]), torch.tensor([1]), torch.tensor([2, 1]))
-    assert worst.accuracy == 0.5
-
-
-@pytest.mark.parametrize("pids", [[1, 1], [2, 3]])
-def test_nothing_to_choose_by(pids: list[int]) -> None:
-    found = best_threshold(torch.eye(2)[:1], torch.eye(2), torch.tensor([1]), torch.tensor(pids))
-    assert math.isnan(found.threshold)
-    assert math.isnan(found.accuracy)
-
-
-def test_the_threshold_is_fine_enough_to_part_what_is_close() -> None:
-    """Cosines of 0.8002 and 0.7996 lie in neighbouring bins."""
-    angles = torch.tensor([0.8002, 0.7996], dtype=torch.float64).acos()
-    gallery = torch.stack([angles.cos(), angles.sin()], dim=1)
-    found = best_threshold(torch.tensor([[1.0, 0.0]]), gallery, torch.tensor([1]), torch.tensor([1, 2]))
-    assert found.accuracy == 1
-    assert 0.7996 < found.threshold < 0.8002

@@ -12,10 +12,11 @@ from datasets.loading.cache import CacheConfig
 from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import Sampler, SamplerConfig
 from datasets.shards.index import check_shards
-from trainers.engine.config import ADDRESS, HARMLESS, allowed
+from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.reid.data import Data, open_data
+from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig
 from trainers.tasks.reid.presets import PRESETS
@@ -49,6 +50,7 @@ class ReidConfig(JobConfig):
     head: HeadConfig = field(default_factory=HeadConfig)
     pair: PairConfig = field(default_factory=PairConfig)
     optim: OptimConfig = field(default_factory=OptimConfig, metadata=allowed("steps", "lr", "warmup"))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=ALLOWED)
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:

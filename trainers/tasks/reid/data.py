@@ -19,13 +19,18 @@ class Data:
     """Height and width of the images trained on."""
 
 
+def open_index(url: str) -> Index:
+    """The index of a shard set; of the shipped one, if ``url`` is empty. Raises InputError."""
+    return read_index(url or shipped_set())
+
+
 def open_data(url: str, size: tuple[int, int] | None) -> Data:
     """Open a shard set; an empty ``url`` is the shipped one. ``size``: as in `Data`; None: as the set was packed.
 
     Raises:
         InputError: the set is incomplete, or has fewer than two identities to train on.
     """
-    index = read_index(url or shipped_set())
+    index = open_index(url)
     height, width = size or index.about["size"]
     train = split_of(index, "train")
     if len(train.counts) < 2:

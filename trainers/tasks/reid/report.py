@@ -17,8 +17,10 @@ from trainers.engine.inputs import read_image
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
 from trainers.reports.console import summary_table
+from trainers.tasks.reid.evaluation import retrieval_splits
+from trainers.tasks.reid.figures import main_figures
 from trainers.tasks.reid.pictures import confusable_pairs, difficulty_over_time, ranked_galleries, two_images
-from trainers.tasks.reid.retrieval import FIGURES, Found
+from trainers.tasks.reid.retrieval import Found
 
 SIDE = 4  # images of an identity in the picture of confusable pairs
 
@@ -26,8 +28,9 @@ SIDE = 4  # images of an identity in the picture of confusable pairs
 def write_report(run: Run, train: Split) -> None:
     """Put ``report.html`` into the run's folder: figures, curves, difficulty over time, confusable pairs, ranked galleries."""
     page = RunReport(run, lambda page: f"{len(train):,} images of {len(train.counts):,} identities")
-    page.before_and_after("Held-out identities", dict(zip(FIGURES, FIGURES, strict=True)), _percent)
-    page.evaluations(dict(zip(FIGURES, FIGURES, strict=True)), _percent)
+    names = {name: name.replace("_", " ") for name in main_figures(page.history["evaluations"])}
+    page.before_and_after("Held-out identities", names, _percent)
+    page.evaluations(names, _percent)
     hard_from = next((record["step"] for record in page.history["records"] if record["version"]), None)
     page.training(("loss", "accuracy"), ("lr", "samples_per_s", "wait", "version"), hard_from)
     versions = [(version["step"], version["quantiles"]) for version in page.notes.get("difficulty", [])]
@@ -37,7 +40,7 @@ def write_report(run: Run, train: Split) -> None:
         pairs = _pairs(train, page.history["confusable"])
         caption = "The pairs of training identities whose classifier rows are closest, with their cosine."
         page.picture("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark))
-    if "shown" in page.notes:
+    if page.notes.get("shown"):
         galleries = _galleries(train, page.notes["shown"])
         caption = (
             "Queries of held-out identities and the images that rank highest; those of the same identity and camera are left out."
@@ -94,7 +97,7 @@ def _of_identity(train: Split, label: int) -> list[Image]:
 
 
 def _galleries(train: Split, shown: Sequence[dict[str, Any]]) -> list[Any]:
-    query, gallery = split_of(train.index, "query"), split_of(train.index, "gallery")
+    query, gallery = (split_of(train.index, name) for name in retrieval_splits(train.index) or ())
     rows = []
     for row in shown:
         place = np.array([row["query"]], np.int64)

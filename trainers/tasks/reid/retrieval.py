@@ -1,6 +1,5 @@
-"""Retrieval on a set's query and gallery: all ranks embed them, rank 0 ranks. Q queries, G gallery images, D features."""
+"""Features of a split's images, which all ranks embed together, and of files; galleries ranked for them. D features."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,10 @@ from datasets.media.augment import resize
 from datasets.media.decode import Image, decode
 from datasets.shards.index import JUNK, Index, Split, split_of
 from trainers.engine.inputs import images_below, read_image
-from trainers.reports.console import summary_table
-from trainers.tasks.reid.metrics import best_threshold, evaluate_ranking, rank
+from trainers.tasks.reid.metrics import rank
 
 CHUNK = 128  # images embedded at once
 ALONE = RankSlice(0, 1)
-FIGURES = ("mAP", "rank1", "rank5", "rank10")  # figures in tables and reports
-SHOWN, DEEP = 8, 10  # queries whose ranking the report shows, and images of each ranking
 
 
 class Embedded(NamedTuple):
@@ -36,46 +32,18 @@ class Embedded(NamedTuple):
     positions: Tensor
 
 
-class Retrieval(NamedTuple):
-    """``metrics``: mAP, rank1/5/10, verification threshold and accuracy, counts. ``shown``: a few rankings for the report.
-    ``bad``: the images that this rank could not read."""
+class FlipTest(nn.Module):
+    """An embedder whose features of an image are the sum of its own and those of its mirror image."""
 
-    metrics: dict[str, float]
-    shown: list[dict[str, Any]]
-    bad: list[str]
+    def __init__(self, embedder: nn.Module) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.train(embedder.training)
 
-
-def can_retrieve(index: Index) -> bool:
-    """Whether a set has the splits that retrieval needs."""
-    return {"query", "gallery"} <= set(index.splits)
-
-
-def evaluate_retrieval(
-    embedder: nn.Module, index: Index, size: tuple[int, int], cache: CacheConfig, etags: dict[str, str], device: torch.device,
-    part: RankSlice = ALONE, group: dist.ProcessGroup | None = None, workers: int = 0,
-) -> Retrieval:  # fmt: skip
-    """Market-1501's protocol on the set's query and gallery. Every rank embeds its slice; rank 0 alone gets the figures."""
-    bad: list[str] = []
-    sides = []
-    for name in ("query", "gallery"):
-        split = split_of(index, name)
-        stream = SplitStream(split, size, cache, etags, part, CHUNK)
-        sides.append(embed(embedder, split, load_in_workers(stream, workers), device, group, bad))
-    if part.rank:
-        return Retrieval({}, [], bad)
-    query, gallery = sides
-    result = evaluate_ranking(
-        query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, ranks=(1, 5, 10)
-    )
-    known = gallery.pids != -1  # junk may show the person of a query
-    verification = best_threshold(query.features, gallery.features[known], query.pids, gallery.pids[known])
-    metrics = {
-        "mAP": result.mean_ap, **{f"rank{k}": value for k, value in result.cmc.items()},
-        "queries": result.valid_queries, "skipped_queries": result.skipped_queries, "gallery": len(gallery.features),
-    }  # fmt: skip
-    if not math.isnan(verification.threshold):
-        metrics |= {"threshold": verification.threshold, "verification": verification.accuracy}
-    return Retrieval(metrics, _shown(query, gallery), bad)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features [B, D] of images [B, 3, H, W]."""
+        features: Tensor = self.embedder(images) + self.embedder(images.flip(3))
+        return features
 
 
 @torch.no_grad()
@@ -113,23 +81,6 @@ def embed(
         pids[pids == split.index.identities.index(JUNK)] = -1
     camids = torch.from_numpy(split.index.samples["camera"][samples].astype("int64"))
     return Embedded(torch.cat([f for f, _ in parts if f is not None])[order], pids, camids, place)
-
-
-def _shown(query: Embedded, gallery: Embedded) -> list[dict[str, Any]]:
-    """The rankings of a few queries spread over the set, without junk and images of the same identity and camera."""
-    rows = []
-    for q in torch.linspace(0, len(query.features) - 1, min(SHOWN, len(query.features))).long().tolist():
-        hidden = (gallery.pids == query.pids[q]) & (gallery.camids == query.camids[q]) & (query.camids[q] >= 0)
-        kept = torch.nonzero(~hidden & (gallery.pids != -1)).flatten()
-        if not len(kept):
-            continue
-        order, cosines = rank(query.features[q], gallery.features[kept], DEEP)
-        found = kept[order[0]]
-        rows.append({
-            "query": int(query.positions[q]), "gallery": gallery.positions[found].tolist(),
-            "cosine": cosines[0].tolist(), "right": (gallery.pids[found] == query.pids[q]).tolist(),
-        })  # fmt: skip
-    return rows
 
 
 class Found(NamedTuple):
@@ -188,10 +139,3 @@ def rank_split(
         images = [decode(item) for item in data if not isinstance(item, ValueError)]
         found.append([Found(index.keys[s], image, c) for s, image, c in zip(samples, images, cosine, strict=True)])
     return found
-
-
-def print_retrieval(title: str, evaluations: list[dict[str, float]]) -> None:
-    """Print the table of retrieval figures, one row per evaluation."""
-    if evaluations:
-        rows = [[e["step"], *(f"{e[name]:.1%}" for name in FIGURES)] for e in evaluations]
-        summary_table(f"{title}: retrieval of held-out identities", ["step", *FIGURES], rows)
