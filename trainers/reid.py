@@ -26,7 +26,6 @@ from datasets.errors import InputError
 from datasets.loading.batches import BatchStream, RankSlice
 from datasets.loading.store import shard_etags
 from datasets.sampling.difficulty_table import DifficultyTable
-from datasets.shards.index import Index
 from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
@@ -37,18 +36,18 @@ from trainers.engine.run import HISTORY, METRICS
 from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
-from trainers.tasks.reid.comparison import Arm, arm_of, print_comparison
+from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
-from trainers.tasks.reid.data import Data, open_data, open_index
+from trainers.tasks.reid.data import Data, open_data
 from trainers.tasks.reid.difficulty import difficulty_figures, measure_difficulty, most_confusable
-from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set
+from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set, evaluated_set
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.figures import main_figure, print_evaluations, print_verification, summary_of
 from trainers.tasks.reid.model import Embedder, ReidTask
 from trainers.tasks.reid.retrieval import FlipTest, embed_files, rank_files, rank_split
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows
 from trainers.tasks.reid.sharded_head import ShardedHead
-from trainers.tasks.reid.tracker_export import ForTrackers, check_for_boxmot, random_crops
+from trainers.tasks.reid.tracker_export import for_boxmot, random_crops
 
 
 @dataclass(frozen=True)
@@ -144,15 +143,6 @@ class Evaluate(OnSets):
         print_verification(title, "set", rows)
 
 
-def evaluated_set(url: str) -> Index:
-    """The index of a set that can be evaluated on; raises InputError for another."""
-    index = open_index(url)
-    if not can_evaluate(index):
-        what = "the set has neither query and gallery, nor several test images of an identity, nor pairs"
-        raise InputError(what, index.url, f"it has: {', '.join(index.splits)}")
-    return index
-
-
 def trained_embedder(trained: Opened) -> Embedder:
     """The embedder of a run that has ended."""
     return trained.loaded(Embedder(replace(trained.config.model, weights="")), "embedder")
@@ -203,13 +193,10 @@ class Export(ToFile):
 
     def run(self) -> None:
         """Write a model file: RGB images [B, 3, H, W], uint8 or (boxmot) normalised float32 -> features [B, D]."""
-        for_trackers = self.format == "boxmot"
-        write = exporter(self.to, inputs=random_crops if for_trackers else random_images)
+        write = exporter(self.to, inputs=random_crops if self.format == "boxmot" else random_images)
         trained = open_run(Train, self)
         embedder, size = trained_embedder(trained), trained.size
-        if for_trackers:
-            check_for_boxmot(self.to, size)
-        model = ForTrackers(embedder) if for_trackers else embedder
+        model = for_boxmot(embedder, self.to, size) if self.format == "boxmot" else embedder
         export(write, model, size, self.to, f"images of {size[0]}x{size[1]}")
 
 
@@ -233,14 +220,6 @@ class Compare:
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:
             yield arm, replace(base, **arm_of(base, arm), seed=seed, name=f"{base.name}-{arm}-{seed}")
-
-
-def evaluations_of(run: Any) -> list[dict[str, float]]:
-    """The figures of each evaluation after step 0; raises InputError if the set has no held-out identities."""
-    evaluations: list[dict[str, float]] = run.read_json(HISTORY)["evaluations"]
-    if not evaluations or "mAP" not in evaluations[0]:
-        raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
-    return [{name: each[name] for name in ("step", "mAP", "rank1")} for each in evaluations if each["step"]]
 
 
 def defaults(verb: str, arguments: list[str]) -> Any:

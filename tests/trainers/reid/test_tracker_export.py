@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from datasets.errors import InputError
 from trainers.engine.export import export_onnx
 from trainers.tasks.reid.model import Embedder, ModelConfig
-from trainers.tasks.reid.tracker_export import ForTrackers, check_for_boxmot, random_crops
+from trainers.tasks.reid.tracker_export import for_boxmot, random_crops
 
 Array = NDArray[np.float32]
 BOXES = ((10, 5, 60, 120), (40, 30, 90, 200), (-5, -5, 30, 40))  # left, top, right, bottom; the last sticks out
@@ -32,7 +32,7 @@ def test_a_tracker_gets_the_features_of_its_crops(tmp_path: Path) -> None:
     torch.manual_seed(0)
     embedder = Embedder(ModelConfig(embedding=16)).eval()
     path = tmp_path / "resnet50_people.onnx"
-    assert export_onnx(ForTrackers(embedder), (256, 128), path, inputs=random_crops) < 1e-4
+    assert export_onnx(for_boxmot(embedder, path, (256, 128)), (256, 128), path, inputs=random_crops) < 1e-4
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (taken,), (given,) = session.get_inputs(), session.get_outputs()
     assert (taken.type, taken.shape[1:]) == ("tensor(float)", [3, 256, 128])
@@ -58,6 +58,8 @@ def test_a_tracker_gets_the_features_of_its_crops(tmp_path: Path) -> None:
 )
 def test_what_boxmot_would_not_pass_is_refused(name: str, size: tuple[int, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_for_boxmot(Path(name), size)
-    check_for_boxmot(Path("resnet50.onnx"), (256, 128))
-    check_for_boxmot(Path("resnet50_veri.onnx"), (256, 256))
+        for_boxmot(Embedder(ModelConfig(embedding=4)), Path(name), size)
+
+
+def test_vehicles_have_a_size_of_their_own() -> None:
+    assert for_boxmot(Embedder(ModelConfig(embedding=4)), Path("resnet50_veri.onnx"), (256, 256))

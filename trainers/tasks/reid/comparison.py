@@ -13,7 +13,9 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal
 
+from datasets.errors import InputError
 from datasets.sampling.sampler import SamplerConfig
+from trainers.engine.run import HISTORY, Run
 from trainers.reports.confidence_intervals import interval
 from trainers.reports.console import summary_table
 from trainers.tasks.reid.config import ReidConfig
@@ -48,6 +50,14 @@ def arm_of(base: ReidConfig, arm: str) -> dict[str, Any]:
         pair = replace(base.pair, kind=kind, margin=None, scale=None)
         return {"sampler": replace(base.sampler, **SAMPLERS["pk"]), "pair": pair}
     return {"head": replace(base.head, kind=kind, margin=None, scale=None)}
+
+
+def evaluations_of(run: Run) -> list[dict[str, float]]:
+    """The figures of each evaluation after step 0; raises InputError if the set has no held-out identities."""
+    evaluations: list[dict[str, float]] = run.read_json(HISTORY)["evaluations"]
+    if not evaluations or "mAP" not in evaluations[0]:
+        raise InputError("nothing was held out to compare by", run.url, "pack with --held-out above 0")
+    return [{name: each[name] for name in ("step", "mAP", "rank1")} for each in evaluations if each["step"]]
 
 
 def print_comparison(title: str, runs: Mapping[str, Sequence[Figures]]) -> None:

@@ -17,11 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datasets.errors import InputError
 from datasets.loading.batches import RankSlice, SplitStream
 from datasets.loading.cache import CacheConfig
 from datasets.loading.workers import load_in_workers
 from datasets.seeding import generator
 from datasets.shards.index import Index, split_of
+from trainers.tasks.reid.data import open_index
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.metrics import RankingResult, Side, evaluate_ranking, evaluate_scores, normalised, rank
 from trainers.tasks.reid.pairs import PAIRS, pairs_of
@@ -47,6 +49,15 @@ class Evaluation(NamedTuple):
 def can_evaluate(index: Index) -> bool:
     """Whether a set has splits to evaluate on."""
     return bool(retrieval_splits(index)) or PAIRS in index.splits
+
+
+def evaluated_set(url: str) -> Index:
+    """The index of a set that can be evaluated on; raises InputError for another."""
+    index = open_index(url)
+    if not can_evaluate(index):
+        what = "the set has neither query and gallery, nor several test images of an identity, nor pairs"
+        raise InputError(what, index.url, f"it has: {', '.join(index.splits)}")
+    return index
 
 
 def retrieval_splits(index: Index) -> tuple[str, str] | None:

@@ -35,8 +35,8 @@ def random_crops(batch: int, size: tuple[int, ...]) -> Tensor:
     return crops
 
 
-def check_for_boxmot(path: Path, size: tuple[int, int]) -> None:
-    """Raise InputError unless BoxMOT would pass crops of this size to a model of this name."""
+def for_boxmot(embedder: Embedder, path: Path, size: tuple[int, int]) -> ForTrackers:
+    """The model to write for BoxMOT; raises InputError unless it passes crops of this size to a file of this name."""
     if path.suffix != ".onnx":
         raise InputError("BoxMOT cannot read this format", str(path), "end the name with .onnx")
     if size not in BOXMOT_SIZES:
@@ -46,3 +46,4 @@ def check_for_boxmot(path: Path, size: tuple[int, int]) -> None:
         raise InputError(
             "BoxMOT passes 256x256 only to models with 'veri' in their name", str(path), "rename it: resnet50_veri.onnx"
         )
+    return ForTrackers(embedder)
