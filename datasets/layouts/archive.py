@@ -5,6 +5,7 @@ Nothing is unpacked. Names are only looked up in the archive's own listing, so n
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from datasets.errors import InputError
 from datasets.shards.tar import members
@@ -27,7 +28,8 @@ from datasets.skipped_files import LITTER, is_litter
 from datasets.text_files import text_of
 
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
-GIVE = "give the folder, zip or tar that was downloaded"
+CONTAINERS = {".rec", ".bin", ".mat"}  # endings of files that hold a whole data set
+GIVE = "give the folder, zip, tar, .rec, .bin or .mat that was downloaded"
 NOWHERE = "links to missing files"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
 PATH_MAX = 4096  # bytes of a link's target
@@ -44,6 +46,7 @@ class Archive:
     sizes: dict[str, int]
     _read: Callable[[str], bytes]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _open: Callable[[str], IO[bytes]] | None = None
 
     def place(self, name: str) -> str:
         """Describe where a file lies, for messages."""
@@ -75,13 +78,21 @@ class Archive:
         """Read a file as text; raises InputError."""
         return text_of(self.read(name, MAX_TEXT), self.place(name))
 
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file that may be larger than memory, to read and seek while the archive is open; raises InputError."""
+        try:
+            return io.BytesIO(self.read(name)) if self._open is None else self._open(name)
+        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"cannot be read ({error})", self.place(name), "get it again, or take it out") from error
+
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
     """Open a folder, a zip, or a tar (also compressed by gzip, bzip2 or xz); the content decides which it is.
 
     Links to files or folders inside the archive are followed. A compressed tar has no random access, so it is first expanded to
-    an unnamed temporary file.
+    an unnamed temporary file; so is a file of a zip that is opened. A file with an ending in ``CONTAINERS`` counts as a folder
+    of the files that differ from it in the ending only (``train.rec``, ``train.idx``).
 
     Raises:
         InputError: there is nothing, nothing in it, or it is none of these kinds.
@@ -92,6 +103,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 files = _folder(path)
             elif not path.is_file():
                 raise InputError("no such folder or archive", str(path), GIVE)
+            elif path.suffix.lower() in CONTAINERS:
+                files = _alike(path)
             elif tarfile.is_tarfile(path) or _compression(path):  # first: a tar that ends in an npz file looks like a zip, too
                 files = _tar(stack.enter_context(_expanded(path)), str(path))
             elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
@@ -106,14 +119,16 @@ def open_archive(path: Path) -> Iterator[Archive]:
         if not files.sizes:
             raise InputError("holds no files", str(path), GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
-        yield Archive(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
+        sizes = dict(sorted(files.sizes.items()))
+        yield Archive(str(path), sizes, files.read, left_out, lambda name: stack.enter_context(files.open(name)))
 
 
 @dataclass
 class _Files:
-    """The files of an archive while it is being listed, and the function that reads one of them."""
+    """The files of an archive while it is being listed, and the functions that read and open one of them."""
 
     read: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
     sizes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -127,7 +142,7 @@ class _Files:
 
 
 def _folder(root: Path) -> _Files:
-    found = _Files(lambda name: (root / name).read_bytes())
+    found = _Files(lambda name: (root / name).read_bytes(), lambda name: (root / name).open("rb"))
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         for name in [name for name in folders if (here / name).is_symlink()]:
@@ -143,9 +158,18 @@ def _folder(root: Path) -> _Files:
     return found
 
 
+def _alike(path: Path) -> _Files:
+    """List a container and the files beside it with the same name but for the ending."""
+    found = _Files(lambda name: (path.parent / name).read_bytes(), lambda name: (path.parent / name).open("rb"))
+    for file in path.parent.iterdir():
+        if file.is_file() and (file == path or (file.stem == path.stem and file.suffix.lower() not in CONTAINERS)):
+            found.add(file.name, file.stat().st_size)
+    return found
+
+
 def _zip(archive: zipfile.ZipFile) -> _Files:
     places: dict[str, zipfile.ZipInfo] = {}
-    found = _Files(lambda name: archive.read(places[name]))
+    found = _Files(lambda name: archive.read(places[name]), lambda name: _copied(archive.open(places[name])))
     links: dict[str, str] = {}
     for entry in archive.infolist():
         name = _name_in_archive(entry.filename, found)
@@ -173,13 +197,44 @@ def _expanded(path: Path) -> IO[bytes]:
     opener = _compression(path)
     if opener is None:
         return path.open("rb")
-    with ExitStack() as stack:
+    return _copied(opener(path))
+
+
+def _copied(stream: IO[bytes]) -> IO[bytes]:
+    """Copy a stream without random access to an unnamed temporary file, which the caller closes; closes the stream."""
+    with ExitStack() as stack, stream:
         whole = stack.enter_context(tempfile.TemporaryFile(prefix="hardshard-"))
-        with opener(path) as packed:
-            shutil.copyfileobj(packed, whole, 1 << 20)
+        shutil.copyfileobj(stream, whole, 1 << 20)
         whole.seek(0)
-        stack.pop_all()  # the caller closes it
+        stack.pop_all()
     return whole
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(min(len(buffer), self._size - self._at), 0))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _tar(file: IO[bytes], where: str) -> _Files:
@@ -192,7 +247,11 @@ def _tar(file: IO[bytes], where: str) -> _Files:
             data[start : start + size] = file.read(size)
         return bytes(data)
 
-    found = _Files(read)
+    def opened(name: str) -> IO[bytes]:
+        (offset, _, size), *more = places[name]
+        return io.BytesIO(read(name)) if more else io.BufferedReader(_Window(file, offset, size), 1 << 16)
+
+    found = _Files(read, opened)
     links: dict[str, str] = {}
     for member in members(file, where, "r:"):
         name = _name_in_archive(member.name, found)

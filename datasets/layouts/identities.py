@@ -8,20 +8,20 @@ Identity names become folder names in the shards, so `clean` restricts their cha
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from datasets.errors import InputError
 from datasets.layouts.archive import Archive
+from datasets.layouts.held_out import draw_queries, evaluated, first_of_each_camera, hold_out, no_two_alike
 from datasets.layouts.listed_files import listed_path
-from datasets.layouts.listing import Listing, Sample, clean, images_in, root_above, shuffled
+from datasets.layouts.listing import Listing, Sample, clean, images_in, root_above
+from datasets.layouts.recordio import rec
 from datasets.shards.index import DISTRACTOR, JUNK
 from datasets.splits import HeldOut, checked_split, split_word
 from datasets.text_files import csv_rows
-
-QUERIES_IN = 5  # one in this many images of a held-out identity is a query
 
 
 def market1501(archive: Archive, _: HeldOut) -> Listing:
@@ -82,7 +82,7 @@ def cuhk03(archive: Archive, _: HeldOut) -> Listing:
         what = f"person {both[0]} is in train and in {other}"
         raise InputError(what, archive.place(manifest), "give different people different names")
     by = f"the column split of {manifest}"
-    return Listing(_evaluated(samples, _first_of_each_camera), (160, 64), mirror=True, splits_by=by)
+    return Listing(evaluated(samples, first_of_each_camera), (160, 64), mirror=True, splits_by=by)
 
 
 def folders(archive: Archive, held_out: HeldOut) -> Listing:
@@ -107,8 +107,8 @@ def folders(archive: Archive, held_out: HeldOut) -> Listing:
         if len(p) < depth + 2:
             raise InputError("an image outside any identity's folder", archive.place(name), "one folder per identity is expected")
         samples.append(Sample(splits.get(p[0], ""), clean(p[depth]), "", name))
-    _no_two_alike({p[depth] for p in parts.values()}, archive)
-    drawn = _evaluated(samples, lambda test: _queries(test, held_out.seed)) if splits else _hold_out(samples, held_out)
+    no_two_alike({p[depth] for p in parts.values()}, archive)
+    drawn = evaluated(samples, lambda test: draw_queries(test, held_out.seed)) if splits else hold_out(samples, held_out)
     by = "the names of folders" if splits else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed"
     return Listing([replace(s, camera=s.split) for s in drawn], (224, 224), mirror=True, splits_by=by)
 
@@ -129,25 +129,16 @@ def omniglot(archive: Archive, held_out: HeldOut) -> Listing:
         sample = Sample("", clean(f"{parts[0]}_{parts[1]}"), f"drawer{drawer[1]}", name)
         if samples.setdefault("/".join(parts), sample) is not sample:
             twice[name] = "of an alphabet that another part of the set holds, too"
-    _no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, archive)
-    drawn = _hold_out(list(samples.values()), held_out)
+    no_two_alike({"_".join(key.split("/")[:2]) for key in samples}, archive)
+    drawn = hold_out(list(samples.values()), held_out)
     by = f"a fraction of {held_out.fraction:g} of the characters, drawn by the seed"
     return Listing(drawn, (64, 64), mirror=False, splits_by=by, left_out=twice)
 
 
-Name = Literal["market1501", "dukemtmc", "msmt17", "cuhk03", "folders", "omniglot"]
+Name = Literal["market1501", "dukemtmc", "msmt17", "cuhk03", "folders", "omniglot", "rec"]
 LAYOUTS: dict[Name, Callable[[Archive, HeldOut], Listing]] = dict(
-    zip(get_args(Name), (market1501, dukemtmc, msmt17, cuhk03, folders, omniglot), strict=True)
+    zip(get_args(Name), (market1501, dukemtmc, msmt17, cuhk03, folders, omniglot, rec), strict=True)
 )
-
-
-def _no_two_alike(names: Iterable[str], archive: Archive) -> None:
-    by_clean: dict[str, str] = {}
-    for name in sorted(names):
-        other = by_clean.setdefault(clean(name), name)
-        if other != name:
-            what = f"identities '{other}' and '{name}' both become '{clean(name)}'"
-            raise InputError(what, archive.where, "rename one of them")
 
 
 def _three_folders(archive: Archive, pattern: str, example: str) -> Listing:
@@ -169,47 +160,6 @@ def _three_folders(archive: Archive, pattern: str, example: str) -> Listing:
                 left_out[name] = "junk and distractors among the training images"
     others = "in none of bounding_box_train, query and bounding_box_test"
     return Listing(samples, (256, 128), mirror=True, splits_by="the names of folders", left_out=left_out, others=others)
-
-
-def _evaluated(samples: list[Sample], queries: Callable[[list[Sample]], list[Sample]]) -> list[Sample]:
-    """Make queries and gallery of the test samples, or of the val samples if there is no test; keep existing queries."""
-    splits = {sample.split for sample in samples}
-    of = "" if "query" in splits else "test" if "test" in splits else "val"
-    return [s for s in samples if s.split != of] + queries([s for s in samples if s.split == of])
-
-
-def _first_of_each_camera(samples: list[Sample]) -> list[Sample]:
-    by_camera: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_camera[sample.identity, sample.camera].append(sample)
-    test = []
-    for of_camera in by_camera.values():
-        first, *rest = sorted(of_camera, key=lambda s: s.name)
-        test += [replace(first, split="query" if rest else "gallery"), *(replace(s, split="gallery") for s in rest)]
-    return test
-
-
-def _hold_out(samples: list[Sample], held_out: HeldOut) -> list[Sample]:
-    """Draw at least one identity for testing; all others are for training."""
-    identities = sorted({sample.identity for sample in samples})
-    count = min(max(round(held_out.fraction * len(identities)), 1), len(identities) - 1) if held_out.fraction else 0
-    test = set(shuffled(identities, held_out.seed, "held-out identities")[:count])
-    train = [replace(sample, split="train") for sample in samples if sample.identity not in test]
-    return train + _queries([sample for sample in samples if sample.identity in test], held_out.seed)
-
-
-def _queries(samples: list[Sample], seed: int) -> list[Sample]:
-    """Draw one of `QUERIES_IN` images of each identity as queries, at least one; the rest, or an only image, is the gallery."""
-    by_identity: dict[str, list[Sample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda s: s.name):
-        by_identity[sample.identity].append(sample)
-    test = []
-    for identity, own in by_identity.items():
-        count = max(len(own) // QUERIES_IN, 1) if len(own) > 1 else 0
-        drawn = shuffled(own, seed, f"queries of {identity}")
-        test += [replace(sample, split="query") for sample in drawn[:count]]
-        test += [replace(sample, split="gallery") for sample in drawn[count:]]
-    return test
 
 
 def _listed(archive: Archive, name: str, list_name: str) -> None:

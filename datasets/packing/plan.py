@@ -18,7 +18,7 @@ from datasets.layouts.listing import Sample, shuffled
 from datasets.shards.boxes import Box
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.shards.tar import END, RECORD, padded
-from datasets.splits import SPLITS
+from datasets.splits import PAIRS, SPLITS
 
 T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
@@ -76,7 +76,7 @@ def plan_shards(
     """Plan the shards of all samples.
 
     Blocks take at most ``max_block`` bytes, shards at most ``shard_size``, unless a single sample or block is larger.
-    ``in_order``: an identity's samples keep the order of their names.
+    ``in_order``: an identity's samples keep the order of their names. Pairs always keep the published order.
 
     Raises:
         InputError: an identity's name is too long for a tar.
@@ -85,9 +85,10 @@ def plan_shards(
     members = _members(samples, sizes)
     for split in SPLITS:
         blocks: list[Block] = []
-        for identity in shuffled(list(members[split]), seed, f"identities of {split}"):
+        names = list(members[split])
+        for identity in names if split == PAIRS else shuffled(names, seed, f"identities of {split}"):
             own = members[split][identity]
-            own = own if in_order else shuffled(own, seed, f"samples of {split}/{identity}")
+            own = own if in_order or split == PAIRS else shuffled(own, seed, f"samples of {split}/{identity}")
             spans = [member.span for member in own]
             blocks += _filled(own, spans, _even_limit(spans, max_block))
         spans = [sum(member.span for member in block) for block in blocks]
@@ -151,11 +152,14 @@ def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
 
 
 def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict[str, list[Member]]]:
-    """Return the members by split and identity, sorted. Keys number all samples of an identity in the order of their names."""
+    """Return the members by split and identity, sorted.
+
+    A key has the sample's position, or numbers all samples of its identity in the order of their names.
+    """
     by_split: dict[str, dict[str, list[Member]]] = {split: defaultdict(list) for split in SPLITS}
     seen: dict[str, int] = defaultdict(int)
-    for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
-        key = f"{sample.identity}/{seen[sample.identity]:06d}"
+    for sample in sorted(samples, key=lambda s: (s.identity, s.position or 0, s.name)):
+        key = f"{sample.identity}/{seen[sample.identity] if sample.position is None else sample.position:06d}"
         member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels, sample.boxes)
         if len(member.name) > LONGEST:
             remedy = f"{LONGEST} characters fit, /000000.jpg among them"
