@@ -238,18 +238,20 @@ class _Window(io.RawIOBase):
 
 
 def _tar(file: IO[bytes], where: str) -> _Files:
-    places: dict[str, list[tuple[int, int, int]]] = {}  # of each piece: its offset in the tar, in the member, and its size
+    places: dict[str, int] = {}  # where a file's bytes begin in the tar
+    sparse: dict[int, list[tuple[int, int]]] = {}  # of each piece of a sparse file: its offset in the file, and its size
 
     def read(name: str) -> bytes:
+        file.seek(places[name])
         data = bytearray(found.sizes[name])
-        for offset, start, size in places[name]:
-            file.seek(offset)
+        for start, size in sparse.get(places[name], [(0, len(data))]):
             data[start : start + size] = file.read(size)
         return bytes(data)
 
     def opened(name: str) -> IO[bytes]:
-        (offset, _, size), *more = places[name]
-        return io.BytesIO(read(name)) if more else io.BufferedReader(_Window(file, offset, size), 1 << 16)
+        if places[name] in sparse:
+            return io.BytesIO(read(name))
+        return io.BufferedReader(_Window(file, places[name], found.sizes[name]), 1 << 16)
 
     found = _Files(read, opened)
     links: dict[str, str] = {}
@@ -263,21 +265,15 @@ def _tar(file: IO[bytes], where: str) -> _Files:
             links[name] = posixpath.normpath(member.linkname)
         elif member.isreg():
             found.add(name, member.size)
-            places[name] = list(_pieces(member))
+            places[name] = member.offset_data
+            if member.issparse():
+                sparse[member.offset_data] = cast(list[tuple[int, int]], member.sparse)
         else:
             found.leave_out("neither files nor folders", name)
     for name, target in _followed(links, found).items():
         places[name] = places[target]
         found.add(name, found.sizes[target])
     return found
-
-
-def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int, int]]:
-    """Yield where a member's bytes lie: one piece, or the pieces of a sparse file."""
-    offset = member.offset_data
-    for start, size in cast(list[tuple[int, int]], member.sparse) if member.issparse() else [(0, member.size)]:
-        yield offset, start, size
-        offset += size
 
 
 def _name_in_archive(name: str, found: _Files) -> str | None:

@@ -6,6 +6,7 @@ Identity names become folder names in the shards, so `clean` restricts their cha
 ``-1`` is junk, which evaluation ignores, and ``0`` is a distractor, which matches nobody. Only `market1501` produces them.
 """
 
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -91,23 +92,26 @@ def folders(archive: Archive, held_out: HeldOut) -> Listing:
     Queries and gallery are drawn from ``test``, or ``val`` where there is no test; without such folders, from a fraction of the
     identities. Cameras are unknown: each split counts as one camera, so that the same-camera rule of evaluation removes nothing.
     """
-    parts = {name: PurePosixPath(name).parts for name in images_in(archive, list(archive.sizes))}
-    while len({p[0] for p in parts.values()}) == 1 and all(len(p) > 2 for p in parts.values()):
-        parts = {name: p[1:] for name, p in parts.items()}  # ignore a folder that contains everything
+    names = list(images_in(archive, list(archive.sizes)))
+    begin = _inside(names)  # after the folders that contain everything
     depths: dict[str, int] = defaultdict(lambda: 99)
-    for p in parts.values():
-        depths[p[0]] = min(depths[p[0]], len(p))
+    for name in names:
+        top = name[begin:].partition("/")[0]
+        depths[top] = min(depths[top], 1 + name.count("/", begin))
     splits = {top: split_word(top) for top, depth in depths.items() if depth > 2 and split_word(top)}
     if splits and (set(splits) != set(depths) or "train" not in splits.values()):
         expected = "train, with test, val, or query and gallery, and nothing else beside them is expected"
         raise InputError(f"the folders {', '.join(sorted(depths)[:9])}", archive.where, expected)
     depth = 1 if splits else 0
     samples = []
-    for name, p in parts.items():
-        if len(p) < depth + 2:
+    identities: dict[str, str] = {}
+    for name in names:
+        top, *inner = name[begin:].split("/", depth + 1)
+        if len(inner) < depth + 1:
             raise InputError("an image outside any identity's folder", archive.place(name), "one folder per identity is expected")
-        samples.append(Sample(splits.get(p[0], ""), clean(p[depth]), "", name))
-    no_two_alike({p[depth] for p in parts.values()}, archive)
+        folder = inner[0] if splits else top
+        samples.append(Sample(splits.get(top, ""), identities.setdefault(folder, clean(folder)), "", name))
+    no_two_alike(identities, archive)
     drawn = evaluated(samples, lambda test: draw_queries(test, held_out.seed)) if splits else hold_out(samples, held_out)
     by = "the names of folders" if splits else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed"
     return Listing([replace(s, camera=s.split) for s in drawn], (224, 224), mirror=True, splits_by=by)
@@ -160,6 +164,15 @@ def _three_folders(archive: Archive, pattern: str, example: str) -> Listing:
                 left_out[name] = "junk and distractors among the training images"
     others = "in none of bounding_box_train, query and bounding_box_test"
     return Listing(samples, (256, 128), mirror=True, splits_by="the names of folders", left_out=left_out, others=others)
+
+
+def _inside(names: list[str]) -> int:
+    """Return the length of the path of folders that contain all of these sorted names, but for an identity's folder."""
+    if not names:
+        return 0
+    around = posixpath.commonprefix([names[0], names[-1]]).split("/")[:-1]
+    kept = min(len(around), min(name.count("/") for name in names) - 1)
+    return sum(len(folder) + 1 for folder in around[: max(kept, 0)])
 
 
 def _listed(archive: Archive, name: str, list_name: str) -> None:

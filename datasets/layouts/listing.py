@@ -1,9 +1,11 @@
 """The result of a layout: a listing of samples with their splits and labels; and helpers that layouts share."""
 
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TypeVar
 from zlib import crc32
 
@@ -17,10 +19,11 @@ from datasets.shards.boxes import Box
 from datasets.shards.index import DISTRACTOR, JUNK
 
 COMPANIONS = {".txt", ".md", ".csv", ".json", ".xml", ".mat", ".html", ".pdf"}  # texts that come with data sets
+NO_LABELS: Mapping[str, float] = MappingProxyType({})
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # sets have millions of them
 class Sample:
     """One image. ``name``: its path in the archive; ``labels``: those of the columns in `datasets.shards.labels` that are known.
 
@@ -32,7 +35,7 @@ class Sample:
     identity: str
     camera: str
     name: str
-    labels: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, float] = field(default_factory=lambda: NO_LABELS)
     boxes: tuple[Box, ...] | None = None
     position: int | None = None
 
@@ -101,7 +104,7 @@ def only_file(archive: Archive, ending: str) -> str:
 def images_in(archive: Archive, names: list[str]) -> Iterable[str]:
     """Yield the names of images; raises InputError for a file that is neither an image nor a known companion."""
     for name in names:
-        suffix = PurePosixPath(name).suffix.lower()
+        suffix = posixpath.splitext(name)[1].lower()
         if suffix in IMAGES:
             yield name
         elif suffix not in COMPANIONS and PurePosixPath(name).stem not in ("LICENSE", "README"):

@@ -41,8 +41,7 @@ def rec(archive: Archive, held_out: HeldOut) -> Listing:
     name = only_file(archive, ".rec")
     place = archive.place(name)
     records = RecordFile(archive.open(name), archive.sizes[name], place)
-    starts, names, sizes = array("q"), [], {}
-    identities: dict[float, str] = {}
+    starts, sizes = array("q"), {}
     ranges, first_of_ranges = 0, None
     for record in records.scan():
         starts.append(record.start)
@@ -50,10 +49,7 @@ def rec(archive: Archive, held_out: HeldOut) -> Listing:
             ranges += 1
             first_of_ranges = int(record.label) if record.id == 0 else first_of_ranges
             continue
-        identity = identities.setdefault(record.label, _identity(record, place))
-        image = f"{identity}/{len(starts) - 1:09d}{record.ending}"
-        names.append(image)
-        sizes[image] = record.size
+        sizes[f"{_identity(record, place)}/{len(starts) - 1:09d}{record.ending}"] = record.size
     if not sizes:
         raise InputError("no images", place, WHOLE)
     if first_of_ranges is not None and first_of_ranges < EXACT and first_of_ranges != len(sizes) + 1:
@@ -63,15 +59,22 @@ def rec(archive: Archive, held_out: HeldOut) -> Listing:
     def read(image: str) -> bytes:
         return records.image_at(starts[int(PurePosixPath(image).stem)])
 
-    split = split_of_file(name)
-    samples = [Sample(split, image.partition("/")[0], "", image) for image in names if image not in unnamed]
-    drawn = evaluated(samples, lambda test: draw_queries(test, held_out.seed)) if split else hold_out(samples, held_out)
-    by = "the file's name" if split else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed"
+    sizes, split = dict(sorted(sizes.items())), split_of_file(name)
+    identities: dict[str, str] = {}  # so that an identity's images share its name in memory
+    named = ((identities.setdefault(label := image.partition("/")[0], label), image) for image in sizes if image not in unnamed)
+    samples = [Sample(split, identity, split, image) for identity, image in named]
     return Listing(
-        [replace(sample, camera=sample.split) for sample in drawn], (112, 112), mirror=True, splits_by=by, left_out=unnamed,
-        notes=(f"{ranges:,} records of {name} hold no image: ranges of identities",) if ranges else (),
-        archive=replace(archive, sizes=dict(sorted(sizes.items())), _read=read),
+        samples if split == "train" else _drawn(samples, split, held_out), (112, 112), mirror=True,
+        splits_by="the file's name" if split else f"a fraction of {held_out.fraction:g} of the identities, drawn by the seed",
+        left_out=unnamed, notes=(f"{ranges:,} records of {name} hold no image: ranges of identities",) if ranges else (),
+        archive=replace(archive, sizes=sizes, _read=read),
     )  # fmt: skip
+
+
+def _drawn(samples: list[Sample], split: str, held_out: HeldOut) -> list[Sample]:
+    """Draw queries and gallery of a .rec for evaluation, or of a fraction of the identities."""
+    drawn = evaluated(samples, lambda test: draw_queries(test, held_out.seed)) if split else hold_out(samples, held_out)
+    return [replace(sample, camera=sample.split) for sample in drawn]
 
 
 class Record(NamedTuple):

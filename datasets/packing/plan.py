@@ -4,10 +4,11 @@ An identity's samples lie side by side in random order, so that any run of them 
 in random order. An identity's samples are cut into blocks, and blocks fill shards; no block crosses a shard.
 """
 
+import posixpath
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # sets have millions of them
 class Member:
     """A planned sample of a shard; ``source``: its name in the archive; ``size``: bytes, without header and padding."""
 
@@ -39,7 +40,7 @@ class Member:
     @property
     def name(self) -> str:
         """The sample's name in the tar."""
-        suffix = PurePosixPath(self.source).suffix.lower()
+        suffix = posixpath.splitext(self.source)[1].lower()
         return self.key + (".jpg" if suffix == ".jpeg" else suffix)
 
     @property
@@ -109,7 +110,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
     identity_id, camera_id = ({name: i for i, name in enumerate(names)} for names in (identities, cameras))
     if len(cameras) > np.iinfo(np.int16).max:
         raise InputError(f"{len(cameras)} cameras", url, f"the index holds at most {np.iinfo(np.int16).max}")
-    samples: list[tuple[int, ...]] = []
+    samples = array("q")  # flat: a tuple for each of millions of samples would take five times the memory
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
     offset, in_shard = 0, -1
@@ -117,7 +118,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
         offset, in_shard = (offset, in_shard) if shard_id == in_shard else (0, shard_id)
         split, identity, start = splits.index(shards[shard_id].split), identity_id[block[0].identity], offset
         for member in block:
-            samples.append((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
+            samples.extend((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
             offset += member.span
         rows.append((shard_id, identity, split, start, offset - start, len(keys), len(block), crc))
         keys += [member.key for member in block]

@@ -357,8 +357,8 @@ def check_shards(index: Index) -> None:
             raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")
 
 
-def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Convert rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS`` to an index's columns."""
+def columns(rows: Sequence[tuple[int, ...]] | Sequence[int], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Convert rows in the order of ``SAMPLE_COLUMNS`` or ``BLOCK_COLUMNS``, also flattened, to an index's columns."""
     table = np.array(rows, np.int64).reshape(-1, len(types))
     return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}
 
