@@ -40,6 +40,7 @@ class Archive:
     """An opened folder, zip or tar. ``sizes``: bytes of each file by name (parts joined by ``/``), sorted by name.
 
     Names that are not UTF-8 have surrogate escapes. ``left_out``: names that are not among the files, by rule in words.
+    ``closing``: what is closed together with the archive.
     """
 
     where: str
@@ -47,6 +48,7 @@ class Archive:
     _read: Callable[[str], bytes]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     _open: Callable[[str], IO[bytes]] | None = None
+    closing: ExitStack = field(default_factory=ExitStack)
 
     def place(self, name: str) -> str:
         """Describe where a file lies, for messages."""
@@ -81,7 +83,7 @@ class Archive:
     def open(self, name: str) -> IO[bytes]:
         """Open a file that may be larger than memory, to read and seek while the archive is open; raises InputError."""
         try:
-            return io.BytesIO(self.read(name)) if self._open is None else self._open(name)
+            return self.closing.enter_context(self._open(name)) if self._open else io.BytesIO(self.read(name))
         except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"cannot be read ({error})", self.place(name), "get it again, or take it out") from error
 
@@ -120,7 +122,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
             raise InputError("holds no files", str(path), GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
         sizes = dict(sorted(files.sizes.items()))
-        yield Archive(str(path), sizes, files.read, left_out, lambda name: stack.enter_context(files.open(name)))
+        yield Archive(str(path), sizes, files.read, left_out, files.open, stack)
 
 
 @dataclass
@@ -149,13 +151,24 @@ def _folder(root: Path) -> _Files:
             if (here / name).resolve() in [above.resolve() for above in (here, *here.parents)]:
                 folders.remove(name)
                 found.leave_out("links that lead back up", (here / name).relative_to(root).as_posix())
-        for path in (here / name for name in files):
-            name = path.relative_to(root).as_posix()
-            if path.is_file():
-                found.add(name, path.stat().st_size)
+        inner = "".join(f"{part}/" for part in here.relative_to(root).parts)
+        for file in files:  # plain strings: pathlib would take most of the time in a set of millions of files
+            status = _status(f"{folder}/{file}")
+            if status is not None and stat.S_ISREG(status.st_mode):
+                found.add(inner + file, status.st_size)
             else:
-                found.leave_out(NOWHERE if path.is_symlink() else "neither files nor folders", name)
+                found.leave_out("neither files nor folders" if status else NOWHERE, inner + file)
     return found
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Return the status of what a path leads to; None for a link that leads nowhere."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        if not os.path.islink(path):  # noqa: PTH114
+            raise
+        return None
 
 
 def _alike(path: Path) -> _Files:
