@@ -31,8 +31,7 @@ def bin_pairs(archive: Archive, _: HeldOut) -> Listing:
     width, places, samples = max(len(str(len(same) - 1)), 5), {}, []
     for position, image in enumerate(images):
         pair, side = divmod(position, 2)
-        stream.seek(image.offset)
-        file = f"{position:07d}{ending_of(stream.read(min(image.size, 12)))}"
+        file = f"{position:07d}{ending_of(image.head)}"
         identity = f"{pair:0{width}d}" + ("" if same[pair] else "ab"[side])
         samples.append(Sample(PAIRS, identity, PAIRS, file, position=position))
         places[file] = image

@@ -17,25 +17,26 @@ from datasets.pickle_files import Bytes, read_pickle
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]  # written in Python, so that it can be changed
-    """Writes bytes as Python 2 wrote its str."""
+    """Writes bytes and texts as Python 2 wrote its str."""
 
     dispatch: ClassVar[dict[type, Callable[..., None]]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
-    def _save_str(self, data: bytes) -> None:
+    def _save_str(self, value: bytes | str) -> None:
+        data = value.encode("latin-1") if isinstance(value, str) else value
         short = len(data) < 256
         self.write(
             (pickle.SHORT_BINSTRING if short else pickle.BINSTRING) + len(data).to_bytes(1 if short else 4, "little") + data
         )
-        self.memoize(data)
+        self.memoize(value)
 
-    dispatch[bytes] = _save_str
+    dispatch[bytes] = dispatch[str] = _save_str
 
 
 def python2(value: Any) -> bytes:
     """A pickle of protocol 2 as Python 2 wrote it."""
     file = io.BytesIO()
     Python2Pickler(file, 2).dump(value)
-    return file.getvalue()
+    return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
 
 
 def filled(value: Any, data: bytes) -> Any:
@@ -78,12 +79,46 @@ class Malicious:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
-    "value", [Malicious(), [b"1", Malicious()], np.ones(3, bool), np.True_, {"a": 1}, 1.5, "text", {1}, bytearray()]
+    "value",
+    [
+        Malicious(),
+        [b"1", Malicious()],
+        np.ones(3),
+        np.float32(1),
+        np.array([None]),
+        np.array(["a"]),
+        {"a": 1},
+        1.5,
+        {1},
+        os.system,
+        print,
+    ],
 )
 def test_everything_else_is_refused(value: Any, protocol: int) -> None:
-    with pytest.raises(InputError, match=r"a pickle with \w+ at byte \d+.*here.*only lists") as error:
+    with pytest.raises(
+        InputError, match=r"(a pickle with [\w .]+ at byte \d+: here; only lists)|(an array of \w+: here)"
+    ) as error:
         read(pickle.dumps(value, protocol))
     assert "\n" not in str(error.value)
+
+
+@given(
+    st.lists(st.binary(min_size=1) | st.binary(min_size=250, max_size=300), min_size=1, max_size=4),
+    st.lists(st.booleans(), min_size=1),
+    st.sampled_from(WRITERS),
+)
+def test_numpy_arrays_of_bytes_and_booleans(images: list[bytes], same: list[bool], writer: Callable[[Any], bytes]) -> None:
+    arrays = [np.frombuffer(image, np.uint8).copy().reshape(shape) for image in images for shape in ((-1,), (-1, 1))]
+    assert read(writer((arrays, np.array(same)))) == ([image for image in images for _ in range(2)], same)
+    assert read(writer(([arrays[0], arrays[0]], [np.bool_(value) for value in same]))) == ([images[0]] * 2, same)
+
+
+def test_names_of_numpy_are_no_way_to_call_it() -> None:
+    for call in (b"cnumpy\nndarray\n(K\x01tR.", b"cnumpy\ndtype\n(tR.", b"cnumpy.core.multiarray\nscalar\n(K\x01tR."):
+        with pytest.raises(InputError, match="not a whole pickle"):
+            read(b"\x80\x02" + call)
+    with pytest.raises(InputError, match="a pickle with GLOBAL numpy save at byte 2"):
+        read(b"\x80\x02cnumpy\nsave\n.")
 
 
 def test_bytes_of_python_3_in_protocol_2_call_a_function_so_they_are_refused() -> None:
@@ -100,6 +135,11 @@ def test_a_pickle_that_is_cut_off(data: bytes) -> None:
         read(data)
 
 
+# Lists of the list before, twice: 60 deep, so that printing the last would take for ever; it is in memo 59.
+NESTED = b"\x80\x04]\x94" + b"".join(b"]\x94(" + bytes([ord("h"), place]) * 2 + b"e" for place in range(59))
+FROM_BUFFER = b"cnumpy.core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nX\x02\0\0\0u1\x85R"
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [
@@ -110,8 +150,11 @@ def test_a_pickle_that_is_cut_off(data: bytes) -> None:
         (b"\x80\x04h\x05.", "not a whole pickle"),  # a memo that is not there
         (b"\x80\x04e.", "not a whole pickle"),  # no mark
         (b"\x80\x04\x88(\x88e.", "not a whole pickle"),  # appended to a boolean
-        (b"\x80\x04\x88\x87.", "TUPLE3"),  # a tuple of three, of one
+        (b"\x80\x04\x88\x87.", "not a whole pickle"),  # a tuple of three, of one
         (b"\x80\x04\x8e" + b"\xff" * 8, "not a whole pickle"),  # a string of 2^64 bytes
+        (NESTED + b"\x8c\x01a\x93.", "a pickle with STACK_GLOBAL"),  # names of 2^60 lists
+        (NESTED + b"cnumpy\ndtype\nh\x3b\x85R.", "not a whole pickle"),
+        (b"\x80\x02" + FROM_BUFFER + b"J\xff\xff\xff\x7f]K\x00a\x86K\x01tR.", "contradicts its shape"),  # 2^31 times a list
     ],
 )
 def test_damaged_pickles(data: bytes, match: str) -> None:

@@ -73,6 +73,13 @@ def test_an_image_that_occurs_in_many_pairs_is_stored_as_often(tmp_path: Path) -
     assert published(pack("bin", tmp_path / "a.bin", str(tmp_path / "set"))) == (in_pairs(images), [False, True])
 
 
+@pytest.mark.parametrize("writer", ["python2", 3, 4, 5])
+def test_images_and_answers_in_numpy_arrays_as_cv2_encodes_them(writer: str | int, tmp_path: Path) -> None:
+    content = ([np.frombuffer(image, np.uint8)[:, None].copy() for image in IMAGES], np.array(SAME))
+    put(tmp_path, {"a.bin": python2(content) if isinstance(writer, str) else pickle.dumps(content, writer)})
+    assert published(pack("bin", tmp_path / "a.bin", str(tmp_path / "set"))) == (in_pairs(IMAGES), SAME)
+
+
 def test_numbers_0_and_1_are_answers_as_well(tmp_path: Path) -> None:
     put(tmp_path, {"a.bin": pickle.dumps((IMAGES[:4], [1, 0]), 4)})
     assert published(pack("bin", tmp_path / "a.bin", str(tmp_path / "set")))[1] == [True, False]
