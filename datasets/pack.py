@@ -24,6 +24,7 @@ from datasets.layouts.degrade import Degradation, degraded
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
 from datasets.layouts.identities import LAYOUTS, Name
 from datasets.layouts.listing import Listing
+from datasets.layouts.pairs import PAIR_LAYOUTS, PairName
 from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
@@ -34,10 +35,10 @@ from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut
 
 VERSION = 1  # of the bytes that a plan produces; part of a pack's fingerprint
-Layout = Literal[Name, FaceName, BoxName]
+Layout = Literal[Name, PairName, FaceName, BoxName]
 KINDS = (
-    f"Layout of the data. Images of identities: {', '.join(LAYOUTS)}; faces with labels: {', '.join(FACE_LAYOUTS)}; "
-    f"images with boxes: {', '.join(BOX_LAYOUTS)}."
+    f"Layout of the data. Images of identities: {', '.join(LAYOUTS)}; pairs to verify: {', '.join(PAIR_LAYOUTS)}; "
+    f"faces with labels: {', '.join(FACE_LAYOUTS)}; images with boxes: {', '.join(BOX_LAYOUTS)}."
 )
 
 
@@ -68,7 +69,7 @@ class Options:
     seed: int = 0
     """Seed of the order of the images, and of the draw of held-out identities."""
     held_out: float = 0.25
-    """Fraction held out for testing if the set defines no splits: of identities (folders, omniglot) or images (faces, boxes)."""
+    """Fraction held out for testing if the set defines no splits: of identities (folders, omniglot, rec) or images (others)."""
     min_samples: int = 1
     """Training identities with fewer images are left out."""
     rename: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ class Pack(Options):
 
     layout: Layout = field(kw_only=True, metadata={**POSITIONAL, "help": KINDS})
     source: Path = field(kw_only=True, metadata=POSITIONAL)
-    """The folder, zip or tar that was downloaded."""
+    """The folder, zip, tar, .rec, .bin or .mat that was downloaded."""
     destination: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
@@ -185,10 +186,10 @@ def _listed(
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", objects.url, "pack to another place")
     with open_archive(source) as opened:
-        found = (LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
+        found = (LAYOUTS | PAIR_LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options)
-        images = [sample.name for sample in listing.samples]
-        changed = degraded(opened, images, options.degrade, options.seed) if options.degrade else nullcontext(opened)
+        images, inside = [sample.name for sample in listing.samples], listing.archive or opened
+        changed = degraded(inside, images, options.degrade, options.seed) if options.degrade else nullcontext(inside)
         with changed as packed:
             yield packed, listing, _fingerprint(listing, packed, layout, options)
 
@@ -228,6 +229,7 @@ def _fingerprint(listing: Listing, source: Archive, layout: str, options: Option
         facts: list[object] = [sample.name, source.sizes[sample.name], sample.split, sample.identity, sample.camera]
         facts += [sorted(sample.labels.items())] if sample.labels else []
         facts += [sample.boxes] if sample.boxes is not None else []
+        facts += [["position", sample.position]] if sample.position is not None else []
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:16]
 

@@ -1,7 +1,6 @@
 """Files that are never packed (hidden files, desktop clutter), and the summary line that reports left-out files."""
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 CLUTTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 LITTER = "hidden files and what desktops leave behind"
@@ -16,4 +15,4 @@ def left_out_line(rule: str, count: int, names: Sequence[str]) -> str:
 
 def is_litter(name: str) -> bool:
     """Whether a file is hidden, or created by a desktop (``._x.jpg``, ``__MACOSX/``, ``Thumbs.db``)."""
-    return any(part in CLUTTER or part.startswith(".") for part in PurePosixPath(name).parts)
+    return any(part in CLUTTER or part.startswith(".") for part in name.split("/"))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from datasets.errors import InputError
 
-SPLITS = ("train", "val", "query", "gallery", "test")  # the order of shards
+PAIRS = "pairs"  # samples 2i and 2i + 1 in the published order are a pair (`datasets.shards.pairs`)
+SPLITS = ("train", "val", "query", "gallery", "test", PAIRS)  # the order of shards
 WORDS = {
     "train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "minival": "val", "test": "test", "testing": "test", "query": "query", "queries": "query", "probe": "query",

@@ -5,6 +5,7 @@ Nothing is unpacked. Names are only looked up in the archive's own listing, so n
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from datasets.errors import InputError
 from datasets.shards.tar import members
@@ -27,7 +28,8 @@ from datasets.skipped_files import LITTER, is_litter
 from datasets.text_files import text_of
 
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
-GIVE = "give the folder, zip or tar that was downloaded"
+CONTAINERS = {".rec", ".bin", ".mat"}  # endings of files that hold a whole data set
+GIVE = "give the folder, zip, tar, .rec, .bin or .mat that was downloaded"
 NOWHERE = "links to missing files"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
 PATH_MAX = 4096  # bytes of a link's target
@@ -38,12 +40,15 @@ class Archive:
     """An opened folder, zip or tar. ``sizes``: bytes of each file by name (parts joined by ``/``), sorted by name.
 
     Names that are not UTF-8 have surrogate escapes. ``left_out``: names that are not among the files, by rule in words.
+    ``closing``: what is closed together with the archive.
     """
 
     where: str
     sizes: dict[str, int]
     _read: Callable[[str], bytes]
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _open: Callable[[str], IO[bytes]] | None = None
+    closing: ExitStack = field(default_factory=ExitStack)
 
     def place(self, name: str) -> str:
         """Describe where a file lies, for messages."""
@@ -75,13 +80,21 @@ class Archive:
         """Read a file as text; raises InputError."""
         return text_of(self.read(name, MAX_TEXT), self.place(name))
 
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file that may be larger than memory, to read and seek while the archive is open; raises InputError."""
+        try:
+            return self.closing.enter_context(self._open(name)) if self._open else io.BytesIO(self.read(name))
+        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"cannot be read ({error})", self.place(name), "get it again, or take it out") from error
+
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
     """Open a folder, a zip, or a tar (also compressed by gzip, bzip2 or xz); the content decides which it is.
 
     Links to files or folders inside the archive are followed. A compressed tar has no random access, so it is first expanded to
-    an unnamed temporary file.
+    an unnamed temporary file; so is a file of a zip that is opened. A file with an ending in ``CONTAINERS`` counts as a folder
+    of the files that differ from it in the ending only (``train.rec``, ``train.idx``).
 
     Raises:
         InputError: there is nothing, nothing in it, or it is none of these kinds.
@@ -92,6 +105,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 files = _folder(path)
             elif not path.is_file():
                 raise InputError("no such folder or archive", str(path), GIVE)
+            elif path.suffix.lower() in CONTAINERS:
+                files = _alike(path)
             elif tarfile.is_tarfile(path) or _compression(path):  # first: a tar that ends in an npz file looks like a zip, too
                 files = _tar(stack.enter_context(_expanded(path)), str(path))
             elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
@@ -106,14 +121,16 @@ def open_archive(path: Path) -> Iterator[Archive]:
         if not files.sizes:
             raise InputError("holds no files", str(path), GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
-        yield Archive(str(path), dict(sorted(files.sizes.items())), files.read, left_out)
+        sizes = dict(sorted(files.sizes.items()))
+        yield Archive(str(path), sizes, files.read, left_out, files.open, stack)
 
 
 @dataclass
 class _Files:
-    """The files of an archive while it is being listed, and the function that reads one of them."""
+    """The files of an archive while it is being listed, and the functions that read and open one of them."""
 
     read: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
     sizes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -127,25 +144,45 @@ class _Files:
 
 
 def _folder(root: Path) -> _Files:
-    found = _Files(lambda name: (root / name).read_bytes())
+    found = _Files(lambda name: (root / name).read_bytes(), lambda name: (root / name).open("rb"))
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         for name in [name for name in folders if (here / name).is_symlink()]:
             if (here / name).resolve() in [above.resolve() for above in (here, *here.parents)]:
                 folders.remove(name)
                 found.leave_out("links that lead back up", (here / name).relative_to(root).as_posix())
-        for path in (here / name for name in files):
-            name = path.relative_to(root).as_posix()
-            if path.is_file():
-                found.add(name, path.stat().st_size)
+        inner = "".join(f"{part}/" for part in here.relative_to(root).parts)
+        for file in files:  # plain strings: pathlib would take most of the time in a set of millions of files
+            status = _status(f"{folder}/{file}")
+            if status is not None and stat.S_ISREG(status.st_mode):
+                found.add(inner + file, status.st_size)
             else:
-                found.leave_out(NOWHERE if path.is_symlink() else "neither files nor folders", name)
+                found.leave_out("neither files nor folders" if status else NOWHERE, inner + file)
+    return found
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Return the status of what a path leads to; None for a link that leads nowhere."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        if not os.path.islink(path):  # noqa: PTH114
+            raise
+        return None
+
+
+def _alike(path: Path) -> _Files:
+    """List a container and the files beside it with the same name but for the ending."""
+    found = _Files(lambda name: (path.parent / name).read_bytes(), lambda name: (path.parent / name).open("rb"))
+    for file in path.parent.iterdir():
+        if file.is_file() and (file == path or (file.stem == path.stem and file.suffix.lower() not in CONTAINERS)):
+            found.add(file.name, file.stat().st_size)
     return found
 
 
 def _zip(archive: zipfile.ZipFile) -> _Files:
     places: dict[str, zipfile.ZipInfo] = {}
-    found = _Files(lambda name: archive.read(places[name]))
+    found = _Files(lambda name: archive.read(places[name]), lambda name: _copied(archive.open(places[name])))
     links: dict[str, str] = {}
     for entry in archive.infolist():
         name = _name_in_archive(entry.filename, found)
@@ -173,26 +210,63 @@ def _expanded(path: Path) -> IO[bytes]:
     opener = _compression(path)
     if opener is None:
         return path.open("rb")
-    with ExitStack() as stack:
+    return _copied(opener(path))
+
+
+def _copied(stream: IO[bytes]) -> IO[bytes]:
+    """Copy a stream without random access to an unnamed temporary file, which the caller closes; closes the stream."""
+    with ExitStack() as stack, stream:
         whole = stack.enter_context(tempfile.TemporaryFile(prefix="hardshard-"))
-        with opener(path) as packed:
-            shutil.copyfileobj(packed, whole, 1 << 20)
+        shutil.copyfileobj(stream, whole, 1 << 20)
         whole.seek(0)
-        stack.pop_all()  # the caller closes it
+        stack.pop_all()
     return whole
 
 
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(min(len(buffer), self._size - self._at), 0))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def _tar(file: IO[bytes], where: str) -> _Files:
-    places: dict[str, list[tuple[int, int, int]]] = {}  # of each piece: its offset in the tar, in the member, and its size
+    places: dict[str, int] = {}  # where a file's bytes begin in the tar
+    sparse: dict[int, list[tuple[int, int]]] = {}  # of each piece of a sparse file: its offset in the file, and its size
 
     def read(name: str) -> bytes:
+        file.seek(places[name])
         data = bytearray(found.sizes[name])
-        for offset, start, size in places[name]:
-            file.seek(offset)
+        for start, size in sparse.get(places[name], [(0, len(data))]):
             data[start : start + size] = file.read(size)
         return bytes(data)
 
-    found = _Files(read)
+    def opened(name: str) -> IO[bytes]:
+        if places[name] in sparse:
+            return io.BytesIO(read(name))
+        return io.BufferedReader(_Window(file, places[name], found.sizes[name]), 1 << 16)
+
+    found = _Files(read, opened)
     links: dict[str, str] = {}
     for member in members(file, where, "r:"):
         name = _name_in_archive(member.name, found)
@@ -204,21 +278,15 @@ def _tar(file: IO[bytes], where: str) -> _Files:
             links[name] = posixpath.normpath(member.linkname)
         elif member.isreg():
             found.add(name, member.size)
-            places[name] = list(_pieces(member))
+            places[name] = member.offset_data
+            if member.issparse():
+                sparse[member.offset_data] = cast(list[tuple[int, int]], member.sparse)
         else:
             found.leave_out("neither files nor folders", name)
     for name, target in _followed(links, found).items():
         places[name] = places[target]
         found.add(name, found.sizes[target])
     return found
-
-
-def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int, int]]:
-    """Yield where a member's bytes lie: one piece, or the pieces of a sparse file."""
-    offset = member.offset_data
-    for start, size in cast(list[tuple[int, int]], member.sparse) if member.issparse() else [(0, member.size)]:
-        yield offset, start, size
-        offset += size
 
 
 def _name_in_archive(name: str, found: _Files) -> str | None:

@@ -4,10 +4,11 @@ An identity's samples lie side by side in random order, so that any run of them 
 in random order. An identity's samples are cut into blocks, and blocks fill shards; no block crosses a shard.
 """
 
+import posixpath
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +19,13 @@ from datasets.layouts.listing import Sample, shuffled
 from datasets.shards.boxes import Box
 from datasets.shards.index import BLOCK_COLUMNS, SAMPLE_COLUMNS, Index, Shard, columns
 from datasets.shards.tar import END, RECORD, padded
-from datasets.splits import SPLITS
+from datasets.splits import PAIRS, SPLITS
 
 T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # sets have millions of them
 class Member:
     """A planned sample of a shard; ``source``: its name in the archive; ``size``: bytes, without header and padding."""
 
@@ -39,7 +40,7 @@ class Member:
     @property
     def name(self) -> str:
         """The sample's name in the tar."""
-        suffix = PurePosixPath(self.source).suffix.lower()
+        suffix = posixpath.splitext(self.source)[1].lower()
         return self.key + (".jpg" if suffix == ".jpeg" else suffix)
 
     @property
@@ -76,7 +77,7 @@ def plan_shards(
     """Plan the shards of all samples.
 
     Blocks take at most ``max_block`` bytes, shards at most ``shard_size``, unless a single sample or block is larger.
-    ``in_order``: an identity's samples keep the order of their names.
+    ``in_order``: an identity's samples keep the order of their names. Pairs always keep the published order.
 
     Raises:
         InputError: an identity's name is too long for a tar.
@@ -85,9 +86,10 @@ def plan_shards(
     members = _members(samples, sizes)
     for split in SPLITS:
         blocks: list[Block] = []
-        for identity in shuffled(list(members[split]), seed, f"identities of {split}"):
+        names = list(members[split])
+        for identity in names if split == PAIRS else shuffled(names, seed, f"identities of {split}"):
             own = members[split][identity]
-            own = own if in_order else shuffled(own, seed, f"samples of {split}/{identity}")
+            own = own if in_order or split == PAIRS else shuffled(own, seed, f"samples of {split}/{identity}")
             spans = [member.span for member in own]
             blocks += _filled(own, spans, _even_limit(spans, max_block))
         spans = [sum(member.span for member in block) for block in blocks]
@@ -108,7 +110,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
     identity_id, camera_id = ({name: i for i, name in enumerate(names)} for names in (identities, cameras))
     if len(cameras) > np.iinfo(np.int16).max:
         raise InputError(f"{len(cameras)} cameras", url, f"the index holds at most {np.iinfo(np.int16).max}")
-    samples: list[tuple[int, ...]] = []
+    samples = array("q")  # flat: a tuple for each of millions of samples would take five times the memory
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
     offset, in_shard = 0, -1
@@ -116,7 +118,7 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
         offset, in_shard = (offset, in_shard) if shard_id == in_shard else (0, shard_id)
         split, identity, start = splits.index(shards[shard_id].split), identity_id[block[0].identity], offset
         for member in block:
-            samples.append((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
+            samples.extend((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
             offset += member.span
         rows.append((shard_id, identity, split, start, offset - start, len(keys), len(block), crc))
         keys += [member.key for member in block]
@@ -151,11 +153,14 @@ def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
 
 
 def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict[str, list[Member]]]:
-    """Return the members by split and identity, sorted. Keys number all samples of an identity in the order of their names."""
+    """Return the members by split and identity, sorted.
+
+    A key has the sample's position, or numbers all samples of its identity in the order of their names.
+    """
     by_split: dict[str, dict[str, list[Member]]] = {split: defaultdict(list) for split in SPLITS}
     seen: dict[str, int] = defaultdict(int)
-    for sample in sorted(samples, key=lambda s: (s.identity, s.name)):
-        key = f"{sample.identity}/{seen[sample.identity]:06d}"
+    for sample in sorted(samples, key=lambda s: (s.identity, s.position or 0, s.name)):
+        key = f"{sample.identity}/{seen[sample.identity] if sample.position is None else sample.position:06d}"
         member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels, sample.boxes)
         if len(member.name) > LONGEST:
             remedy = f"{LONGEST} characters fit, /000000.jpg among them"

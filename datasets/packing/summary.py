@@ -30,7 +30,7 @@ def summary_lines(archive: Archive, listing: Listing, unreadable: Collection[str
     yield from lines_of(rules)
     seen = len(archive.sizes) + sum(map(len, archive.left_out.values()))
     gone = sum(map(len, rules.values()))
-    texts = seen - len(splits) - gone
+    texts = seen - gone - len({sample.name for sample in listing.samples} - set(unreadable))
     yield f"{seen:,} files seen: {len(splits):,} images packed, {gone:,} left out, {texts:,} lists and other texts"
     yield f"splits: {counted(splits)}; by {listing.splits_by}"
 

@@ -360,10 +360,11 @@ def check_shards(index: Index) -> None:
             raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")
 
 
-def columns(rows: Sequence[tuple[int, ...]], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def columns(rows: Sequence[tuple[int, ...]] | Sequence[int], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """Rows of an index as one array a column, by the column's name.
 
-    ``types``: `SAMPLE_COLUMNS` or `BLOCK_COLUMNS`, names and types of the columns; a row has its values in the same order.
+    ``types``: `SAMPLE_COLUMNS` or `BLOCK_COLUMNS`, names and types of the columns; a row has its values in the same order. Rows
+    may be flattened.
     """
     table = np.array(rows, np.int64).reshape(-1, len(types))
     return {name: table[:, i].astype(dtype) for i, (name, dtype) in enumerate(types.items())}

@@ -142,3 +142,29 @@ def test_a_tar_without_members_holds_no_files(tmp_path: Path) -> None:
     path.write_bytes(bytes(10240))  # what `tar -cf set.tar -T /dev/null` makes
     with pytest.raises(InputError, match="holds no files"), open_archive(path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "w", "w:gz"])
+def test_every_kind_opens_a_file_to_seek_in(kind: str, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 1000
+    with open_archive(make(kind, tmp_path, FILES | {"big.dat": data, "z.txt": b"after"})) as source:
+        stream, other = source.open("big.dat"), source.open("a/x.jpg")
+        assert stream.seek(-6, 2) == len(data) - 6
+        assert (stream.read(), stream.read(), stream.tell()) == (data[-6:], b"", len(data))
+        assert other.read(9) == FILES["a/x.jpg"][:9]
+        stream.seek(70_000)
+        assert stream.read(100_000) == data[70_000:170_000]
+        assert source.read("z.txt") == b"after"
+        assert other.read() == FILES["a/x.jpg"][9:]
+        stream.seek(10)
+        stream.seek(5, 1)
+        assert stream.read(3) == data[15:18]
+    assert stream.closed
+    assert other.closed
+
+
+def test_a_container_is_read_with_the_files_of_its_name_alone(tmp_path: Path) -> None:
+    put(tmp_path, {"train.rec": b"1", "train.idx": b"22", "train.bin": b"3", "val.rec": b"4", "train.more.idx": b"5"})
+    with open_archive(tmp_path / "train.rec") as source:
+        assert source.sizes == {"train.idx": 2, "train.rec": 1}
+        assert source.read("train.idx") == source.open("train.idx").read() == b"22"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pictures import Files, market, omniglot, put, tarred, zipped
+from torchvision.datasets import ImageFolder
 
 from datasets.errors import InputError
 from datasets.layouts.archive import open_archive
@@ -72,6 +73,81 @@ def test_dukemtmc(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_occluded_duke_has_duke_s_folders_and_names(tmp_path: Path) -> None:
+    found = listing("dukemtmc", tmp_path, {f"Occluded_Duke/{name}": IMAGE for name in DUKE})
+    assert [(s.split, s.identity) for s in found.samples] == [("train", "0001"), ("query", "0005"), ("gallery", "0005")]
+
+
+def test_veri776(tmp_path: Path) -> None:
+    names = (
+        "image_train/0001_c001_00016450_0.jpg",
+        "image_query/0002_c002_00030600_0.jpg",
+        "image_test/0002_c014_00031040_0.jpg",
+    )
+    found = listing("veri776", tmp_path, {f"VeRi/{name}": IMAGE for name in names} | {"VeRi/train_label.xml": b"<a/>"})
+    assert [(s.split, s.identity, s.camera) for s in found.samples] == [
+        ("train", "0001", "c001"), ("query", "0002", "c002"), ("gallery", "0002", "c014"),
+    ]  # fmt: skip
+    assert found.size == (256, 256)
+    refused("veri776", tmp_path / "b", {names[0]: IMAGE}, "an empty or missing folder: image_query")
+    bad = dict.fromkeys(names, IMAGE) | {"image_test/somebody.jpg": IMAGE}
+    refused("veri776", tmp_path / "c", bad, r"no person and camera: image_test/somebody\.jpg")
+
+
+VEHICLES = {
+    "train_list.txt": b"0000001 7\n0000002 7\n0000003 0\n", "test_list_800.txt": b"0000004 9\n0000005 9\n0000006 10\n",
+    "test_list_1600.txt": b"0000004 9\n",
+}  # fmt: skip
+
+
+def vehicles(lists: Files) -> Files:
+    """VehicleID with seven images."""
+    files = {f"VehicleID_V1.0/train_test_split/{name}": data for name, data in lists.items()}
+    return files | {f"VehicleID_V1.0/image/{number:07d}.jpg": IMAGE for number in range(1, 8)}
+
+
+def test_vehicleid_has_the_images_of_the_test_list_in_one_split(tmp_path: Path) -> None:
+    found = listing("vehicleid800", tmp_path, vehicles(VEHICLES))
+    assert [(s.split, s.identity, s.camera, s.name[-11:]) for s in found.samples] == [
+        ("train", "7", "train", "0000001.jpg"), ("train", "7", "train", "0000002.jpg"), ("train", "id-0", "train", "0000003.jpg"),
+        ("test", "9", "test", "0000004.jpg"), ("test", "9", "test", "0000005.jpg"), ("test", "10", "test", "0000006.jpg"),
+    ]  # fmt: skip
+    assert len(listing("vehicleid1600", tmp_path, {}).samples) == 4
+    refused("vehicleid2400", tmp_path, {}, r"no such file: .*test_list_2400\.txt")
+
+
+@pytest.mark.parametrize(
+    ("lists", "match"),
+    [
+        ({"train_list.txt": b"0000001\n"}, r"line 1 of .*train_list\.txt"),
+        ({"train_list.txt": b"\n0000001 seven\n"}, r"line 2 of .*train_list\.txt"),
+        ({"test_list_800.txt": b"0000009 9\n"}, r"the image '0000009' is not there: line 1 of .*test_list_800\.txt"),
+        ({"test_list_800.txt": b"0000004 7\n"}, "identity 7 is in train and in test"),
+    ],
+)
+def test_vehicleid_says_what_a_list_gets_wrong(lists: Files, match: str, tmp_path: Path) -> None:
+    refused("vehicleid800", tmp_path, vehicles(VEHICLES | lists), match)
+
+
+@pytest.mark.parametrize("wrapped", ["", "last/"])
+@pytest.mark.parametrize("with_val", [True, False])
+def test_last(wrapped: str, with_val: bool, tmp_path: Path) -> None:
+    names = ["train/000000/000000_0001_a.jpg", "test/query/0_1.jpg", "test/gallery/0000/0_2.jpg", "test/gallery/0001/1_3.jpg"]
+    names += ["val/query/5_1.jpg", "val/gallery/5/5_2.jpg"] if with_val else []
+    found = listing("last", tmp_path, {f"{wrapped}{name}": IMAGE for name in names})
+    expected = [("train", "train-0", "train"), ("query", "test-0", "query")]
+    expected += [("gallery", "test-0", "gallery"), ("gallery", "test-1", "gallery")]
+    expected += [("val", "val-5", "query"), ("val", "val-5", "gallery")] if with_val else []
+    assert sorted((s.split, s.identity, s.camera) for s in found.samples) == sorted(expected)
+
+
+def test_last_says_what_does_not_fit(tmp_path: Path) -> None:
+    files: Files = {"train/0/0_1.jpg": IMAGE, "test/gallery/0/0_2.jpg": IMAGE}
+    refused("last", tmp_path / "a", {"train/0/0_1.jpg": IMAGE}, "no gallery")
+    refused("last", tmp_path / "b", files, "an empty or missing folder: test/query")
+    refused("last", tmp_path / "c", files | {"test/query/who.jpg": IMAGE}, r"a name that says no person: test/query/who\.jpg")
+
+
 @pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
 @pytest.mark.parametrize("wrapped", ["", "MSMT17/"])
 def test_msmt17(folders: tuple[str, str], wrapped: str, tmp_path: Path) -> None:
@@ -116,7 +192,7 @@ def test_cuhk03_queries_are_the_first_of_each_camera_and_all_find_something(tmp_
 
 
 def test_cuhk03_says_what_its_manifest_gets_wrong(tmp_path: Path) -> None:
-    refused("cuhk03", tmp_path / "a", cuhk(["x.jpg,p,a,train", "y.jpg,p,b,val"]), "person p is in train and in val")
+    refused("cuhk03", tmp_path / "a", cuhk(["x.jpg,p,a,train", "y.jpg,p,b,val"]), "identity p is in train and in val")
     refused("cuhk03", tmp_path / "b", cuhk(["x.jpg,p,a,both"]), r"split 'both': line 2 of cuhk03_60x160/manifest\.csv")
     refused("cuhk03", tmp_path / "c", {"manifest.csv": b"path,who\nx.jpg,1\n"}, "no column pid, cam, split")
     refused("cuhk03", tmp_path / "d", {"manifest.csv": b"path,pid,cam,split\nx.jpg,1,a,train\n"}, r"x\.jpg")
@@ -167,6 +243,14 @@ def test_an_only_image_of_a_held_out_identity_is_in_the_gallery(tmp_path: Path) 
     splits = by_split(listing("folders", tmp_path, people("a b c", images=1), HeldOut(0.5)).samples)
     assert "query" not in splits
     assert len(splits["gallery"]) == 2
+
+
+def test_deeper_folders_belong_to_the_identity_above_them_as_in_torchvision(tmp_path: Path) -> None:
+    files: Files = {"a/1.jpg": IMAGE, "a/deep/er/2.jpg": IMAGE, "b/other/3.jpg": IMAGE, "b/4.jpg": IMAGE}
+    found = listing("folders", tmp_path / "set", files, HeldOut(0))
+    theirs = ImageFolder(tmp_path / "set", is_valid_file=lambda path: path.endswith(".jpg"))
+    named = [(str(Path(path).relative_to(tmp_path / "set")), theirs.classes[label]) for path, label in theirs.samples]
+    assert sorted((s.name, s.identity) for s in found.samples) == sorted(named)
 
 
 @pytest.mark.parametrize("test", ["test", "val"])

@@ -23,10 +23,11 @@ from datasets.loading.cache import CacheConfig
 from datasets.loading.workers import load_in_workers
 from datasets.seeding import generator
 from datasets.shards.index import Index, split_of
+from datasets.shards.pairs import pairs_of
+from datasets.splits import PAIRS
 from trainers.tasks.reid.data import open_index
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.metrics import RankingResult, Side, evaluate_ranking, evaluate_scores, normalised, rank
-from trainers.tasks.reid.pairs import PAIRS, pairs_of
 from trainers.tasks.reid.reranking import Reranked
 from trainers.tasks.reid.retrieval import ALONE, CHUNK, Embedded, FlipTest, embed
 from trainers.tasks.reid.verification import best_threshold, cosine_histogram, pair_figures, tar_of_histogram
