@@ -74,7 +74,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     sharded = ShardedRows(task.head, optimiser) if isinstance(task.head, ShardedHead) else None
-    run = TrainingRun(config, worker, data.index.checksum, sharded)
+    run = TrainingRun(config, worker, data.index.checksum, sharded, score="mAP")
     run.start(task, optimiser, alone=task.alone, ema=config.optim.ema, keep=task.embedder)
     if run.fresh:
         evaluate(run, data)
@@ -97,7 +97,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, data)
         if run.checkpoint_due(step):
-            run.save(score="mAP", versions=channel.state())
+            run.save(versions=channel.state())
     if run.evaluation_missing:
         evaluate(run, data)
     channel.close()
