@@ -65,8 +65,8 @@ def relation(panel: Axes, scored: Sequence[Scored], name: str, theme: Theme) -> 
         labels = [elide(_level(level), LABEL, 9) for level in levels]
         panel.set_xticks(range(len(levels)), labels)
         if sum(map(len, labels)) > BESIDE:
-            for label in panel.get_xticklabels():
-                label.set(rotation=30, ha="right", rotation_mode="anchor")
+            for text in panel.get_xticklabels():
+                text.set(rotation=30, ha="right", rotation_mode="anchor")
         panel.set_xlim(-0.5, len(levels) - 0.5)
     elif levels[0] > 0 and levels[-1] >= WIDE * levels[0]:
         panel.set_xscale("log")
