@@ -169,8 +169,16 @@ class _TrialReporter(tune.Callback):
         print(f"trial {trial.trial_id}: failed", flush=True)
 
 
+class _ScoreReporter(TuneReportCallback):
+    """Passes a run's reports on to Tune; without a score, which ends a sweep, they stay here."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if METRIC in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
 def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_name: str, settings: dict[str, Any]) -> None:
-    token = CALLBACKS.set((TuneReportCallback(),))
+    token = CALLBACKS.set((_ScoreReporter(),))
     try:
         figures = run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
         tune.report(dict(figures))  # again: the driver may have died after the run's last report, before Tune got it

@@ -77,7 +77,8 @@ class Sweep:
         kept = from_json(Sweep, folder.objects.get(SEARCH).decode(), f"{folder.url}/{SEARCH}")
         for (name, value, change), (_, was, _), (_, default, _) in zip(*map(settings_of, (self, kept, Sweep())), strict=True):
             if change != "harmless" and value not in (was, default):
-                what = f"the sweep was started with another {name.removeprefix('sweep.')}: {was or repr(was)}"
+                given = " ".join(was) if isinstance(was, tuple) else was
+                what = f"the sweep was started with {name.removeprefix('sweep.')} {given or 'left out'}"
                 raise InputError(what, folder.url, "resume it without this option")
         return kept
 
@@ -99,12 +100,18 @@ class Sweep:
 
 
 def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Run one trial, from its last checkpoint if there is one; returns its last score (NaN without one) and step."""
+    """Run one trial, from its last checkpoint if there is one; returns its last score and step.
+
+    Raises:
+        InputError: the job refuses the settings or the data, or nothing is held out to compare by.
+    """
     config = changed(from_json(importlib.import_module(f"trainers.{job}").Train, base, "the sweep"), settings)
     run = Run(config.runs, name)
     replace(config, name=name, resume=run.exists()).run()
     metrics = run.read_json(METRICS)
-    return {"score": metrics.get("score", math.nan), "step": metrics["step"]}
+    if "score" not in metrics:
+        raise InputError("nothing was held out to compare by", run.url, "sweep with data that a run can evaluate on")
+    return {"score": metrics["score"], "step": metrics["step"]}
 
 
 def report(folder: Run, base: Any, trials: list[Trial]) -> None:

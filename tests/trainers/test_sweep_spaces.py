@@ -1,7 +1,6 @@
 """What a sweep draws: every trial is a valid config of the job, and what is switched off stays off."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import LOCAL, STEPS, sequence_run
+from jobs import LOCAL, STEPS, face_run, sequence_run
 
+from cluster.errors import ClusterError
 from cluster.sweep import SweepConfig
 from datasets.errors import InputError
+from datasets.pack import Options, pack
 from trainers import actions, attributes, detection, reid, sequences
 from trainers.engine.config import changed, to_json
 from trainers.engine.optim import OptimConfig
 from trainers.spaces import SPACES, check_space, ends, space_of
-from trainers.sweep import Sweep, run_trial, shown
+from trainers.sweep import Sweep, main, run_trial, shown
 from trainers.tasks.attributes.curriculum import StageConfig
 from trainers.tasks.attributes.losses import TASKS, Weights
 from trainers.tasks.detection.adaptation import AlignConfig
@@ -193,10 +194,10 @@ def test_a_resumed_sweep_refuses_other_settings(tmp_path: Path) -> None:
     (folder / "base.json").write_text(to_json(reid.Train()))
     resumed = Sweep("reid", "search", str(tmp_path), resume=True)
     for wrong, message in (
-        (replace(resumed, space=("optim.lr=1,3",)), "the sweep was started with another space"),
-        (replace(resumed, sweep=SweepConfig(trials=4, concurrent=4)), "another trials: 3: .*; resume it without this option"),
-        (replace(resumed, sweep=SweepConfig(search="optuna")), "another search: random"),
-        (replace(resumed, job="actions"), "another job: reid"),
+        (replace(resumed, space=("optim.lr=1,3",)), "the sweep was started with space optim.lr=1,2: "),
+        (replace(resumed, sweep=SweepConfig(trials=4, concurrent=4)), "with trials 3: .*; resume it without this option"),
+        (replace(resumed, sweep=SweepConfig(search="optuna")), "with search random"),
+        (replace(resumed, job="actions"), "with job reid"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             wrong.run([])
@@ -204,12 +205,13 @@ def test_a_resumed_sweep_refuses_other_settings(tmp_path: Path) -> None:
         resumed.run(["--optim.lr", "1"])
 
 
-def test_optuna_is_named_where_it_is_missing(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['optuna'] = None; from trainers.sweep import main, run_main; run_main(main)"
-    command = [sys.executable, "-c", code, "reid", "--name", "s", "--runs", str(tmp_path), "--search", "optuna"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2
-    assert ended.stderr == "error: Optuna is not installed: --search optuna; pip install optuna, or leave it at random\n"
+def test_optuna_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as where it is not installed
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "reid", "--name", "s", "--runs", str(tmp_path), "--search", "optuna"])
+    with pytest.raises(ClusterError) as error:
+        main()
+    assert str(error.value) == "Optuna is not installed: --search optuna; pip install optuna, or leave it at random"
+    assert error.value.exit_code == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -219,6 +221,13 @@ def test_a_run_that_has_ended_gives_its_score_again(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "runs" / "s-1" / "metrics.json").read_text())
     assert first == {"score": -metrics["after"]["edit"], "step": STEPS}
     assert run_trial("sequences", to_json(base), "s-1", {"optim.lr": 0.01}) == first
+
+
+def test_a_run_without_anything_held_out_has_no_score(tmp_path: Path) -> None:
+    base = face_run(tmp_path, cluster=LOCAL, runs=str(tmp_path / "runs"))
+    pack("attributes_csv", tmp_path / "images", str(tmp_path / "all"), Options(held_out=0))
+    with pytest.raises(InputError, match="nothing was held out to compare by"):
+        run_trial("attributes", to_json(replace(base, data=(str(tmp_path / "all"),))), "s-1", {})
 
 
 def test_values_in_the_table() -> None:
