@@ -4,20 +4,24 @@ The sweep's state is stored in the runs' folder, beside each trial's run. Whatev
 unfinished trials then resume from their latest checkpoints.
 """
 
+import logging
 import math
 import os
 import signal
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from cluster import prometheus
@@ -36,6 +40,8 @@ class SweepConfig:
 
     trials: int = 16
     """Number of trials, each with settings of its own."""
+    search: Literal["random", "optuna"] = "random"
+    """random: draw each trial's settings on their own; optuna: near what scored well (TPE), after ten trials at random."""
     concurrent: int = 2
     """Trials that run at a time; each has the workers of one run."""
     grace: int = 100
@@ -48,6 +54,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.trials < 1 or self.concurrent < 1 or self.grace < 1 or self.reduction < 2:
             raise ClusterError("trials, concurrent and grace must be at least 1, reduction at least 2", "sweep")
+        if self.search == "optuna" and not find_spec("optuna"):
+            raise ClusterError("Optuna is not installed", "--search optuna", "pip install optuna, or leave it at random")
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,30 @@ def sweep(
         asha = ASHAScheduler(
             time_attr=TIME, max_t=max(steps, config.grace) + 1, grace_period=config.grace, reduction_factor=config.reduction
         )
-        searcher = BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
-        tune_config = tune.TuneConfig(metric=METRIC, mode="max", scheduler=asha, search_alg=searcher, num_samples=config.trials)
+        tune_config = tune.TuneConfig(
+            metric=METRIC, mode="max", scheduler=asha, search_alg=_searcher(config), num_samples=config.trials
+        )
         kept = {"name": name, "storage_path": storage_uri(runs), "failure_config": tune.FailureConfig(max_failures=1)}
         run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name)], verbose=0)
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
-    with _stopped_by_ctrl_c():
+    logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)  # it warns of each failed trial's NaN
+    with _stopped_by_ctrl_c(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The reported value is ignored"
+        )  # Optuna's, at a resumed trial: Tune counts from 1 again
         results = tuner.fit()
     return [_trial_of(name, result) for result in results]
+
+
+def _searcher(config: SweepConfig) -> Any:
+    """What proposes the trials' settings; Tune stores its state with the sweep's."""
+    if config.search == "random":
+        return BasicVariantGenerator(max_concurrent=config.concurrent, random_state=config.seed)
+    import optuna  # here: a choice of the user's
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return ConcurrencyLimiter(OptunaSearch(metric=METRIC, mode="max", seed=config.seed), max_concurrent=config.concurrent)
 
 
 @contextmanager
@@ -145,8 +169,16 @@ class _TrialReporter(tune.Callback):
         print(f"trial {trial.trial_id}: failed", flush=True)
 
 
+class _ScoreReporter(TuneReportCallback):
+    """Passes a run's reports on to Tune; without a score, which ends a sweep, they stay here."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if METRIC in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
 def _run_trial(run: Callable[[str, dict[str, Any]], Mapping[str, float]], sweep_name: str, settings: dict[str, Any]) -> None:
-    token = CALLBACKS.set((TuneReportCallback(),))
+    token = CALLBACKS.set((_ScoreReporter(),))
     try:
         figures = run(f"{sweep_name}-{tune.get_context().get_trial_id()}", settings)
         tune.report(dict(figures))  # again: the driver may have died after the run's last report, before Tune got it

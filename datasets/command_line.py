@@ -216,7 +216,7 @@ def _read(words: Iterable[str], options: Sequence[Option], program: str) -> dict
         spelled = spelled.replace("_", "-")
         found = named.get(spelled) or refused.get(spelled)
         if found is None:
-            _unknown(spelled, [*named, *refused], program)
+            unknown(spelled, [*named, *refused], program)
         texts = [attached] if equals else []
         if found.flag:
             if equals or (rest and rest[0] in ("True", "False", "None")):
@@ -231,7 +231,8 @@ def _read(words: Iterable[str], options: Sequence[Option], program: str) -> dict
     return given
 
 
-def _unknown(spelled: str, names: Sequence[str], program: str) -> NoReturn:
+def unknown(spelled: str, names: Sequence[str], program: str) -> NoReturn:
+    """End the command, since there is no such option; names the nearest one of ``names``."""
     leaf = spelled.lstrip("-")
     near = [name for name in names if name.rpartition(".")[2] == leaf] or get_close_matches(spelled, names, 1)
     fail(f"unknown option {spelled}" + (f": did you mean {' or '.join(near)}?" if near else f"; see {program} --help-all"))

@@ -79,4 +79,4 @@ def test_examples_keep_their_lines(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--help"])
     with pytest.raises(SystemExit):
         sweep.main()
-    assert "\n    python trainers/sweep.py attributes --name search --resume " in capsys.readouterr().out
+    assert "\n    python trainers/sweep.py reid --name search --resume " in capsys.readouterr().out

@@ -66,7 +66,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     clips = open_action_set(config.data)
     torch.manual_seed(config.seed)
     task = ActionsTask(Actions(config.model, len(clips.class_names), config.clip, clips.stream)).to(worker.device)
-    run = TrainingRun(config, worker, checksum_of(clips))
+    run = TrainingRun(config, worker, checksum_of(clips), score="top1")
     run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
         evaluate(run, clips)
@@ -81,7 +81,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, clips)
         if run.checkpoint_due(step):
-            run.save(score="top1")
+            run.save()
     if run.evaluation_missing:
         evaluate(run, clips)
     about = {name: clips.index.about[name] for name in ("rate", "side")}

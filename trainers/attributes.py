@@ -70,7 +70,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single")
     task = AttributesTask(model, worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
-    run = TrainingRun(config, worker, checksum_of(sets))
+    run = TrainingRun(config, worker, checksum_of(sets), score="score")
     stages = StageLog(run.log.notes, worker.group)
     restored = stages.now
     if run.fresh:
@@ -115,7 +115,7 @@ def train_stage(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTas
             evaluate(run, sets, task)
         if run.checkpoint_due(step):
             stages.settle()
-            run.save(score="score")
+            run.save()
     if worker.rank == 0:
         worker.say(f"stage {stages.now + 1} ended at step {run.log.step}: {stages.entries[-1]['ended']}")
 

@@ -77,7 +77,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if task.adversaries is not None:
         optim.append(config.adversaries_optim())
         optimisers.append(build_optimiser(optim[1], task.adversaries))
-    run = TrainingRun(config, worker, checksum_of(domains[:2]))
+    run = TrainingRun(config, worker, checksum_of(domains[:2]), score="score")
     run.start(task, *optimisers)
     if run.fresh:
         evaluate(run, domains, task)
@@ -95,7 +95,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, domains, task)
         if run.checkpoint_due(step):
-            run.save(score="score")
+            run.save()
     if run.evaluation_missing:
         evaluate(run, domains, task)
     size = list(domains.target.size)

@@ -40,9 +40,9 @@ from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_co
 from trainers.tasks.reid.config import ReidConfig
 from trainers.tasks.reid.data import Data, open_data
 from trainers.tasks.reid.difficulty import difficulty_figures, measure_difficulty, most_confusable
-from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set, evaluated_set
+from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set, evaluated_set, main_figure
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
-from trainers.tasks.reid.figures import main_figure, print_evaluations, print_verification, summary_of
+from trainers.tasks.reid.figures import print_evaluations, print_verification, summary_of
 from trainers.tasks.reid.model import Embedder, ReidTask
 from trainers.tasks.reid.retrieval import FlipTest, embed_files, rank_files, rank_split
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows
@@ -79,7 +79,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     sharded = ShardedRows(task.head, optimiser) if isinstance(task.head, ShardedHead) else None
-    run = TrainingRun(config, worker, data.index.checksum, sharded)
+    run = TrainingRun(config, worker, data.index.checksum, sharded, score=main_figure(data.index))
     run.start(task, optimiser, alone=task.alone, ema=config.optim.ema, keep=task.embedder)
     if run.fresh:
         evaluate(run, data)
@@ -102,7 +102,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, data)
         if run.checkpoint_due(step):
-            run.save(score=main_figure(run.log.evaluations), versions=channel.state())
+            run.save(versions=channel.state())
     if run.evaluation_missing:
         evaluate(run, data)
     channel.close()

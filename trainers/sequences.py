@@ -71,7 +71,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     joints = joints_of(clips)
     torch.manual_seed(config.seed)
     task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss, worker.group).to(worker.device)
-    run = TrainingRun(config, worker, checksum_of(clips))
+    run = TrainingRun(config, worker, checksum_of(clips), score="edit", sign=-1)
     run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
         evaluate(run, clips)
@@ -88,7 +88,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, clips)
         if run.checkpoint_due(step):
-            run.save(score="edit", sign=-1)
+            run.save()
     if run.evaluation_missing:
         evaluate(run, clips)
     kept = {name: clips.index.about[name] for name in ("rate", "side")} | {"joints": list(joints or ())}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from ray import tune
 
@@ -66,6 +67,42 @@ def test_ctrl_c_ends_a_sweep_and_it_can_be_resumed(tmp_path: Path) -> None:
         sweep(**what, **where, resume=False)  # type: ignore[arg-type]
     trials = sweep(**what, **where, resume=True)  # type: ignore[arg-type]
     assert sorted(trial.score for trial in trials) == [1, 2]
+
+
+def hill(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
+    """A trial that leaves a file of its name when it begins; its score is highest at 0.01."""
+    (folder / name).touch()
+    time.sleep(0.5)
+    return {"score": -abs(math.log10(settings["x"]) + 2), "step": 20}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Tune's open files
+def test_an_interrupted_sweep_by_optuna_proposes_what_an_uninterrupted_one_would(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    began.mkdir()
+
+    def interrupt() -> None:
+        while len(list(began.iterdir())) < 4:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    config = SweepConfig(trials=12, concurrent=1, grace=100, search="optuna", seed=1)  # two more than Optuna draws at random
+    what = {"run": partial(hill, began), "space": {"x": tune.loguniform(1e-4, 1)}, "config": config}
+    where = {"name": "s", "runs": str(tmp_path / "runs"), "steps": 20}
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(**what, **where, resume=False)  # type: ignore[arg-type]
+    trials = sweep(**what, **where, resume=True)  # type: ignore[arg-type]
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1), direction="maximize")
+    wanted = []
+    for _ in range(12):
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(1e-4, 1, log=True)})
+        wanted.append(trial.params["x"])
+        study.tell(trial, -abs(math.log10(trial.params["x"]) + 2))
+    assert sorted(trial.settings["x"] for trial in trials) == sorted(wanted)
+    assert not any(trial.failure for trial in trials)
 
 
 def test_wrong_settings_of_a_sweep_are_refused(tmp_path: Path) -> None:

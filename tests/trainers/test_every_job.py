@@ -33,6 +33,8 @@ def left_by(train: Any) -> dict[str, Any]:
     assert [record["step"] for record in history["records"]] == list(range(1, STEPS + 1))
     assert all(np.isfinite(record["loss"]) for record in history["records"])
     assert (metrics["before"]["step"], metrics["after"]["step"]) == (0, STEPS)
+    after = metrics["after"]
+    assert metrics["score"] == (-after["edit"] if "edit" in after else after.get("score", after.get("mAP", after.get("top1"))))
     assert any(folder.glob(f"step-{STEPS:08d}*"))  # the last checkpoint
     assert "<html" in (folder / "report.html").read_text()[:200]
     state = run.read_model()

@@ -1,6 +1,6 @@
 """What surrounds the training loop on one worker: restore, count, record, checkpoint, finish. The loop itself is the job's:
 
-run = TrainingRun(config, worker, checksum_of(data))
+run = TrainingRun(config, worker, checksum_of(data), score="mAP")
 run.start(task, build_optimiser(config.optim, task))
 for step in run.steps(stream, config.optim, samples=len(train)):
     if run.record_due(step):
@@ -8,7 +8,7 @@ for step in run.steps(stream, config.optim, samples=len(train)):
     if run.evaluate_due(step):
         evaluate(run, data)
     if run.checkpoint_due(step):
-        run.save(score="mAP")
+        run.save()
 run.finish({"model": task.state_dict()})
 """
 
@@ -97,8 +97,11 @@ class TrainingRun:
     stored: dict[str, Any]
     """The state in the checkpoint that the run continues from; empty for a fresh run."""
 
-    def __init__(self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None) -> None:
+    def __init__(
+        self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None, *, score: str = "", sign: int = 1
+    ) -> None:  # fmt: skip
         """Read the run's latest checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
+        ``score``: the figure of an evaluation by which a sweep compares runs; ``sign`` -1: smaller is better.
 
         Raises:
             InputError: the data were changed, or the checkpoint is damaged.
@@ -109,7 +112,7 @@ class TrainingRun:
             where = ", ".join(addresses(config))
             raise InputError("the data were changed since the run began", where, "start a new run, or put the old data back")
         self.fresh, self.log = not self.stored, TrainingLog(**self.stored.get("journal", {}))
-        self._over = False
+        self._over, self._score_by = False, (score, sign)
 
     def _read(self, folder: Path) -> dict[str, Any]:
         state = read_state(folder / STATE)
@@ -218,14 +221,18 @@ class TrainingRun:
         if self.worker.rank == 0:
             self.worker.say(f"step {self.log.step}: {summary}")
 
-    def save(self, score: str = "", sign: int = 1, **more: Any) -> None:
-        """Store a checkpoint. ``score``: the figure by which a sweep compares runs (``sign`` -1: smaller is better); ``more``:
-        tensors and plain values that the job needs to continue."""
-        evaluations, step = self.log.evaluations, self.log.step
-        known = self.worker.rank == 0 and score and evaluations  # of some evaluations only rank 0 has the figures
-        figures = {"step": step, "score": sign * evaluations[-1][score]} if known else {}
+    def _score(self) -> dict[str, float]:
+        """The last evaluation's score; nothing if there is none. On rank 0: others lack the figures of some evaluations."""
+        name, sign = self._score_by
+        return {"score": sign * self.log.evaluations[-1][name]} if name and self.log.evaluations else {}
+
+    def save(self, **more: Any) -> None:
+        """Store a checkpoint, and report step and score to a sweep. ``more``: tensors and plain values that the job needs to
+        continue."""
+        score = self._score() if self.worker.rank == 0 else {}
+        figures = {"step": self.log.step, **score} if score else {}
         write_own = self.files.write if self.files else None
-        self.worker.save(f"step-{step:08d}", lambda folder: self._write(folder, more), figures, write_own)
+        self.worker.save(f"step-{self.log.step:08d}", lambda folder: self._write(folder, more), figures, write_own)
 
     def _write(self, folder: Path, more: Mapping[str, Any]) -> None:
         first, *others = [optimiser.state_dict() for optimiser in self.optimisers]
@@ -247,6 +254,6 @@ class TrainingRun:
         run.write_json(HISTORY, {**log.state(), **(history or {})})
         evaluations = {"before": log.evaluations[0], "after": log.evaluations[-1]} if log.evaluations else {}
         run.write_json(METRICS, {
-            "step": log.step, "loss": log.records[-1]["loss"] if log.records else None, **evaluations, **(metrics or {}),
-            "weights_crc32c": crc32c_of(self.task), "draws_crc32c": log.draws, "seconds": log.seconds,
+            "step": log.step, "loss": log.records[-1]["loss"] if log.records else None, **evaluations, **self._score(),
+            **(metrics or {}), "weights_crc32c": crc32c_of(self.task), "draws_crc32c": log.draws, "seconds": log.seconds,
         })  # fmt: skip

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from trainers.reports.drawing import Theme, blank_figure, drawing, elide, message, png_bytes
 
 WIDTH, COLUMNS, FEW = 960, 4, 6
+LABEL, BESIDE = 90, 24  # widest label of a value, in pixels; letters of a panel's labels from which they would touch
 WIDE = 3  # an axis is logarithmic if the greatest value is this many times the least, or more
 Scored = tuple[Mapping[str, Any], float, bool]  # settings, score, whether it ran to its end
 
@@ -38,10 +39,11 @@ def relations(trials: Sequence[Scored], dark: bool = False) -> bytes:
 
 
 def relation(panel: Axes, scored: Sequence[Scored], name: str, theme: Theme) -> None:
-    """One setting's dots: side by side where it has few values, on a logarithmic axis where they are far apart."""
+    """One setting's dots: side by side where it has no numbers or few, on a logarithmic axis where they are far apart."""
     values = [settings[name] for settings, _, _ in scored]
-    levels = sorted(set(values))
-    apart = not isinstance(values[0], float) and len(levels) <= FEW
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    levels = sorted(set(values), key=None if numbers else str)
+    apart = not numbers or (len(levels) <= FEW and not isinstance(values[0], float))
     places = [levels.index(value) if apart else value for value in values]
     for ended, colour, marker, label in (
         (True, theme.accent, "o", "ran to its end"), (False, theme.muted, "x", "stopped early"),
@@ -50,10 +52,21 @@ def relation(panel: Axes, scored: Sequence[Scored], name: str, theme: Theme) -> 
         panel.plot([x for x, _ in some], [y for _, y in some], marker, color=colour, markersize=5, label=label)
     best = max(range(len(scored)), key=lambda trial: (scored[trial][2], scored[trial][1]))
     panel.plot(
-        places[best], scored[best][1], "o", markerfacecolor="none", markeredgecolor=theme.mark, markersize=11, label="best"
+        places[best],
+        scored[best][1],
+        "o",
+        markerfacecolor="none",
+        markeredgecolor=theme.mark,
+        markersize=11,
+        label="best",
+        clip_on=False,
     )
     if apart:
-        panel.set_xticks(range(len(levels)), [_level(level) for level in levels])
+        labels = [elide(_level(level), LABEL, 9) for level in levels]
+        panel.set_xticks(range(len(levels)), labels)
+        if sum(map(len, labels)) > BESIDE:
+            for text in panel.get_xticklabels():
+                text.set(rotation=30, ha="right", rotation_mode="anchor")
         panel.set_xlim(-0.5, len(levels) - 0.5)
     elif levels[0] > 0 and levels[-1] >= WIDE * levels[0]:
         panel.set_xscale("log")

@@ -30,6 +30,23 @@ def test_axes_suit_their_settings() -> None:
     assert best == {(0.6,)}  # the best of those that ran to their end, as best.json
 
 
+def labels_of(values: list[object]) -> dict[str, float]:
+    """The labels under a panel with these values, and their rotations."""
+    panel = Figure().subplots()
+    relation(panel, [({"x": value}, 0.5, True) for value in values], "x", LIGHT)
+    return {label.get_text(): label.get_rotation() for label in panel.get_xticklabels()}
+
+
+def test_texts_and_missing_values_stand_side_by_side_and_long_ones_are_tilted() -> None:
+    assert labels_of(["uniform", "pk", "uniform"]) == {"pk": 0, "uniform": 0}
+    assert labels_of([None, 0.5, 0.25]) == {"0.25": 0, "0.5": 0, "None": 0}
+    letters = [letter * 4 for letter in "abcdefg"]
+    assert labels_of(letters) == dict.fromkeys(letters, 30)
+    long = labels_of([f"package.module.models:function_of_{whose}" for whose in ("mine", "yours")])
+    assert list(long.values()) == [30, 30]
+    assert max(map(len, long)) < 20
+
+
 def test_the_whole_picture() -> None:
     light, dark = (cv2.imdecode(np.frombuffer(relations(TRIALS, dark), np.uint8), 1) for dark in (False, True))
     assert light.shape == dark.shape == (2 * 290, 2 * 960, 3)

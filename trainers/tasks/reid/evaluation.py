@@ -61,6 +61,11 @@ def evaluated_set(url: str) -> Index:
     return index
 
 
+def main_figure(index: Index) -> str:
+    """The name of the figure by which models are compared on a set."""
+    return "mAP" if retrieval_splits(index) else "pairs_accuracy"
+
+
 def retrieval_splits(index: Index) -> tuple[str, str] | None:
     """The splits of the queries and of the gallery, or None. Of a random gallery, both are ``test``."""
     if {"query", "gallery"} <= set(index.splits):

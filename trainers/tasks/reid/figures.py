@@ -11,11 +11,6 @@ VERIFICATION = ("verification", *TARS, "pairs_accuracy", "pairs_accuracy_std", "
 Rows = Sequence[Mapping[str, Any]]
 
 
-def main_figure(evaluations: Rows) -> str:
-    """The name of the figure by which models are compared, of those that the last evaluation has; empty: none."""
-    return next((name for name in ("mAP", "pairs_accuracy") if evaluations and name in evaluations[-1]), "")
-
-
 def summary_of(evaluation: Mapping[str, Any]) -> str:
     """The figures that a line on the console has; empty where there are none, as on all ranks but the first."""
     words = {"mAP": "mAP", "rank1": "Rank-1", "mAP_reranked": "re-ranked mAP", "pairs_accuracy": "accuracy of pairs"}
