@@ -9,13 +9,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice, SplitStream
@@ -30,7 +32,7 @@ from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.metrics import RankingResult, Side, evaluate_ranking, evaluate_scores, normalised, rank
 from trainers.tasks.reid.reranking import Reranked
 from trainers.tasks.reid.retrieval import ALONE, CHUNK, Embedded, FlipTest, embed
-from trainers.tasks.reid.verification import best_threshold, cosine_histogram, pair_figures, tar_of_histogram
+from trainers.tasks.reid.verification import Histograms, best_threshold, cosine_histograms, pair_figures, tar_of_histogram
 
 DRAWS = 10  # random galleries
 SHOWN, DEEP = 8, 10  # queries whose ranking the report shows, and images of each ranking
@@ -128,10 +130,10 @@ def _retrieval_figures(draws: Draws, config: EvaluationConfig) -> dict[str, Any]
     valid = int(rankings[0].pop("valid"))
     figures = {name: fmean(each[name] for each in rankings) for name in rankings[0]}
     counts = {"queries": valid, "skipped_queries": len(query.pids) - valid, "gallery": len(gallery.pids)}
-    histogram = torch.stack([_histogram(*draw) for draw in draws]).sum(0)
-    threshold, accuracy = best_threshold(histogram)
+    histograms = reduce(add, (_histograms(*draw) for draw in draws))
+    threshold, accuracy = best_threshold(histograms.coarse)
     if not math.isnan(threshold):
-        figures |= {"threshold": threshold, "verification": accuracy, **tar_of_histogram(histogram)}
+        figures |= {"threshold": threshold, "verification": accuracy, **tar_of_histogram(histograms.fine)}
     return figures | counts | ({"draws": len(draws)} if len(draws) > 1 else {})
 
 
@@ -152,9 +154,9 @@ def _named(result: RankingResult) -> dict[str, float]:
     return {"mAP": result.mean_ap, "mINP": result.mean_inp, **{f"rank{k}": value for k, value in result.cmc.items()}}
 
 
-def _histogram(query: Embedded, gallery: Embedded) -> Tensor:
+def _histograms(query: Embedded, gallery: Embedded) -> Histograms:
     known = gallery.pids != -1  # junk may show the person of a query
-    return cosine_histogram(query.features, gallery.features[known], query.pids, gallery.pids[known])
+    return cosine_histograms(query.features, gallery.features[known], query.pids, gallery.pids[known])
 
 
 def _figures_of_pairs(index: Index, images: Embedded) -> dict[str, float]:

@@ -16,6 +16,7 @@ from datasets.errors import InputError
 from trainers.tasks.reid.metrics import chunks
 
 BINS = 4001  # of cosines: the threshold is found to 0.0005
+FINE = 2**20 + 1  # of cosines: the thresholds of FARs are 2e-6 apart, so that they part the cosines of an untrained model
 FOLDS = 10
 FARS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
 SLACK = 1e-9  # of an FAR: 1 of 10 pairs is not more than 0.1
@@ -31,24 +32,37 @@ class Verification(NamedTuple):
     accuracy: float
 
 
-@torch.no_grad()
-def cosine_histogram(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor, chunk: int = 256) -> Tensor:
-    """Counts of the cosines of all pairs of a query [Q, D] and a gallery image [G, D], in `BINS` bins from -1 to 1.
+class Histograms(NamedTuple):
+    """Counts of cosines from -1 to 1, float64: of pairs of different identities, and of the same one."""
 
-    Float64 [2, BINS]: of different identities, of the same one. A chunk takes about 0.3 GB at most.
-    """
+    coarse: Tensor  # [2, BINS]
+    fine: Tensor  # [2, FINE]
+
+    def __add__(self, other: Any) -> "Histograms":
+        return Histograms(self.coarse + other.coarse, self.fine + other.fine)
+
+
+@torch.no_grad()
+def cosine_histograms(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor, chunk: int = 256) -> Histograms:
+    """Counts of the cosines of all pairs of a query [Q, D] and a gallery image [G, D]. A chunk takes about 0.3 GB at most."""
     query, gallery = F.normalize(query.float(), dim=1), F.normalize(gallery.float(), dim=1)
-    counts = torch.zeros(2 * BINS, dtype=torch.int64, device=query.device)
+    found = Histograms(*(torch.zeros(2, bins, dtype=torch.float64, device=query.device) for bins in (BINS, FINE)))
     for rows in chunks(len(query), len(gallery), chunk, query.device):
         cosines = (query[rows] @ gallery.T).clamp_(-1, 1)
-        bins = cosines.add_(1).div_(2).mul_(BINS - 1).round_().int()
-        bins += (query_pids[rows, None] == gallery_pids[None, :]).int().mul_(BINS)
-        counts += torch.bincount(bins.flatten(), minlength=2 * BINS)
-    return counts.view(2, BINS).double()
+        same = query_pids[rows, None] == gallery_pids[None, :]
+        for counts in found:
+            counts += _counts(cosines, same, counts.shape[1])
+    return found
+
+
+def _counts(cosines: Tensor, same: Tensor, bins: int) -> Tensor:
+    place = (cosines + 1).div_(2).mul_(bins - 1).round_().int()
+    place += same.int().mul_(bins)
+    return torch.bincount(place.flatten(), minlength=2 * bins).view(2, bins)
 
 
 def best_threshold(counts: Tensor) -> Verification:
-    """The threshold with the highest balanced accuracy, from a `cosine_histogram`.
+    """The threshold with the highest balanced accuracy, from a histogram [2, BINS].
 
     Both figures are nan if no pair is of the same identity, or none of different ones.
     """
@@ -64,7 +78,7 @@ def best_threshold(counts: Tensor) -> Verification:
 
 
 def tar_of_histogram(counts: Tensor) -> dict[str, float]:
-    """TAR at each FAR (`tar_at`), from a `cosine_histogram`; thresholds lie between two bins."""
+    """TAR at each FAR (`tar_at`), from a histogram; thresholds lie between two bins."""
     different, same = counts.cpu().numpy()[:, ::-1]
     return tar_at(different.cumsum(), same.cumsum())
 
