@@ -105,9 +105,7 @@ def sweep(
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)  # it warns of each failed trial's NaN
     with _stopped_by_ctrl_c(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The reported value is ignored"
-        )  # Optuna's, at a resumed trial: Tune counts from 1 again
+        warnings.filterwarnings("ignore", "The reported value is ignored")  # Optuna's: a resumed trial's reports count from 1
         results = tuner.fit()
     return [_trial_of(name, result) for result in results]
 
