@@ -122,9 +122,7 @@ def read_weights(weights: str) -> dict[str, Any]:
         with path.open("rb") as file:
             head = file.read(9)
         if head[8:] == b"{":  # safetensors: the header's length in 8 bytes, then a JSON object
-            from safetensors.torch import load_file  # here: few runs need it
-
-            return dict(load_file(path))
+            return _read_safetensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError("no such file of weights", weights, "workers need it too, under the same path") from error
@@ -138,6 +136,16 @@ def read_weights(weights: str) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"the file holds a {type(state).__name__}, not a dict of tensors", shown(weights))
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError  # here: few runs need it
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:  # it has no other base than Exception
+        raise ValueError(str(error)) from error
 
 
 def fetched(url: str) -> Path:
@@ -205,7 +213,7 @@ def matched(model: nn.Module, state: Mapping[str, Any]) -> Match:
 
 
 def _rank(match: Match) -> tuple[int, bool]:
-    return len(match.tensors), not AVERAGED.isdisjoint(re.split(r"[ ._]", match.how))
+    return len(match.tensors), not AVERAGED.isdisjoint(re.split(r"[ ._*]", match.how))
 
 
 def groups_of(state: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
