@@ -140,6 +140,7 @@ def test_levels_and_detectors_take_files(tmp_path: Path) -> None:
     path = put(tmp_path / "w.pt", state)
     levels, _, _ = build_level_backbone("resnet18", path)
     assert is_of(levels, state)
+    assert "100 of 100" in report_of(levels)
     detector: Any = Detector(DetectorConfig("resnet18", path, regions=16), 2)
     assert is_of(detector.backbone.body, state)
     assert "100 of 100" in report_of(detector)
@@ -317,7 +318,13 @@ class Counted(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked[self.path] += 1
-        super().do_GET()
+        if self.path == "/cut":  # an answer that breaks off
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"ten bytes.")
+        else:
+            super().do_GET()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -352,8 +359,12 @@ def test_a_nodes_workers_download_a_file_once(web: str, tmp_path: Path) -> None:
 def test_a_web_server_that_refuses_or_is_not_there(web: str, home: Path) -> None:
     assert f"the server answers 404 File not found: {web}/gone.pt; correct the URL" in refusal(f"{web}/gone.pt?key=secret")
     assert not list((home / "weights").glob("*"))
-    with pytest.raises(UnreachableError, match="cannot be downloaded"):
-        fetched("http://127.0.0.1:9/w.pt")
+    for url in ("http://user:secret@127.0.0.1:9/w.pt", f"{web}/cut", "http://host:port/w.pt"):
+        with pytest.raises(UnreachableError, match="cannot be downloaded") as error:
+            fetched(url)
+        assert "secret" not in str(error.value)
+        assert "\n" not in str(error.value)
+    assert not list((home / "weights").glob("*"))
 
 
 def test_a_home_that_cannot_be_written_is_named(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

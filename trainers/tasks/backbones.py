@@ -169,7 +169,9 @@ def build_level_backbone(name: str, weights: str = "", size: Size | None = None)
     nodes = {**{module_name: str(level) for level, (module_name, _) in enumerate(levels)}, last: "pooled"}
     from torchvision.models.feature_extraction import create_feature_extractor  # here, as with `torchvision_models`
 
-    return create_feature_extractor(backbone.eval(), nodes), features, channels
+    extractor = create_feature_extractor(backbone.eval(), nodes)
+    extractor.weights_report = report_of(backbone)  # of which it keeps the layers alone
+    return extractor, features, channels
 
 
 def build_map_backbone(

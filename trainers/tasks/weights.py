@@ -11,6 +11,7 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -66,8 +67,11 @@ def check_weights(weights: str, known: list[str], backbone: str) -> None:
 
 
 def shown(weights: str) -> str:
-    """A path or a URL without its query, which may hold a signature."""
-    return urlsplit(weights)._replace(query="").geturl() if "://" in weights else weights
+    """A path, or a URL without what may be secret: a password, or a signature in its query."""
+    if "://" not in weights:
+        return weights
+    parts = urlsplit(weights)
+    return parts._replace(query="", netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def load_weights(model: nn.Module, weights: str) -> None:
@@ -95,7 +99,7 @@ def load_weights(model: nn.Module, weights: str) -> None:
 
 def report_of(model: nn.Module) -> str:
     """What `load_weights` matched in this model or in a part of it; empty: nothing was loaded."""
-    return next((str(part.weights_report) for part in model.modules() if hasattr(part, "weights_report")), "")
+    return next((str(part.weights_report) for part in model.modules() if getattr(part, "weights_report", "")), "")
 
 
 def some(names: list[str]) -> str:
@@ -162,10 +166,7 @@ def fetched(url: str) -> Path:
     with locked_home(f"weights-{key}", "the weights cannot be stored") as home:  # the workers of a node call this at once
         copies = Folder(home / "weights")
         if not copies.exists(key):
-            if bucket:
-                copies.put(key, bucket.get(name))
-            else:
-                _download(url, copies, key)
+            copies.put(key, bucket.get(name) if bucket else _downloaded(url))
     return copies.path / key
 
 
@@ -176,14 +177,16 @@ def _objects(url: str) -> tuple[Bucket, str]:
     return bucket, name
 
 
-def _download(url: str, copies: Folder, key: str) -> None:
+def _downloaded(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310 - `full_path` lets only http(s) pass
-            copies.write(key, answer)
+            data: bytes = answer.read()  # at once: only then is a shorter answer than announced an error
+            return data
     except HTTPError as error:
         raise InputError(f"the server answers {error.code} {error.reason}", shown(url), "correct the URL") from error
-    except OSError as error:
-        raise UnreachableError(f"the weights cannot be downloaded ({error})", shown(url), "check the network") from error
+    except (OSError, HTTPException, ValueError) as error:
+        what = f"the weights cannot be downloaded ({error or type(error).__name__})"
+        raise UnreachableError(what, shown(url), "check the URL and the network") from error
 
 
 # Matching
