@@ -62,17 +62,15 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
     """
     if is_users(name):
         check_users(name)
-        known = [weights]
     elif is_timm(name):
         check_timm(name)
-        known = timm_weights(name)
+        check_weights(weights, timm_weights(name), name)
     else:
         name = SMALL if name == "small" else name
         if name != SMALL and name not in (names := backbone_names()):
             close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
             raise InputError("unknown backbone", name, f"did you mean {', '.join(close)}?" if close else f"try {SMALL}")
         known = [] if name == SMALL else list(torchvision_models().get_model_weights(name).__members__)
-    if not is_users(name):
         check_weights(weights, known, name)
     if last_stride not in (1, 2):
         raise InputError("the last stride must be 1 or 2", str(last_stride))
