@@ -3,12 +3,10 @@
 242 handwritten characters, each drawn by 20 people. A character is an identity, the person who drew it a camera.
 """
 
-import fcntl
 import hashlib
-import os
 from pathlib import Path
 
-from datasets.errors import InputError
+from datasets.home_folder import locked_home
 from datasets.pack import VERSION, Options, pack
 from datasets.shards.index import MANIFEST
 
@@ -22,16 +20,9 @@ def shipped_set() -> str:
     Raises:
         InputError: the home folder ($HARDSHARD_HOME, else ~/.cache/hardshard) cannot be written.
     """
-    home = Path(os.environ.get("HARDSHARD_HOME") or Path.home() / ".cache" / "hardshard")
     key = f"{ARCHIVE.stat().st_size} {OPTIONS} {VERSION}"
-    folder = home / f"omniglot-small-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = open(home / "omniglot-small.lock", "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise InputError(f"the shipped data cannot be packed ({error.strerror})", str(home), "set HARDSHARD_HOME") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # all ranks of a node call this at the same time
+    with locked_home("omniglot-small", "the shipped data cannot be packed") as home:  # all ranks of a node call this at once
+        folder = home / f"omniglot-small-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         if not (folder / MANIFEST).exists():
             pack("omniglot", ARCHIVE, str(folder), OPTIONS)
     return str(folder)

@@ -67,7 +67,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     sets = open_sets(config.data)
     torch.manual_seed(config.seed)
-    model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single")
+    model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single", size=config.size)
     task = AttributesTask(model, worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     run = TrainingRun(config, worker, checksum_of(sets), score="score")
@@ -130,7 +130,7 @@ def evaluate(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask) 
 
 def trained_model(trained: Opened) -> Attributes:
     """The model of a run that has ended."""
-    return trained.loaded(Attributes.of_shape(replace(trained.config.model, weights=""), trained.state))
+    return trained.loaded(Attributes.of_shape(replace(trained.config.model, weights=""), trained.state, trained.size))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     data, sampler = open_data(config.data, config.loader.size), config.sampler
     torch.manual_seed(config.seed)
-    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group, config.pair)
+    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group, config.pair, data.size)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     sharded = ShardedRows(task.head, optimiser) if isinstance(task.head, ShardedHead) else None
@@ -145,7 +145,7 @@ class Evaluate(OnSets):
 
 def trained_embedder(trained: Opened) -> Embedder:
     """The embedder of a run that has ended."""
-    return trained.loaded(Embedder(replace(trained.config.model, weights="")), "embedder")
+    return trained.loaded(Embedder(replace(trained.config.model, weights=""), trained.size), "embedder")
 
 
 @dataclass(frozen=True, kw_only=True)

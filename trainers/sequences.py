@@ -70,7 +70,8 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     clips = open_clips(config.data)
     joints = joints_of(clips)
     torch.manual_seed(config.seed)
-    task = SequenceTask(SequenceModel(config.model, len(clips.class_names), joints), config.loss, worker.group).to(worker.device)
+    model = SequenceModel(config.model, len(clips.class_names), joints, config.clip.size)
+    task = SequenceTask(model, config.loss, worker.group).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips), score="edit", sign=-1)
     run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
@@ -111,7 +112,8 @@ def open_trained(verb: OnRun) -> TrainedOnClips[SequenceModel]:
     opened = open_run(Train, verb)
     state = opened.state
     joints = (int(state["joints"][0]), int(state["joints"][1])) if state["joints"] else None
-    model = SequenceModel(replace(opened.config.model, weights=""), len(state["classes"]), joints)
+    config = opened.config
+    model = SequenceModel(replace(config.model, weights=""), len(state["classes"]), joints, config.clip.size)
     return TrainedOnClips(opened, opened.loaded(model))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from boxdata import put_voc
 from s3server import S3Server
 
@@ -19,6 +20,7 @@ from datasets.pack import Options, pack
 from datasets.sampling.sampler import SamplerConfig
 from trainers.detection import Train as DetectionTrain
 from trainers.reid import Train
+from trainers.tasks.reid.model import ModelConfig
 
 
 def images(folder: Path, identities: int, each: int) -> Path:
@@ -100,6 +102,25 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     assert "needs two samples of an identity, and '000' has one" in line
     pack("folders", images(tmp_path / "two", 2, 4), str(tmp_path / "one"), Options(held_out=0.5))
     assert "only 1 identity to train on" in refused(lambda: train(tmp_path / "one", batch=2, kind="uniform"), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_backbones_and_weights_that_do_not_fit(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def line(*model: Any, **others: Any) -> str:
+        return refused(
+            lambda: Train(
+                data=str(whole), runs=str(tmp_path / "runs"), sampler=SamplerConfig(batch=16),
+                loader=LoaderConfig(size=(16, 16)), model=ModelConfig(*model, **others),
+            ),
+            capsys,
+        )  # fmt: skip
+
+    assert f"no such file of weights: {tmp_path / 'w.pt'}" in line(weights=str(tmp_path / "w.pt"))
+    torch.save({"of.another": torch.zeros(3)}, tmp_path / "w.pt")
+    assert "only 0 of the backbone's" in line(weights=str(tmp_path / "w.pt"))
+    assert "timm has no such model: timm/resnet51" in line("timm/resnet51")
+    assert "2 stripes of a feature map of 1 rows" in line(pooling="stripes", parts=2)
+    assert "the backbone has no class token" in line(pooling="token")
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,13 +16,13 @@ from trainers.engine.export import export_onnx, export_program
 from trainers.engine.loop import steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
-from trainers.tasks.backbones import SMALL, build_backbone, build_level_backbone, check_backbone
+from trainers.tasks.backbones import SMALL, build_backbone, build_level_backbone, check_backbone, try_model
 from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, DetectionTask, TeacherConfig
 from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.export import export_detector
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
-from trainers.tasks.user_models import build_users, check_users, try_users
+from trainers.tasks.user_models import build_users, check_users
 from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, check_clips
 from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
 
@@ -121,13 +121,13 @@ def test_options_that_the_function_does_not_take_are_named() -> None:
 )
 def test_a_model_is_tried_at_the_size_of_the_run(build: Any, inputs: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError) as error:
-        try_users("usermodels:it", build, torch.zeros(inputs))
+        try_model("usermodels:it", "", build, torch.zeros(inputs))
     assert message in str(error.value)
-    assert try_users("usermodels:it", lambda: Embedder(ModelConfig("usermodels:fixed")), torch.zeros(2, 3, 32, 32)).shape == (
+    assert try_model("usermodels:it", "", lambda: Embedder(ModelConfig("usermodels:fixed")), torch.zeros(2, 3, 32, 32)).shape == (
         2,
         128,
     )
-    assert try_users(SMALL, build, torch.zeros(inputs)) is None
+    assert try_model(SMALL, "", build, torch.zeros(inputs)) is None
 
 
 def test_clips_are_tried_and_logits_counted() -> None:

@@ -7,7 +7,6 @@ docs/models.md describes the function's arguments and what its model must do.
 import importlib
 import inspect
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,40 +70,23 @@ def ask(model: nn.Module, inputs: Tensor) -> Any:
         model.train(training)
 
 
-def features_of(model: nn.Module, name: str) -> int:
+def features_of(model: nn.Module, name: str, size: tuple[int, int] = (SIDE, SIDE)) -> int:
     """F of a backbone that maps images [B, 3, H, W] to features [B, F].
 
-    Found by an image of `SIDE` x `SIDE` pixels. A backbone that does not take this size must have an attribute ``num_features``.
+    Found by an image of this size. A user's backbone that does not take `SIDE` x `SIDE` must have an attribute ``num_features``.
 
     Raises:
         InputError: F cannot be found, or the output has another shape.
     """
-    found = ask(model, torch.zeros(1, 3, SIDE, SIDE))
+    found = ask(model, torch.zeros(1, 3, *size))
     if isinstance(found, Exception) and isinstance(getattr(model, "num_features", None), int):
         return int(model.num_features)  # type: ignore[arg-type]
     if isinstance(found, Exception):
-        what = f"the model cannot take an image of {SIDE}x{SIDE} ({first_line(found)})"
+        what = f"the model cannot take an image of {size[0]}x{size[1]} ({first_line(found)})"
         raise InputError(what, name, "give the module an attribute num_features if it takes only other sizes")
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise InputError(f"for an image the model returns {described(found)}, not features [1, F]", name, DOCS)
     return found.shape[1]
-
-
-def try_users(name: str, build: Callable[[], nn.Module], inputs: Tensor) -> Any:
-    """Build a job's model around a user's and return its output for inputs as in training; None if ``name`` is no user model.
-
-    Raises:
-        InputError: as `build_users`, or the model cannot take the inputs.
-    """
-    if not is_users(name):
-        return None
-    model = build()
-    try:
-        with torch.no_grad():
-            return model.train()(inputs)
-    except REFUSALS as error:
-        what = f"the model cannot be trained on inputs of {list(inputs.shape)} ({first_line(error)})"
-        raise InputError(what, name, DOCS) from error
 
 
 def first_line(error: Exception) -> str:

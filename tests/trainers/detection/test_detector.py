@@ -41,8 +41,8 @@ def test_losses_and_boxes_of_every_backbone(backbone: str, side: int) -> None:
 def test_what_cannot_be_built_is_refused() -> None:
     for wrong, message in (
         ({"backbone": "resnet9"}, "unknown backbone 'resnet9'"),
-        ({"weights": "DEFAULT"}, "backbone small has no weights 'DEFAULT'"),
-        ({"backbone": "vgg16", "weights": "X"}, "has no weights 'X': model; use one of IMAGENET1K_V1"),
+        ({"weights": "DEFAULT"}, "backbone small has no weights of this name: DEFAULT"),
+        ({"backbone": "vgg16", "weights": "X"}, "has no weights of this name: X; use one of IMAGENET1K_V1"),
         ({"regions": 1}, "model.regions"),
         ({"backbone": "resnet18", "anchors": (8, 16)}, "2 anchors for 5 levels"),
     ):

@@ -18,7 +18,7 @@ from trainers.tasks.attributes.curriculum import StageConfig
 from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, open_sets
 from trainers.tasks.attributes.losses import TASKS, Weights
 from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
-from trainers.tasks.user_models import try_users
+from trainers.tasks.backbones import try_model
 
 Arm = Literal["single", "joint", "staged", "staged+decoupler"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
@@ -127,12 +127,15 @@ class AttributesConfig(JobConfig):
         trained_tasks(self, sets)
         for stage in self.stages:
             self.parts(sets, stage)
-        try_users(self.model.backbone, lambda: self._model(trained_tasks(self, sets)), torch.zeros(2, 3, *self.size))
+        try_model(
+            self.model.backbone, self.model.weights, lambda: self._model(trained_tasks(self, sets)),
+            torch.zeros(2, 3, *self.size),
+        )  # fmt: skip
         return sets
 
     def _model(self, tasks: tuple[str, ...]) -> Attributes:
         """The model as it is at the end of the run."""
-        model = Attributes(self.model, tasks, single=self.arm == "single")
+        model = Attributes(self.model, tasks, single=self.arm == "single", size=self.size)
         if self.decoupled_from is not None:
             model.insert_decoupler()
         return model

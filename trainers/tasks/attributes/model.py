@@ -17,6 +17,8 @@ from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks
 from trainers.tasks.attributes.losses import TASKS, loss_sum, values_of
 from trainers.tasks.backbones import SMALL, Normalise, build_level_backbone, check_backbone
+from trainers.tasks.timm_models import Size
+from trainers.tasks.weights import resolved_weights
 
 COUPLED = ("age", "quality", "attractiveness")
 POSE = "pose"
@@ -28,16 +30,18 @@ class FaceModelConfig:
     """The face model."""
 
     backbone: str = SMALL
-    """The default is a small network for small images. Also: torchvision's names (resnet18, mobilenet_v3_small, ...), and your
-    own models as package.module:function."""
+    """The default is a small network for small images. Also: torchvision's names (resnet18, mobilenet_v3_small, ...), timm's
+    (timm/convnext_atto, ...), and your own models as package.module:function."""
     weights: str = ""
-    """torchvision's name of pretrained weights, such as DEFAULT; empty: random ones."""
+    """Pretrained weights: torchvision's name, such as DEFAULT; "timm" for timm's own; a file, s3://bucket/key or https://...;
+    empty: random ones."""
     width: int = 64
     """Width of the decoupling part's tokens."""
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
         check_backbone(self.backbone, self.weights)
+        object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if self.width < 1:
             raise InputError("the decoupling part needs a width of at least 1", str(self.width))
 
@@ -83,11 +87,12 @@ class Decoupler(nn.Module):
 class FaceNet(nn.Module):
     """One backbone with heads: RGB images [B, 3, H, W], uint8 or float in 0..255 -> raw outputs by task."""
 
-    def __init__(self, config: FaceModelConfig, tasks: Sequence[str]) -> None:
+    def __init__(self, config: FaceModelConfig, tasks: Sequence[str], size: Size | None = None) -> None:
+        """``size``: height and width of the images, for backbones that are built for one size."""
         super().__init__()
         self.width = config.width
-        self.normalise = Normalise()
-        self.backbone, features, self.channels = build_level_backbone(config.backbone, config.weights)
+        self.normalise = Normalise(config.backbone)
+        self.backbone, features, self.channels = build_level_backbone(config.backbone, config.weights, size)
         self.heads = nn.ModuleDict({task: nn.Linear(features, len(TASKS[task].columns)) for task in tasks})
         self.decoupler: Decoupler | None = None
 
@@ -114,16 +119,16 @@ class Attributes(nn.Module):
     It has one `FaceNet` for all tasks, or one for each if ``single``.
     """
 
-    def __init__(self, config: FaceModelConfig, tasks: Sequence[str], *, single: bool) -> None:
+    def __init__(self, config: FaceModelConfig, tasks: Sequence[str], *, single: bool, size: Size | None = None) -> None:
         super().__init__()
         self.tasks, self.single = tuple(tasks), single
         groups = {task: (task,) for task in self.tasks} if single else {"all": self.tasks}
-        self.nets = nn.ModuleDict({name: FaceNet(config, group) for name, group in groups.items()})
+        self.nets = nn.ModuleDict({name: FaceNet(config, group, size) for name, group in groups.items()})
 
     @classmethod
-    def of_shape(cls, config: FaceModelConfig, shape: Mapping[str, Any]) -> Self:
+    def of_shape(cls, config: FaceModelConfig, shape: Mapping[str, Any], size: Size | None = None) -> Self:
         """A model of the structure that `shape` described."""
-        model = cls(config, shape["tasks"], single=shape["single"])
+        model = cls(config, shape["tasks"], single=shape["single"], size=size)
         if shape["decoupled"]:
             model.insert_decoupler()
         return model

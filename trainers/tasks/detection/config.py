@@ -15,10 +15,10 @@ from datasets.shards.index import check_shards
 from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
+from trainers.tasks.backbones import try_model
 from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, Recipe, TeacherConfig
 from trainers.tasks.detection.data import Domains, check_side, classes_of, open_box_set
 from trainers.tasks.detection.detector import Detector, DetectorConfig
-from trainers.tasks.user_models import try_users
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class DetectionConfig(JobConfig):
         for box_set in domains[:2]:
             check_shards(box_set.index)
         detector, size = partial(Detector, self.model, len(domains.names)), domains.target.size
-        try_users(self.model.backbone, detector, torch.zeros(2, 3, *size))
+        try_model(self.model.backbone, self.model.weights, detector, torch.zeros(2, 3, *size))
         return domains

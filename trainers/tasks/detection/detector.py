@@ -23,12 +23,14 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from datasets.errors import InputError
-from trainers.tasks.backbones import Normalise
-from trainers.tasks.user_models import DOCS, SIDE, ask, build_users, check_users, described, first_line, is_users
+from trainers.tasks.backbones import Normalise, check_backbone
+from trainers.tasks.timm_models import build_pyramid, is_timm
+from trainers.tasks.user_models import DOCS, SIDE, ask, build_users, described, first_line, is_users
+from trainers.tasks.weights import check_weights, is_file, load_weights, resolved_weights
 
 SMALL, VGG16 = "small", "vgg16"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-HIDDEN = 1024  # width of the head around a user's backbone
+HIDDEN = 1024  # width of the head around a user's or timm's backbone
 POOLED = 7  # side of a region's pooled feature map
 MIN_SIDE = 16  # pixels; the feature map of a smaller image is too small
 
@@ -38,10 +40,11 @@ class DetectorConfig:
     """The detector."""
 
     backbone: str = SMALL
-    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 to resnet152 (feature pyramid), or
-    your own: package.module:function."""
+    """small (about 1.1M parameters, for a CPU), vgg16 (one scale, as in the paper), resnet18 to resnet152 (feature pyramid), a
+    CNN of timm such as timm/convnext_atto (feature pyramid), or your own: package.module:function."""
     weights: str = ""
-    """Pretrained weights of the backbone by torchvision's name, such as DEFAULT; empty: random weights."""
+    """Pretrained weights of the backbone: torchvision's name, such as DEFAULT; "timm" for timm's own; a file, s3://bucket/key or
+    https://...; empty: random weights."""
     anchors: tuple[int, ...] = ()
     """Sides of the anchors in pixels, with a feature pyramid one for each of its 5 levels; empty: the backbone's defaults."""
     regions: int = 128
@@ -49,16 +52,14 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
-        if is_users(self.backbone):
-            check_users(self.backbone)
+        if is_users(self.backbone) or is_timm(self.backbone):
+            check_backbone(self.backbone, self.weights)
         elif self.backbone not in (known := (SMALL, VGG16, *RESNETS)):
             raise InputError(f"unknown backbone '{self.backbone}'", "model", f"use one of {', '.join(known)}")
-        offered = (
-            [] if self.backbone == SMALL or is_users(self.backbone) else list(models.get_model_weights(self.backbone).__members__)
-        )
-        if self.weights and self.weights not in offered and not is_users(self.backbone):
-            remedy = f"use one of {', '.join(offered)}" if offered else "leave the weights out: it has none"
-            raise InputError(f"backbone {self.backbone} has no weights '{self.weights}'", "model", remedy)
+        else:
+            offered = [] if self.backbone == SMALL else list(models.get_model_weights(self.backbone).__members__)
+            check_weights(self.weights, offered, self.backbone)
+        object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if self.regions < 8 or any(side < 1 for side in self.anchors):
             raise InputError("model.regions must be at least 8, model.anchors sides of at least 1 pixel", "model")
         if self.anchors and self.backbone in RESNETS and len(self.anchors) != 5:
@@ -97,7 +98,7 @@ class Detector(nn.Module):
             rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_test=max(config.regions, 256),
             box_batch_size_per_image=config.regions, box_score_thresh=0.02,
         )  # fmt: skip
-        self.normalise = Normalise()
+        self.normalise = Normalise(config.backbone)
         self.backbone, self.rpn, self.roi_heads = parts.backbone, parts.rpn, parts.roi_heads
         self.rpn.fg_bg_sampler = _CountingSampler(self.rpn.fg_bg_sampler)
 
@@ -165,7 +166,8 @@ def _sizes(images: Tensor) -> list[tuple[int, int]]:
 
 def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, Any]:
     """The parts that torchvision's FasterRCNN is built from."""
-    weights = config.weights if fetch and config.weights else None
+    given = config.weights if fetch else ""
+    weights, file = (None, given) if is_file(given) else (given or None, "")  # the weights' name, or their file
     if config.backbone in RESNETS:
         # No batch norm that trains: batches are small, and the two domains have different statistics.
         norm = FrozenBatchNorm2d if config.weights else partial(nn.GroupNorm, 32)
@@ -176,17 +178,23 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
                 trainable_layers=3 if config.weights else 5,
             ),
         )  # fmt: skip
+        if file:
+            load_weights(backbone.body, file)
         sides = config.anchors or (32, 64, 128, 256, 512)
         return {"backbone": backbone, "rpn_anchor_generator": _anchors([(side,) for side in sides])}
     if is_users(config.backbone):
-        own = _with_weights(config, lambda: build_users(config.backbone, weights or ""))
+        own = _with_weights(config, lambda: build_users(config.backbone, given))
         return _parts_around(own, config, classes)
+    if is_timm(config.backbone):
+        return _parts_around(build_pyramid(config.backbone, given, frozen=bool(config.weights)), config, classes)
     if config.backbone == VGG16:
         vgg = _with_weights(config, lambda: models.vgg16(weights=weights))
         backbone = vgg.features[:-1]  # without the last pooling: one map, at 1/16 of the image's size
         backbone.out_channels, hidden, sides = 512, 4096, config.anchors or (64, 128, 256, 512)
     else:
         backbone, hidden, sides = _small_backbone(), 256, config.anchors or (16, 32, 64, 128)
+    if file:
+        load_weights(backbone, file)
     return {
         "backbone": backbone,
         "rpn_anchor_generator": _anchors([tuple(sides)]),
@@ -197,7 +205,8 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
 
 
 def _parts_around(backbone: nn.Module, config: DetectorConfig, classes: int) -> dict[str, Any]:
-    """The parts around a user's backbone, which returns a map [B, C, h, w] or a dict of such maps with the same C, largest first.
+    """The parts around a backbone of timm or a user, which returns a map [B, C, h, w] or a dict of such maps with equal C, the
+    largest first.
 
     Raises InputError when it returns something else, or when there are several maps and not one anchor for each.
     """

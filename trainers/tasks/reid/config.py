@@ -15,12 +15,12 @@ from datasets.shards.index import check_shards
 from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
+from trainers.tasks.backbones import try_model
 from trainers.tasks.reid.data import Data, open_data
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig
 from trainers.tasks.reid.presets import PRESETS
-from trainers.tasks.user_models import try_users
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,8 @@ class ReidConfig(JobConfig):
         data = open_data(self.data, self.loader.size)
         check_shards(data.index)
         Sampler(self.sampler, data.train, self.seed)
-        try_users(self.model.backbone, lambda: Embedder(self.model), torch.zeros(2, 3, *data.size))
+        try_model(
+            self.model.backbone, self.model.weights, lambda: Embedder(self.model, data.size), torch.zeros(2, 3, *data.size),
+            always=self.model.pooling != "own",
+        )  # fmt: skip
         return data

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from trainers.difficulty.tiles import Nearest
 from trainers.difficulty.vector import difficulty, difficulty_of_slice
-from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
+from trainers.tasks.backbones import SMALL, Normalise, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.heads import build_head
+from trainers.tasks.reid.pooling import Pooling, build_pooled
 from trainers.tasks.reid.sharded_head import ShardedHead
+from trainers.tasks.timm_models import Size
+from trainers.tasks.weights import resolved_weights
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,30 @@ class ModelConfig:
     """The embedder: backbone, projection, neck."""
 
     backbone: str = SMALL
-    """The default is a small network for small images. Also: torchvision's names (resnet50, mobilenet_v3_large, ...), and your
-    own models as package.module:function."""
+    """The default is a small network for small images. Also: torchvision's names (resnet50, mobilenet_v3_large, ...), timm's
+    (timm/vit_small_patch16_224, ...), and your own models as package.module:function."""
     embedding: int = 128
     """D, the features of an image."""
     dropout: float = 0.0
     """Fraction of the backbone's features dropped in training."""
     weights: str = ""
-    """torchvision's name of pretrained weights, such as DEFAULT; empty: random ones."""
+    """Pretrained weights: torchvision's name, such as DEFAULT; "timm" for timm's own; a file, s3://bucket/key or https://...;
+    empty: random ones."""
     last_stride: Literal[1, 2] = 2
     """Stride of a resnet's last stage; 1 doubles the height and width of the last feature map."""
+    pooling: Pooling = "own"
+    """How the last feature map becomes one vector. own: as the backbone does it (CNNs: the average; vision transformers: mostly
+    the class token); average; gem: generalised mean with a learned power; stripes: the averages of horizontal stripes; token: the
+    class token."""
+    parts: int = 6
+    """Stripes of pooling by stripes."""
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights and for values out of range."""
         check_backbone(self.backbone, self.weights, self.last_stride)
+        object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
+        if self.parts < 1:
+            raise InputError("stripes must be at least one", str(self.parts), "give --model.parts of 1 or more")
         if self.embedding < 1:
             raise InputError("the embedding needs at least one feature", str(self.embedding))
         if not 0 <= self.dropout < 1:
@@ -47,10 +60,13 @@ class Embedder(nn.Module):
     Person Re-identification", CVPRW 2019. Heads and retrieval use the features after the neck.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, size: Size | None = None) -> None:
+        """``size``: height and width of the images, for backbones that are built for one size."""
         super().__init__()
-        self.normalise = Normalise()
-        self.backbone, width = build_backbone(config.backbone, config.weights, config.last_stride)
+        self.normalise = Normalise(config.backbone)
+        self.backbone, width = build_pooled(
+            config.backbone, config.weights, config.last_stride, size, config.pooling, config.parts
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(width, config.embedding, bias=False)
         self.neck = nn.BatchNorm1d(config.embedding)
@@ -81,10 +97,10 @@ class ReidTask(nn.Module):
 
     def __init__(
         self, model: ModelConfig, head: HeadConfig, identities: int, group: dist.ProcessGroup | None = None,
-        pair: PairConfig = NO_PAIRS,
+        pair: PairConfig = NO_PAIRS, size: Size | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embedder = Embedder(model)
+        self.embedder = Embedder(model, size)
         self.head = (
             ShardedHead(head, identities, model.embedding, group) if head.parallel
             else build_head(head, identities, model.embedding)

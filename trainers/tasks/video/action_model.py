@@ -14,11 +14,12 @@ from torchvision import models
 
 from datasets.errors import InputError
 from datasets.loading.clips import ClipConfig
-from trainers.tasks.backbones import MEAN, SMALL, STD, check_backbone
-from trainers.tasks.user_models import DOCS, build_users, check_users, described, is_users, try_users
+from trainers.tasks.backbones import SMALL, check_backbone, statistics, try_model
+from trainers.tasks.user_models import DOCS, build_users, check_users, described, is_users
 from trainers.tasks.video.c3d import WIDTH
 from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
 from trainers.tasks.video.i3d import i3d  # noqa: F401 - registers it
+from trainers.tasks.weights import resolved_weights
 
 OURS = ("c3d", "i3d", "cnn_lstm")
 MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation that map 0..1 to -1..1
@@ -36,11 +37,12 @@ class ActionModelConfig:
     name: str = "i3d"
     """c3d, i3d, cnn_lstm, a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own: package.module:function."""
     weights: str = ""
-    """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model."""
+    """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model. For
+    cnn_lstm also "timm" for timm's own, or a file, s3://bucket/key or https://..."""
     width: int = WIDTH
     """c3d and i3d: channels of the first convolution; all other layers scale with it. 64 in the papers."""
     backbone: str = SMALL
-    """cnn_lstm: the backbone, by torchvision's name, or your own: package.module:function."""
+    """cnn_lstm: the backbone, by torchvision's name, timm's (timm/resnet18, ...), or your own: package.module:function."""
     hidden: int = 256
     """cnn_lstm: width of the LSTM."""
     dropout: float = 0.5
@@ -54,6 +56,7 @@ class ActionModelConfig:
             raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")
         if self.name == "cnn_lstm":
             check_backbone(self.backbone, self.weights)
+            object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         elif not is_users(self.name):
             source = "googlenet" if self.name == "i3d" else self.name
             known = [] if self.name == "c3d" else list(models.get_model_weights(source).__members__)
@@ -78,7 +81,7 @@ class Actions(nn.Module):
     def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, *, fetch: bool = True) -> None:
         super().__init__()
         self.channels = 2 if stream == "flow" and config.name in ("c3d", "i3d") else 3
-        mean, std = _statistics(config.name, stream)
+        mean, std = _statistics(config, stream)
         self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.net = _build(config, classes, clip, self.channels, fetch)
@@ -91,9 +94,8 @@ class Actions(nn.Module):
 def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
     """Raise InputError when the model cannot take clips of that shape; without computing, except for a user's own model."""
     inputs = torch.zeros(2, 3, clip.frames, *clip.size)
-    output = try_users(
-        config.backbone if config.name == "cnn_lstm" else config.name, lambda: Actions(config, classes, clip, stream), inputs
-    )
+    name, weights = (config.backbone, config.weights) if config.name == "cnn_lstm" else (config.name, "")
+    output = try_model(name, weights, lambda: Actions(config, classes, clip, stream), inputs)
     if output is not None:
         if not isinstance(output, Tensor) or output.shape != (2, classes):
             raise InputError(f"of 2 clips it gives {described(output)}, not logits [2, {classes}]", config.name, DOCS)
@@ -130,7 +132,7 @@ def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: 
     elif config.name == "i3d":
         options |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
     elif config.name == "cnn_lstm":
-        options |= {"backbone": config.backbone, "hidden": config.hidden}
+        options |= {"backbone": config.backbone, "hidden": config.hidden, "size": clip.size}
     try:
         if is_users(config.name):
             return build_users(config.name, config.weights, num_classes=classes)
@@ -153,12 +155,13 @@ def _of_torchvision(name: str, weights: str | None, classes: int) -> nn.Module:
     return model
 
 
-def _statistics(name: str, stream: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(config: ActionModelConfig, stream: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, as fractions of 255, to normalise a model's input with."""
     if stream == "flow":
         return (128 / 255,) * 3, (127 / 255,) * 3
+    name = config.name
     if name == "cnn_lstm":
-        return MEAN, STD
+        return statistics(config.backbone)
     if name in OURS or is_users(name):
         return MIDDLE
     transforms = models.get_model_weights(name).DEFAULT.transforms()

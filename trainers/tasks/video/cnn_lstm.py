@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from trainers.tasks.backbones import SMALL, build_backbone
+from trainers.tasks.timm_models import Size
 from trainers.torch_compat import register_model
 
 
@@ -12,9 +13,11 @@ class CNNLSTM(nn.Module):
     Raises InputError as `build_backbone` does.
     """
 
-    def __init__(self, num_classes: int, *, backbone: str, weights: str, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, num_classes: int, *, backbone: str, weights: str, hidden: int, dropout: float, size: Size | None = None
+    ) -> None:
         super().__init__()
-        self.backbone, features = build_backbone(backbone, weights)
+        self.backbone, features = build_backbone(backbone, weights, size=size)
         self.lstm = nn.LSTM(features, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(hidden, num_classes)
@@ -28,7 +31,8 @@ class CNNLSTM(nn.Module):
 
 @register_model
 def cnn_lstm(
-    *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5
-) -> CNNLSTM:
-    """Build a CNN + LSTM; ``weights``: the backbone's, by torchvision's name."""
-    return CNNLSTM(num_classes, backbone=backbone, weights=weights or "", hidden=hidden, dropout=dropout)
+    *, weights: str | None = None, num_classes: int = 101, backbone: str = SMALL, hidden: int = 256, dropout: float = 0.5,
+    size: Size | None = None,
+) -> CNNLSTM:  # fmt: skip
+    """Build a CNN + LSTM; ``weights`` and ``size``: the backbone's, as of `build_backbone`."""
+    return CNNLSTM(num_classes, backbone=backbone, weights=weights or "", hidden=hidden, dropout=dropout, size=size)

@@ -15,7 +15,7 @@ from datasets.shards.index import Int64s, check_shards
 from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
-from trainers.tasks.user_models import try_users
+from trainers.tasks.backbones import try_model
 from trainers.tasks.video.action_model import ActionModelConfig, check_clips
 from trainers.tasks.video.data import feasible_clips, open_action_set
 from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig
@@ -101,8 +101,8 @@ class SequencesConfig(ClipsConfig):
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
             raise InputError("the set has no frame labels", clips.index.url, "train with --loss ctc or --loss even")
         if clips.stream != "skeletons":
-            model = partial(SequenceModel, self.model, len(clips.class_names))
-            try_users(self.model.backbone, model, torch.zeros(1, 2, *self.clip.size, 3))
+            model = partial(SequenceModel, self.model, len(clips.class_names), size=self.clip.size)
+            try_model(self.model.backbone, self.model.weights, model, torch.zeros(1, 2, *self.clip.size, 3))
         return clips
 
     def training_clips(self, clips: ClipSet) -> Int64s:

@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from datasets.errors import InputError
 from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
+from trainers.tasks.timm_models import Size
 from trainers.tasks.video.ctc_loss import ctc, even_targets, frame_wise
+from trainers.tasks.weights import resolved_weights
 
 State = Tensor | tuple[Tensor, Tensor]
 LossKind = Literal["ctc", "frames", "even"]
@@ -26,9 +28,11 @@ class SequenceModelConfig:
     """The model of action sequences."""
 
     backbone: str = SMALL
-    """Backbone by torchvision's name, or your own: package.module:function; not used for skeletons."""
+    """Backbone by torchvision's name, timm's (timm/resnet18, ...), or your own: package.module:function; not used for
+    skeletons."""
     weights: str = ""
-    """Pretrained weights of the backbone by torchvision's name; empty: random weights."""
+    """Pretrained weights of the backbone: torchvision's name; "timm" for timm's own; a file, s3://bucket/key or https://...;
+    empty: random weights."""
     cell: Literal["gru", "lstm"] = "gru"
     hidden: int = 128
     layers: int = 1
@@ -40,6 +44,7 @@ class SequenceModelConfig:
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
         check_backbone(self.backbone, self.weights)
+        object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if min(self.hidden, self.layers) < 1 or not 0 <= self.dropout < 1:
             raise InputError("model.hidden and model.layers must be at least 1, model.dropout at least 0 and below 1", "model")
 
@@ -47,10 +52,10 @@ class SequenceModelConfig:
 class Pictures(nn.Module):
     """Frames uint8 [M, H, W, 3] -> features [M, F]."""
 
-    def __init__(self, config: SequenceModelConfig) -> None:
+    def __init__(self, config: SequenceModelConfig, size: Size | None = None) -> None:
         super().__init__()
-        self.normalise = Normalise()
-        self.backbone, self.features = build_backbone(config.backbone, config.weights)
+        self.normalise = Normalise(config.backbone)
+        self.backbone, self.features = build_backbone(config.backbone, config.weights, size=size)
 
     def forward(self, frames: Tensor) -> Tensor:
         features: Tensor = self.backbone(self.normalise(frames.permute(0, 3, 1, 2)))
@@ -73,12 +78,17 @@ class Skeletons(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """Frames [B, T, ...] -> log-probabilities [B, T, C + 1]. ``joints``: J, D of skeletons; None for images."""
+    """Frames [B, T, ...] -> log-probabilities [B, T, C + 1].
 
-    def __init__(self, config: SequenceModelConfig, classes: int, joints: tuple[int, int] | None = None) -> None:
+    ``joints``: J, D of skeletons; None for images. ``size``: height and width of images, for backbones built for one size.
+    """
+
+    def __init__(
+        self, config: SequenceModelConfig, classes: int, joints: tuple[int, int] | None = None, size: Size | None = None
+    ) -> None:
         super().__init__()
         self.causal, self.classes = config.causal, classes
-        self.frames = Skeletons(joints) if joints else Pictures(config)
+        self.frames = Skeletons(joints) if joints else Pictures(config, size)
         self.dropout = nn.Dropout(config.dropout)
         cell = nn.GRU if config.cell == "gru" else nn.LSTM
         both = not config.causal
