@@ -246,7 +246,10 @@ class Bucket:
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
-        """Turn an error of S3 into an InputError, by its code alone: some servers quote signatures in their messages."""
+        """Within this context, an error of S3 about object ``name`` is raised as an InputError.
+
+        Its message has S3's error code and none of the server's words: some servers quote a request's signature.
+        """
         host = urlsplit(self.endpoint).netloc.rpartition("@")[2]
         where = f"{self.url}/{name}".rstrip("/") + f" at {host}"
         try:

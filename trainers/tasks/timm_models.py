@@ -54,7 +54,7 @@ def pretrained_cfg(name: str) -> Any:
 
 
 def timm_weights(name: str) -> list[str]:
-    """The names of weights that timm has for a model: "timm", or none."""
+    """``["timm"]`` if timm has pretrained weights for a model, else an empty list. The name may begin with "timm/"."""
     return [PRETRAINED] if timm().is_model_pretrained(name.removeprefix(PREFIX)) else []
 
 

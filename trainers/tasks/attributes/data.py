@@ -122,7 +122,8 @@ def mixed_stream(
     parts: Sequence[Part], loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig, part: RankSlice,
     seed: tuple[int, int], first: int, start: int, stop: int,
 ) -> MixedStream:  # fmt: skip
-    """The batches of steps ``start`` .. ``stop`` - 1 of a stage whose first step is ``first``.
+    """The batches of steps ``start`` .. ``stop`` - 1 of a stage whose first step is ``first``; steps count from the
+    beginning of the run.
 
     Each set is drawn evenly: every sample once before any comes twice. ``seed``: the run's seed and the stage's number.
     """

@@ -16,7 +16,10 @@ from trainers.tasks.reid.sharded_head import ShardedHead
 
 
 class ShardedRows(NamedTuple):
-    """One rank's file in each checkpoint of a run with a sharded head (`trainers.engine.training.OwnFiles`)."""
+    """Writes and reads one rank's own file of a checkpoint: its rows of a sharded head, and the optimiser's state of these rows.
+
+    An `OwnFiles` of `trainers.engine.training`.
+    """
 
     head: ShardedHead
     optimiser: torch.optim.Optimizer
