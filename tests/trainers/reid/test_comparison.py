@@ -16,8 +16,9 @@ from datasets.pack import Options, pack
 from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.optim import OptimConfig
 from trainers.reid import Compare, Train
-from trainers.tasks.reid.comparison import SAMPLERS, Figures, arm_of, median_interval, ratio, reached, row
+from trainers.tasks.reid.comparison import PAIR_LOSSES, SAMPLERS, Figures, arm_of, median_interval, ratio, reached, row
 from trainers.tasks.reid.config import ReidConfig
+from trainers.tasks.reid.head_config import PairConfig
 
 
 def figures(*of_mean_ap: float) -> Figures:
@@ -59,8 +60,10 @@ def test_an_arm_changes_its_sampler_or_its_loss_alone() -> None:
         assert all(getattr(changed.sampler, setting) == value for setting, value in settings.items())
         assert (changed.sampler.batch, changed.sampler.interval) == (32, 7)
     assert arm_of(base, "arcface") == {"head": replace(base.head, kind="arcface")}
-    triplet = replace(base, **arm_of(base, "triplet"))
-    assert (triplet.head.triplet, triplet.sampler.kind) == (1.0, "pk")
+    base = replace(base, pair=PairConfig(weight=0.5))
+    for kind in PAIR_LOSSES:
+        changed = replace(base, **arm_of(base, kind))
+        assert (changed.pair, changed.sampler.kind) == (PairConfig(kind, weight=0.5), "pk")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
