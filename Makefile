@@ -1,7 +1,7 @@
 # The commands of the README. Needs Python 3.11 or newer as python3, or PYTHON=...
 PYTHON ?= python3
 BIN := .venv/bin
-SHARED := -n 2 --dist loadgroup --no-loadscope-reorder  # two processes take test after test, in order
+SHARED := -n 4 --dist loadgroup --no-loadscope-reorder  # four processes take test after test, in order; tests wait more than they compute
 
 .PHONY: demo test test-all test-s3 lint s3 install clean
 install: .venv/installed
