@@ -32,6 +32,8 @@ CONTAINERS = {".rec", ".bin", ".mat"}  # endings of files that hold a whole data
 GIVE = "give the folder, zip, tar, .rec, .bin or .mat that was downloaded"
 NOWHERE = "links to missing files"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
+# What reading a file of an archive raises; RuntimeError: it is encrypted.
+UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 PATH_MAX = 4096  # bytes of a link's target
 
 
@@ -68,7 +70,7 @@ class Archive:
             raise InputError(what, self.place(name), remedy)
         try:
             data = self._read(name)
-        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"cannot be read ({reason})", self.place(name), remedy) from error
         if len(data) != self.sizes[name]:
@@ -84,7 +86,7 @@ class Archive:
         """Open a file that may be larger than memory, to read and seek while the archive is open; raises InputError."""
         try:
             return self.closing.enter_context(self._open(name)) if self._open else io.BytesIO(self.read(name))
-        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise InputError(f"cannot be read ({error})", self.place(name), "get it again, or take it out") from error
 
 

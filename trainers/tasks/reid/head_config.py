@@ -62,7 +62,7 @@ class HeadConfig:
 
 
 PairKind = Literal["none", "triplet", "soft_triplet", "circle", "supcon"]
-# Margin and scale: as published or, for soft_triplet, as in our tables (docs/claims.md).
+# Margin and scale: those of the papers, but circle has half of its published scale for people (128); of soft_triplet our own.
 _PAIR_DEFAULTS = {"triplet": (0.3, 1.0), "soft_triplet": (0.1, 10.0), "circle": (0.25, 64.0), "supcon": (0.0, 10.0)}
 
 

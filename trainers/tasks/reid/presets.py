@@ -5,7 +5,7 @@ from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019: warm-up, erasing, label
-    # smoothing, last stride 1, the neck's batch norm. Differs: cosine schedule, and the pair loss compares cosines.
+    # smoothing, last stride 1, the neck's batch norm. Differs: 512 features, a cosine schedule, cosines of pairs.
     "strong-baseline": {
         "sampler.kind": "pk", "sampler.batch": 64, "sampler.instances": 4,
         "loader.size": (256, 128), "augment.shift": 0.04, "augment.erase": 0.5,
@@ -22,6 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "optim.kind": "sgd", "optim.lr": 8e-3, "optim.weight_decay": 1e-4, "optim.warmup": 1000, "optim.steps": 24000,
     },
     # Deng et al., "ArcFace", CVPR 2019: aligned faces of 112x112, ArcFace with scale 64 and margin 0.5, SGD.
+    # Differs: torchvision's ResNet-50, with last stride 1 for the small images, and a cosine schedule.
     "faces": {
         "sampler.kind": "uniform", "sampler.batch": 512,
         "loader.size": (112, 112), "augment.flip": True, "augment.shift": 0.0,
