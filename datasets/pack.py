@@ -25,7 +25,7 @@ from datasets.layouts.faces import FACE_LAYOUTS, FaceName
 from datasets.layouts.identities import LAYOUTS, Name
 from datasets.layouts.listing import Listing
 from datasets.layouts.pairs import PAIR_LAYOUTS, PairName
-from datasets.object_storage import Bucket, Folder, open_objects
+from datasets.object_storage import Folder, open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
 from datasets.packing.summary import summary_lines
@@ -112,18 +112,34 @@ def pack(
         InputError: the source has another layout, an image cannot be read, or the destination holds something else.
     """
     options = options or Options()
+    with _listed(layout, source, destination, options) as (opened, listing):
+        return pack_listing(
+            layout, source.resolve().name, opened, listing, destination, options,
+            allow_unreadable=allow_unreadable, overwrite=overwrite, quiet=quiet,
+        )  # fmt: skip
+
+
+def pack_listing(
+    layout: str, source: str, archive: Archive, listing: Listing, destination: str, options: Options | None = None, *,
+    allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
+) -> Index:  # fmt: skip
+    """Pack the samples of a listing, as `pack` does. ``layout``, ``source``: the names that the index records.
+
+    Raises:
+        InputError: an image cannot be read, or the destination holds something else.
+    """
+    options = options or Options()
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
-    with _listed(layout, source, objects, options, console) as (opened, listing, fingerprint):
-        if (done := claim(objects, fingerprint, overwrite)) is not None:
-            console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
-            return done
-        shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
-        written = write_shards(shards, opened, objects, fingerprint, allow_unreadable, console)
-        unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
-        lines = list(summary_lines(opened, listing, unreadable))
+    fingerprint = _fingerprint(listing, archive, layout, options)
+    if (done := claim(objects, fingerprint, overwrite)) is not None:
+        console.print(f"already whole: {objects.url}", markup=False, highlight=False, soft_wrap=True)
+        return done
+    shards = plan_shards(listing.samples, archive.sizes, options.shard_size, options.max_block, options.seed)
+    written = write_shards(shards, archive, objects, fingerprint, allow_unreadable, console)
+    unreadable = {name: reason for result in written for name, reason in result.unreadable.items()}
     about: dict[str, Any] = {
-        "layout": layout, "size": list(listing.size), "mirror": listing.mirror, "source": source.resolve().name,
+        "layout": layout, "size": list(listing.size), "mirror": listing.mirror, "source": source,
         **_set(options), "splits_by": printable(listing.splits_by), "fingerprint": fingerprint,
         "unreadable": {printable(name): reason for name, reason in unreadable.items()},
     }  # fmt: skip
@@ -133,7 +149,7 @@ def pack(
     boxes = None if listing.classes is None else table_of_boxes(boxes_of(shards, written), listing.classes)
     write_index(objects, index, keys, labels_of(shards, written), boxes)
     forget(objects)
-    for line in (*_details(listing, unreadable), *lines, _summary(index, listing)):
+    for line in (*_details(listing, unreadable), *summary_lines(archive, listing, unreadable), _summary(index, listing)):
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     return index
 
@@ -167,7 +183,8 @@ def pack_part(
     """
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
-    with _listed(layout, source, objects, options, console) as (opened, listing, fingerprint):
+    with _listed(layout, source, destination, options) as (opened, listing):
+        fingerprint = _fingerprint(listing, opened, layout, options)
         if claim(objects, fingerprint, overwrite=False, alone=False) is not None:
             return 0
         shards = plan_shards(listing.samples, opened.sizes, options.shard_size, options.max_block, options.seed)
@@ -179,10 +196,9 @@ def pack_part(
 
 
 @contextmanager
-def _listed(
-    layout: Layout, source: Path, objects: Folder | Bucket, options: Options, console: Console
-) -> Iterator[tuple[Archive, Listing, str]]:
-    """Open the source; yields it with the listing to be packed and the pack's fingerprint."""
+def _listed(layout: Layout, source: Path, destination: str, options: Options) -> Iterator[tuple[Archive, Listing]]:
+    """Open the source; yields what is read from, and the listing to be packed."""
+    objects = open_objects(destination)
     if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
         raise InputError("the destination lies inside the source", objects.url, "pack to another place")
     with open_archive(source) as opened:
@@ -191,7 +207,7 @@ def _listed(
         images, inside = [sample.name for sample in listing.samples], listing.archive or opened
         changed = degraded(inside, images, options.degrade, options.seed) if options.degrade else nullcontext(inside)
         with changed as packed:
-            yield packed, listing, _fingerprint(listing, packed, layout, options)
+            yield packed, listing
 
 
 def _box_counts(boxes: BoxTable, classes: Sequence[str]) -> str:
