@@ -40,7 +40,7 @@ def optimiser_space(base: Any) -> Space:
 
 def reid_space(base: Any) -> Space:
     """Learning rate, weight decay, and the margin of a cosine or angle; SphereFace's is a whole number, which hardly varies."""
-    margin = base.head.resolved(2)[0] if base.head.kind in ("cosface", "arcface") else 0
+    margin = base.head.resolved(2)[0] if base.head.kind in ("cosface", "arcface", "adaface") else 0
     drawn = {"head.margin": tune.uniform(margin / 2, min(1.5 * margin, max(margin, 1.0)))} if margin else {}
     return {**optimiser_space(base), **drawn}
 

@@ -18,7 +18,10 @@ from datasets.errors import run_main
 from datasets.loading.batches import LoaderConfig
 from datasets.pack import Options, pack
 from datasets.sampling.sampler import SamplerConfig
+from trainers.actions import Train as ActionsTrain
+from trainers.attributes import Train as AttributesTrain
 from trainers.detection import Train as DetectionTrain
+from trainers.engine.optim import OptimConfig
 from trainers.reid import Train
 from trainers.tasks.reid.model import ModelConfig
 
@@ -146,6 +149,14 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     assert "margin" in refused(lambda: Train(head=HeadConfig(margin=-1)), capsys)
     assert "give --sampler.kind pk" in refused(lambda: Train(pair=PairConfig("circle")), capsys)
     assert "not a name for a run" in refused(lambda: Train(name="../etc"), capsys)
+    parts, pk, few = OptimConfig(accumulate=4), SamplerConfig("pk", batch=24), SamplerConfig("uniform", batch=4)
+    line = refused(lambda: Train(sampler=pk, optim=parts, cluster=ClusterConfig(workers=1)), capsys)
+    assert "the 24 samples of a worker, 4 drawn together, cannot be divided into 4 equal parts: optim.accumulate; make " in line
+    line = refused(lambda: Train(sampler=few, optim=parts, cluster=ClusterConfig(workers=1)), capsys)
+    assert "batch norm needs two samples at a time: sampler.batch; raise it, or lower --optim.accumulate" in line
+    assert "cannot be divided into 4" in refused(lambda: ActionsTrain(batch=6, optim=parts), capsys)
+    assert "optim.accumulate is set" in refused(lambda: DetectionTrain(optim=parts), capsys)
+    assert "optim.accumulate is set" in refused(lambda: AttributesTrain(optim=parts), capsys)
 
 
 def test_storage_that_refuses(s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

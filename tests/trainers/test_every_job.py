@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import LOCAL, OPTIM, RUNS, STEPS, KilledError, action_run, box_run, face_run, killed_after, reid_run
+from jobs import LOCAL, OPTIM, RUNS, STEPS, KilledError, action_run, box_run, face_run, killed_after, reid_run, sequence_run
 
 from cluster.config import ClusterConfig
 from datasets.media.augment import AugmentConfig
@@ -46,7 +46,7 @@ def left_by(train: Any) -> dict[str, Any]:
 
 def recipe_run(root: Path, **how: Any) -> Any:
     """Re-identification with all that a recipe adds."""
-    optim = replace(OPTIM, freeze=1, backbone_lr=0.1, clip=1.0, ema=0.5)
+    optim = replace(OPTIM, freeze=1, backbone_lr=0.1, clip=1.0, ema=0.5, accumulate=2)
     return replace(
         reid_run(root, **how), optim=optim, sampler=SamplerConfig("pk", batch=16), augment=AugmentConfig(jitter=0.2),
         head=HeadConfig(smoothing=0.1), pair=PairConfig("soft_triplet"),
@@ -58,7 +58,12 @@ def averaged_run(root: Path, **how: Any) -> Any:
     return replace(action_run(root, **how), optim=replace(OPTIM, ema=0.9))
 
 
-@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, averaged_run])
+def parts_run(root: Path, **how: Any) -> Any:
+    """Sequences whose batches go through the model in parts."""
+    return replace(sequence_run(root, **how), optim=replace(OPTIM, accumulate=2))
+
+
+@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, averaged_run, parts_run])
 def test_a_job_trains_from_config_to_report_and_resumes_exactly(
     run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

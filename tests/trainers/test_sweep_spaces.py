@@ -66,7 +66,7 @@ def test_a_stage_that_no_optimiser_takes_is_refused_at_once(wrong: dict[str, flo
         StageConfig(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head", ["softmax", "sphereface", "cosface", "arcface"])
+@pytest.mark.parametrize("head", ["softmax", "sphereface", "cosface", "arcface", "adaface"])
 @pytest.mark.parametrize("margin", [None, 0.0, 1.0])
 def test_every_trial_of_a_reid_job_is_valid_and_a_loss_without_a_margin_has_none(head: Any, margin: float | None) -> None:
     if (head == "softmax" and margin is not None) or (head, margin) == ("sphereface", 0.0):
@@ -74,7 +74,7 @@ def test_every_trial_of_a_reid_job_is_valid_and_a_loss_without_a_margin_has_none
     base = replace(reid.Train(), head=HeadConfig(head, margin))
     space = SPACES["reid"](base)
     assert check_space(space, base) == base.steps
-    assert ("head.margin" in space) == (head in ("cosface", "arcface") and margin != 0)
+    assert ("head.margin" in space) == (head in ("cosface", "arcface", "adaface") and margin != 0)
     for _ in range(10):
         trial = changed(base, drawn(space))
         assert base.optim.lr / 4 <= trial.optim.lr <= base.optim.lr * 4

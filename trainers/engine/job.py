@@ -15,7 +15,7 @@ from trainers.engine.run import CONFIG, Run
 from trainers.engine.tensorboard import Scalars
 from trainers.reports.console import LiveLine
 
-ENOUGH = 32  # samples a worker needs for good batch-norm statistics of its own
+ENOUGH = 32  # samples at a time that a worker needs for good batch-norm statistics of its own
 C = TypeVar("C", bound="JobConfig")
 
 
@@ -83,7 +83,7 @@ def resolved(config: C, job: str) -> C:
         sync = stored_config(type(each), run).optim.sync_batch_norm
     else:
         most = max(each.cluster.sizes)
-        sync = most == 1 or each.cluster.fewest > 0 or each.batch < ENOUGH * most
+        sync = most == 1 or each.cluster.fewest > 0 or each.batch < ENOUGH * most * each.optim.accumulate
     return replace(each, optim=replace(each.optim, sync_batch_norm=sync))  # type: ignore[no-any-return]
 
 

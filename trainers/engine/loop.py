@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Step(NamedTuple):
 
     done: int  # steps so far, this one included
     batch: Batch
-    results: dict[str, Tensor]  # the task's outputs, detached
+    results: dict[str, Tensor]  # the task's outputs, detached; means over the parts of a batch
     waited: float  # seconds of waiting for the batch
     took: float  # seconds in all
 
@@ -37,6 +38,7 @@ def steps(
 
     ``first``: the step with which this stage of the run began; its learning rate counts from there. ``beside``: optimisers of
     other parameters, each with its own config; one backward pass serves all. ``alone``, ``group``: as in `finish_gradients`.
+    With ``config.accumulate`` above 1 all of a batch's tensors have the samples in their first dimension.
 
     Raises:
         InputError: some weights take no part in the loss; DistributedDataParallel would wait for their gradients forever.
@@ -54,11 +56,9 @@ def steps(
         torch.manual_seed(int(generator(seed, "dropout", batch["step"], rank).integers(2**63)))
         for each, how in pairs:
             set_lr(each, how.lr_at(batch["step"] - first))
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            results = task(inputs)
         for each, _ in pairs:
             each.zero_grad(set_to_none=True)
-        results["loss"].backward()
+        results = _backward(task, inputs, config.accumulate, device, amp=amp)
         if not checked:
             _check_used(task)
             checked = True
@@ -66,8 +66,25 @@ def steps(
         for each, _ in pairs:
             each.step()
         now = time.perf_counter()
-        yield Step(batch["step"] + 1, batch, {k: v.detach() for k, v in results.items()}, waited, now - began)
+        yield Step(batch["step"] + 1, batch, results, waited, now - began)
         began = time.perf_counter()
+
+
+def _backward(task: nn.Module, inputs: dict[str, Tensor], parts: int, device: torch.device, *, amp: bool) -> dict[str, Tensor]:
+    """Add the mean gradient of a batch's parts to the weights; returns the means of the task's outputs, detached.
+
+    Ranks exchange gradients once, in the last part.
+    """
+    found = []
+    for number in range(parts):
+        part = {k: v.chunk(parts)[number] for k, v in inputs.items()} if parts > 1 else inputs
+        alone = isinstance(task, DistributedDataParallel) and number < parts - 1
+        with task.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                results = task(part)
+            (results["loss"] / parts).backward()
+        found.append({k: v.detach() for k, v in results.items()})
+    return {k: torch.stack([each[k] for each in found]).mean(dim=0) for k in found[0]} if parts > 1 else found[0]
 
 
 def _check_used(task: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The optimiser's settings, its learning-rate schedule, how it is built, and what is done to gradients before its steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +28,9 @@ class OptimiserConfig:
     """First steps (in face attributes: of each stage) in which the backbone's weights are not trained."""
     clip: float = 0.0
     """Largest norm of all gradients together; longer ones are shortened to it. 0: no limit."""
+    accumulate: int = 1
+    """Parts in which a worker's samples of a step go through the model, one after another; the gradients are averaged. More
+    parts need less memory. Batch norm and pair losses see the samples of one part at a time."""
     amp: bool = field(default=True, metadata=ALLOWED)
     """bfloat16 autocast on GPUs that have it."""
     sync_batch_norm: bool | None = None
@@ -42,6 +45,23 @@ class OptimiserConfig:
             raise InputError(f"optim.backbone_lr is {self.backbone_lr}", "optim", "give a factor above 0, such as 0.1")
         if self.freeze < 0 or not 0 <= self.clip < math.inf:
             raise InputError("optim.freeze and optim.clip must not be negative", "optim")
+        if self.accumulate < 1:
+            raise InputError(f"optim.accumulate is {self.accumulate}", "optim", "give a number of parts of at least 1")
+
+    def check_parts(self, batch: int, workers: Iterable[int], unit: int = 1) -> None:
+        """Check that each worker's samples of a step divide into ``accumulate`` equal parts.
+
+        ``workers``: all numbers of workers that the run may have. ``unit``: samples drawn together, which no part splits.
+
+        Raises:
+            InputError: they do not.
+        """
+        for count in workers if self.accumulate > 1 else ():
+            each = batch // count
+            if each % (self.accumulate * unit):
+                together = f", {unit} drawn together" if unit > 1 else ""
+                what = f"the {each} samples of a worker{together}, cannot be divided into {self.accumulate} equal parts"
+                raise InputError(what, "optim.accumulate", f"make them a multiple of {self.accumulate * unit}")
 
 
 @dataclass(frozen=True)

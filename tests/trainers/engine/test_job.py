@@ -8,10 +8,12 @@ import pytest
 
 from cluster.config import ClusterConfig
 from datasets.errors import InputError
+from trainers.actions import Train as ActionsTrain
 from trainers.attributes import Train
 from trainers.engine.compare import ended_run
 from trainers.engine.config import to_json
 from trainers.engine.job import resolved, start_run
+from trainers.engine.optim import OptimConfig
 from trainers.engine.run import CONFIG, METRICS, Run
 from trainers.tasks.attributes.config import Stage
 
@@ -36,6 +38,12 @@ def test_an_ended_run_is_read_if_its_settings_are_those_asked_for(tmp_path: Path
     ]:
         with pytest.raises(InputError, match=f"trained with {told}.*another --name"):
             ended_run(other)
+
+
+def test_batch_norm_sees_a_part_of_a_workers_samples_at_a_time(tmp_path: Path) -> None:
+    config = ActionsTrain(name="run", runs=str(tmp_path), batch=128, cluster=ClusterConfig(workers=2))
+    found = [resolved(replace(config, optim=OptimConfig(accumulate=parts)), "").optim.sync_batch_norm for parts in (1, 2, 4)]
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ import torch
 import torch.distributed as dist
 from ranks import on_ranks
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
+from trainers.engine.distributed import distribute
 from trainers.engine.loop import Batch, Meter, Step, steps
 from trainers.engine.optim import OptimConfig, build_optimiser, finish_gradients, moving_average
 
@@ -269,9 +272,64 @@ def test_the_norm_counts_the_rows_of_all_ranks() -> None:
         assert found == pytest.approx([(2 + rank) / norm, (2 + rank) / norm, 1 / norm], rel=1e-4)
 
 
+def on_parts(parts: int, group: dist.ProcessGroup | None, dropout: float = 0.0) -> tuple[Tensor, int]:
+    """The weights after four clipped steps on this rank's samples, and how often the ranks exchanged gradients."""
+    rank, world, exchanged = (dist.get_rank(group), dist.get_world_size(group), [0]) if group else (0, 1, [0])
+    task = Toy(dropout)
+    model = distribute(task, group, sync_batch_norm=False)
+    if isinstance(model, DistributedDataParallel):
+
+        def note(state: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            state[0] += 1
+            return allreduce_hook(group, bucket)
+
+        model.register_comm_hook(exchanged, note)
+    config = OptimConfig(kind="sgd", steps=4, warmup=0, lr=0.05, clip=5.0, accumulate=parts)
+    own = slice(rank * 16 // world, (rank + 1) * 16 // world)
+    batches = ({**whole, "x": whole["x"][own], "y": whole["y"][own]} for whole in map(batch, range(4)))
+    list(steps(model, build_optimiser(config, task), config, batches, CPU, 3, group=group))
+    return torch.cat([parameter.detach().flatten() for parameter in task.parameters()]), exchanged[0]
+
+
+def on_four_parts(rank: int) -> tuple[Tensor, int]:
+    return on_parts(4, dist.group.WORLD)
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole() -> None:
+    """On one rank and on two, which exchange gradients once a step."""
+    whole, _ = on_parts(1, None)
+    for parts in (2, 16):
+        torch.testing.assert_close(on_parts(parts, None)[0], whole)
+    for found, exchanged in on_ranks(2, on_four_parts):
+        torch.testing.assert_close(found, whole)
+        assert exchanged == 4
+
+
+def test_parts_drop_different_values_and_their_results_are_averaged() -> None:
+    config, task = OptimConfig(kind="sgd", lr=1e-12, accumulate=4), Toy(0.5)
+    same = {"x": torch.ones(16, 8), "y": torch.zeros(16), "step": 0}
+    seen: list[Tensor] = []
+    task.dropout.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    (done,) = steps(task, build_optimiser(config, task), config, [same], CPU, 0)
+    assert [len(each) for each in seen] == [4] * 4
+    assert not torch.equal(seen[0], seen[1])
+    sums = torch.stack([each.sum(dim=1) for each in seen])  # the line's weights are ones
+    torch.testing.assert_close(done.results["loss"], sums.square().mean())
+    torch.testing.assert_close(done.results["largest"], sums.amax(dim=1).mean())
+
+
+@pytest.mark.parametrize(("batch", "workers", "unit"), [(64, [3], 1), (64, [2], 12), (64, [4, 2, 16], 4), (2, [1], 1)])
+def test_batches_that_do_not_divide_into_parts(batch: int, workers: list[int], unit: int) -> None:
+    with pytest.raises(InputError, match=r"cannot be divided into 4 equal parts: optim\.accumulate; make them a multiple of"):
+        OptimConfig(accumulate=4).check_parts(batch, workers, unit)
+    OptimConfig().check_parts(batch, workers, unit)
+    OptimConfig(accumulate=4).check_parts(64, [1, 2, 4], 4)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
+        ({"accumulate": 0}, "optim.accumulate is 0"),
         ({"freeze": -1}, "must not be negative"), ({"clip": -1.0}, "must not be negative"), ({"clip": math.nan}, "negative"),
         ({"backbone_lr": 0.0}, "optim.backbone_lr is 0.0"), ({"ema": 1.0}, "optim.ema is 1.0"), ({"ema": -0.1}, "ema is -0.1"),
     ],

@@ -105,7 +105,9 @@ def sequences(kind: LossKind, group: Group) -> tuple[nn.Module, Batch]:
 
 
 HEADS = [
-    HeadConfig(kind, parallel=parallel) for kind in ("softmax", "sphereface", "cosface", "arcface") for parallel in (False, True)
+    HeadConfig(kind, parallel=parallel)
+    for kind in ("softmax", "sphereface", "cosface", "arcface", "adaface")
+    for parallel in (False, True)
 ]
 Case = tuple[Callable[[Any, Group], tuple[nn.Module, Batch]], Any]
 EXACT: dict[str, Case] = {

@@ -62,7 +62,7 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(embedder(images(2)), embedder(images(2)))
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sphereface", "cosface", "arcface"])
+@pytest.mark.parametrize("kind", ["softmax", "sphereface", "cosface", "arcface", "adaface"])
 def test_every_parameter_gets_a_gradient(kind: Any) -> None:
     model = task(HeadConfig(kind))
     result = model(batch_of([0, 1, 2, 3, 0, 1]))

@@ -18,12 +18,16 @@ from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.engine.training import STATE
 from trainers.tasks.reid.head_config import HeadConfig
+from trainers.tasks.reid.margins import Margin
 from trainers.tasks.reid.model import ModelConfig, ReidTask
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows, files_of_rows
 from trainers.tasks.reid.sharded_head import BLOCK, ShardedHead, random_rows
 
-KINDS = ("softmax", "sphereface", "cosface", "arcface")
-LOSSES = (*map(HeadConfig, KINDS), HeadConfig("cosface", smoothing=0.2), HeadConfig("softmax", smoothing=0.2))  # type: ignore[arg-type]
+KINDS = ("softmax", "sphereface", "cosface", "arcface", "adaface")
+LOSSES = (
+    *map(HeadConfig, KINDS), HeadConfig("cosface", smoothing=0.2), HeadConfig("softmax", smoothing=0.2),  # type: ignore[arg-type]
+    HeadConfig("arcface", centres=3), HeadConfig("cosface", smoothing=0.2, centres=2),
+)  # fmt: skip
 N, D, B = 11, 8, 12  # 11 identities are not shared evenly by 2 or 3 ranks
 STEPS = 3
 FIRST, SECOND = "share-000000000000.pt", "share-000000000005.pt"  # what two ranks write
@@ -38,12 +42,21 @@ class Task(nn.Module):
         whole = ReidTask(ModelConfig(embedding=D), config, N, group)
         self.embedder, self.head = nn.Linear(5, D), whole.head
         generator = torch.Generator().manual_seed(1)
-        rows = torch.randn(N, D, generator=generator)
+        rows = torch.randn(N, config.centres, D, generator=generator)
         rows = rows[self.head.first : self.head.end] if isinstance(self.head, ShardedHead) else rows
         with torch.no_grad():
             self.embedder.weight.copy_(torch.randn(D, 5, generator=generator))
             self.embedder.bias.zero_()
-            self.head.rows.copy_(rows)
+            self.centres.copy_(rows)
+
+    @property
+    def centres(self) -> Tensor:
+        """A view of the head's weights, [N, K, D]; of a rank's rows, [n, K, D]."""
+        return self.as_centres(next(self.head.parameters()))
+
+    def as_centres(self, weights: Tensor) -> Tensor:
+        """The same of what has the shape of the head's weights."""
+        return (weights.T if isinstance(self.head, Margin) else weights).view(len(self.head.rows), -1, D)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, best = self.head(self.embedder(inputs), labels)
@@ -72,12 +85,14 @@ def train(config: HeadConfig, group: dist.ProcessGroup | None) -> dict[str, Tens
         loss.backward()
         if step == 0:
             (head,) = task.head.parameters()
-            of_rows = head.grad.T if head.shape[0] != len(task.head.rows) else head.grad  # type: ignore[union-attr]
-            first = {"embedder": task.embedder.weight.grad.clone(), "rows": of_rows.clone()}  # type: ignore[union-attr]
+            assert head.grad is not None
+            first = {"embedder": task.embedder.weight.grad.clone(), "rows": task.as_centres(head.grad).clone()}  # type: ignore[union-attr]
         optimiser.step()
         given["loss"].append(loss.detach())
         given["best"].append(best)
-    return {**{k: torch.stack(v) for k, v in given.items()}, **first, "trained": task.head.rows.detach().clone()}
+    given |= {"statistics": list(task.head.buffers())}
+    kept = {k: torch.stack(v) for k, v in given.items() if v}
+    return {**kept, **first, "trained": task.centres.detach().clone(), "summed": task.head.rows.detach().clone()}
 
 
 def on_rank(rank: int) -> list[dict[str, Tensor]]:
@@ -93,7 +108,8 @@ def test_the_same_as_the_replicated_head(world: int) -> None:
         for one in found:
             torch.testing.assert_close(one["loss"], alone["loss"], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(one["embedder"], alone["embedder"], rtol=1e-4, atol=1e-5)
-        for name in ("rows", "trained"):
+            torch.testing.assert_close(one.get("statistics"), alone.get("statistics"))
+        for name in ("rows", "trained", "summed"):
             torch.testing.assert_close(torch.cat([one[name] for one in found]), alone[name], rtol=1e-4, atol=1e-5)
         assert torch.equal(torch.cat([one["best"] for one in found], dim=1), alone["best"])
 
@@ -105,20 +121,21 @@ def test_one_rank_is_the_replicated_head(config: HeadConfig) -> None:
         torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5)
 
 
-def reid_task(group: dist.ProcessGroup | None) -> ReidTask:
+def reid_task(group: dist.ProcessGroup | None, centres: int = 1) -> ReidTask:
     torch.manual_seed(5)
-    return ReidTask(ModelConfig(embedding=D), HeadConfig(parallel=True), N, group)
+    return ReidTask(ModelConfig(embedding=D), HeadConfig(parallel=True, centres=centres), N, group)
 
 
-def start_and_difficulty(rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    task = reid_task(dist.group.WORLD)
+def start_and_difficulty(rank: int, centres: int) -> tuple[Tensor, Tensor, Tensor]:
+    task = reid_task(dist.group.WORLD, centres)
     return task.classifier, *task.difficulty(dist.group.WORLD)
 
 
-def test_start_and_difficulty_do_not_depend_on_the_number_of_ranks() -> None:
-    whole = reid_task(None)
+@pytest.mark.parametrize("centres", [1, 3])
+def test_start_and_difficulty_do_not_depend_on_the_number_of_ranks(centres: int) -> None:
+    whole = reid_task(None, centres)
     cosine, nearest = difficulty(whole.classifier)
-    ranks = on_ranks(2, start_and_difficulty)
+    ranks = on_ranks(2, start_and_difficulty, centres)
     assert torch.equal(torch.cat([rows for rows, _, _ in ranks]), whole.classifier)
     for _, found, other in ranks:
         assert torch.equal(found, cosine)
@@ -134,9 +151,9 @@ def test_random_rows_are_the_same_however_they_are_cut() -> None:
         assert torch.equal(random_rows(first, end, 2, seed=9), whole[first:end])
 
 
-def step_and_write(rank: int, folder: str) -> None:
+def step_and_write(rank: int, folder: str, centres: int) -> None:
     """One step of Adam on this rank's part of a batch, and a checkpoint of it."""
-    task = reid_task(dist.group.WORLD)
+    task = reid_task(dist.group.WORLD, centres)
     optimiser = build_optimiser(OptimConfig(), task)
     images, labels = pictures()
     half = slice(*slice_of(len(labels), rank, 2))
@@ -153,38 +170,40 @@ def pictures() -> tuple[Tensor, Tensor]:
     return torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator), torch.tensor([0, 3, 5, 6, 9, 10])
 
 
-def read_on(rank: int, folder: str) -> list[Tensor]:
-    return restored(dist.group.WORLD, folder)
+def read_on(rank: int, folder: str, centres: int) -> list[Tensor]:
+    return restored(dist.group.WORLD, folder, centres)
 
 
-def restored(group: dist.ProcessGroup | None, folder: str) -> list[Tensor]:
+def restored(group: dist.ProcessGroup | None, folder: str, centres: int) -> list[Tensor]:
     """The rows of a new task after a checkpoint was loaded, and what the optimiser keeps of them."""
-    task = reid_task(group)
+    task = reid_task(group, centres)
     with torch.no_grad():
-        task.head.rows.zero_()
+        task.head.weight.zero_()
     optimiser = build_optimiser(OptimConfig(), task)
     assert isinstance(task.head, ShardedHead)
     state = ShardedRows(task.head, optimiser).read(Path(folder), read_state(Path(folder) / STATE))
     task.load_state_dict(state["task"])
     optimiser.load_state_dict(state["optimiser"])
     kept = optimiser.state[task.head.weight]
-    return [task.classifier.clone(), kept["exp_avg"], kept["exp_avg_sq"], kept["step"]]
+    return [task.head.weight.detach().clone(), kept["exp_avg"], kept["exp_avg_sq"], kept["step"]]
 
 
-def test_a_checkpoint_is_read_by_any_number_of_ranks() -> None:
+@pytest.mark.parametrize("centres", [1, 2])
+def test_a_checkpoint_is_read_by_any_number_of_ranks(centres: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        on_ranks(2, step_and_write, folder)
-        again, by_three, alone = on_ranks(2, read_on, folder), on_ranks(3, read_on, folder), restored(None, folder)
+        on_ranks(2, step_and_write, folder, centres)
+        again, by_three = (on_ranks(world, read_on, folder, centres) for world in (2, 3))
+        alone = restored(None, folder, centres)
         for ranks in (again, by_three):
             for place, name in enumerate(("rows", "exp_avg", "exp_avg_sq")):
                 assert torch.equal(torch.cat([rank[place] for rank in ranks]), alone[place]), name
             assert all(rank[3] == alone[3] == 1 for rank in ranks)
-        assert alone[0].shape == alone[1].shape == (N, D)
+        assert alone[0].shape == alone[1].shape == ((N, D) if centres == 1 else (N, centres, D))
         assert alone[1].abs().sum() > 0
-        assert not torch.equal(alone[0], reid_task(None).classifier)
+        assert not torch.equal(alone[0], next(reid_task(None, centres).head.parameters()))
         (Path(folder) / FIRST).unlink()
         with pytest.raises(InputError, match="holds 6 of the 11 rows 0 to 10"):
-            restored(None, folder)
+            restored(None, folder, centres)
 
 
 @pytest.mark.parametrize(

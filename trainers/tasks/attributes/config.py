@@ -83,6 +83,8 @@ class AttributesConfig(JobConfig):
         self.cluster.check_divisible(self.mix.unit, "mix.unit")
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}", "--batch", "give at least 1")
+        if self.optim.accumulate > 1:
+            raise InputError("optim.accumulate is set", "optim", "a part may lack the labels of a task: lower --batch instead")
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -70,6 +70,8 @@ class DetectionConfig(JobConfig):
         self.adversaries_optim()
         if self.optim.ema:
             raise InputError("optim.ema is set", "optim", "choose an arm with a teacher: it is a moving average (--teacher.*)")
+        if self.optim.accumulate > 1:
+            raise InputError("optim.accumulate is set", "optim", "images differ in their boxes: lower --batch or --side instead")
 
     @property
     def recipe(self) -> Recipe:

@@ -22,7 +22,7 @@ from trainers.tasks.reid.config import ReidConfig
 
 Arm = Literal[
     "uniform", "pk", "hardest", "proportional", "pairs", "proportional-default", "pairs-default", "even",
-    "softmax", "cosface", "arcface", "sphereface", "triplet", "soft_triplet", "circle", "supcon",
+    "softmax", "cosface", "arcface", "adaface", "sphereface", "triplet", "soft_triplet", "circle", "supcon",
 ]  # fmt: skip
 Figures = list[dict[str, float]]  # one run: step, mAP and rank1 of each evaluation, in order
 

@@ -58,6 +58,10 @@ class ReidConfig(JobConfig):
         self.cluster.check_divisible(self.sampler.batch, "sampler.batch")
         for workers in self.cluster.sizes:  # an elastic run may have any of them
             self.sampler.check_world(workers)
+        self.optim.check_parts(self.sampler.batch, self.cluster.sizes, self.sampler.unit)
+        apart = max(self.cluster.sizes) if self.optim.sync_batch_norm is False else 1
+        if self.sampler.batch < 2 * apart * self.optim.accumulate:
+            raise InputError("batch norm needs two samples at a time", "sampler.batch", "raise it, or lower --optim.accumulate")
         if self.pair.kind != "none" and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
             what = f"a pair loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
             raise InputError(what, "pair.kind", "give --sampler.kind pk, or --sampler.instances 4")

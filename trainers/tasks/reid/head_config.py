@@ -6,10 +6,10 @@ from typing import Literal
 
 from datasets.errors import InputError
 
-_MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5}  # as published
+_MARGIN = {"sphereface": 4.0, "cosface": 0.35, "arcface": 0.5, "adaface": 0.4}  # as published
 # Standard deviation of the initial rows. A step turns a long row less; pytorch-metric-learning's have length sqrt(D).
-INITIAL_STD = {"softmax": 0.001, "sphereface": 0.01, "cosface": 0.01, "arcface": 0.01}
-_LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2}
+INITIAL_STD = {"softmax": 0.001, "sphereface": 0.01, "cosface": 0.01, "arcface": 0.01, "adaface": 0.01}
+_LARGEST_MARGIN = {"sphereface": 8.0, "cosface": 1.0, "arcface": math.pi / 2, "adaface": 1.0}
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,18 @@ class HeadConfig:
     SphereFace's published margin of 4 starts badly under SGD: its paper raises it gradually, we don't. Use Adam, or margin 2.
     """
 
-    kind: Literal["softmax", "sphereface", "cosface", "arcface"] = "cosface"
+    kind: Literal["softmax", "sphereface", "cosface", "arcface", "adaface"] = "cosface"
     """The classification loss over identities: plain softmax, or one with a margin."""
     margin: float | None = None
-    """The margin: a factor of the angle in sphereface (None: 4), a cosine in cosface (0.35), radians in arcface (0.5)."""
+    """The margin: a factor of the angle in sphereface (None: 4), a cosine in cosface (0.35), radians in arcface (0.5), both in
+    adaface (0.4)."""
     scale: float | None = None
     """Factor of the cosines (None: sqrt 2 ln(N - 1), N identities), in sphereface of the feature norms (None: 1)."""
     smoothing: float = 0.0
     """Label smoothing: this fraction of the target is spread evenly over all identities (Szegedy et al., CVPR 2016)."""
+    centres: int = 1
+    """Rows of an identity in cosface and arcface: a sample is compared with the nearest, so that images with a wrong label gather
+    at other ones (Sub-center ArcFace, Deng et al., ECCV 2020, with 3)."""
     parallel: bool = False
     """Divide the N rows among the R workers instead of replicating them, so that more identities fit; the loss stays exact."""
 
@@ -47,6 +51,8 @@ class HeadConfig:
                 raise InputError("the scale of a head must be positive", str(scale))
         if not 0 <= self.smoothing < 1:
             raise InputError(f"head.smoothing is {self.smoothing}", "head", "give a fraction from 0 to below 1, such as 0.1")
+        if self.centres < 1 or (self.centres > 1 and self.kind not in ("cosface", "arcface")):
+            raise InputError(f"{self.kind} with {self.centres} centres", "head.centres", "give 1, or more for cosface or arcface")
 
     def resolved(self, identities: int) -> tuple[float, float]:
         """Margin and scale of a head that has them, with defaults for those that are None.

@@ -6,6 +6,7 @@ Shapes: B batch, N identities, D features. A head holds one row per identity, W0
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from datasets.errors import InputError
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
 if TYPE_CHECKING:
-    from trainers.tasks.reid.margins import Margin
+    from trainers.tasks.reid.margins import AdaFace, Margin
 
 
 class Softmax(nn.Module):
@@ -36,15 +37,18 @@ class Softmax(nn.Module):
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), logits.detach().argmax(dim=1)
 
 
-def build_head(config: HeadConfig, identities: int, dim: int) -> "Softmax | Margin":
+def build_head(
+    config: HeadConfig, identities: int, dim: int, group: dist.ProcessGroup | None = None
+) -> "Softmax | Margin | AdaFace":
     """Build a head. Its ``rows`` are W0 [N, D]; raises InputError for fewer than two identities.
 
+    ``group``: the ranks whose features AdaFace takes its mean and deviation from.
     forward(features [B, D], labels [B]) -> (mean loss, predicted identities [B]: those with the highest score without margin).
     """
     if identities < 2:
         raise InputError("a classifier needs at least two identities", str(identities))
     if config.kind == "softmax":
         return Softmax(identities, dim, config.smoothing)
-    from trainers.tasks.reid.margins import Margin  # here: it imports SciPy, which takes 0.6 s
+    from trainers.tasks.reid.margins import AdaFace, Margin  # here: it imports SciPy, which takes 0.6 s
 
-    return Margin(config, identities, dim)
+    return AdaFace(config, identities, dim, group) if config.kind == "adaface" else Margin(config, identities, dim)

@@ -103,7 +103,7 @@ class ReidTask(nn.Module):
         self.embedder = Embedder(model, size)
         self.head = (
             ShardedHead(head, identities, model.embedding, group) if head.parallel
-            else build_head(head, identities, model.embedding)
+            else build_head(head, identities, model.embedding, group)
         )  # fmt: skip
         self.pair: nn.Module | None = None
         if pair.kind != "none":

@@ -25,7 +25,7 @@ class ShardedRows(NamedTuple):
     optimiser: torch.optim.Optimizer
 
     def write(self, folder: Path) -> None:
-        """Write this rank's rows [n, D] and their optimiser state into a checkpoint's folder."""
+        """Write this rank's rows [n, D], or centres [n, K, D], and their optimiser state into a checkpoint's folder."""
         state = {"rows": self.head.weight.detach(), **self.optimiser.state[self.head.weight]}
         write_state(folder / f"share-{self.head.first:012d}.pt", state)
 
@@ -78,4 +78,4 @@ def _read_rows(folder: Path, first: int, end: int) -> dict[str, Any]:
 
 
 def _by_row(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2  # the optimiser's step count is not per row
+    return isinstance(value, Tensor) and value.ndim >= 2  # the optimiser's step count is not per row

@@ -3,7 +3,7 @@
 Each of R ranks holds N / R rows and scores the features of the global batch against them. The softmax over all N is exact: it is
 combined from the maxima and sums of the ranks. Partial FC (An et al., CVPR 2022, arXiv 2203.15565) divides the rows in the same
 way but uses only some of them in each step; this head uses all. B global batch, b = B / R a rank's, N identities, n a rank's,
-D features.
+K centres of each, D features.
 """
 
 from dataclasses import replace
@@ -41,19 +41,25 @@ class ShardedHead(nn.Module):
             raise InputError(f"{identities} identities cannot be divided among {self.world} workers", "head.parallel")
         self.first, self.end = slice_of(identities, self.rank, self.world)
         seed = int(torch.randint(2**62, ()))  # the same on every rank
-        self.weight = nn.Parameter(INITIAL_STD[config.kind] * random_rows(self.first, self.end, dim, seed))
+        several = config.centres
+        rows = INITIAL_STD[config.kind] * random_rows(self.first * several, self.end * several, dim, seed)
+        self.weight = nn.Parameter(rows if several == 1 else rows.view(-1, several, dim))
         self.margin: Any = None
         if config.kind != "softmax":
-            from trainers.tasks.reid.margins import margin_loss  # here, as in `build_head`
+            from trainers.tasks.reid.margins import AdaFaceMargin, margin_loss  # here, as in `build_head`
 
-            _, scale = config.resolved(identities)
-            self.margin = margin_loss(replace(config, scale=scale), 1, dim)
-            del self.margin.W  # only its formulas are used
+            margin, scale = config.resolved(identities)
+            if config.kind == "adaface":
+                self.margin = AdaFaceMargin(margin, scale)
+            else:
+                self.margin = margin_loss(replace(config, scale=scale, centres=1), 1, dim)
+                del self.margin.W  # only its formulas are used
+        self.by_quality = config.kind == "adaface"
 
     @property
     def rows(self) -> Tensor:
-        """This rank's rows of W0 [n, D], from identity ``first`` on."""
-        return self.weight
+        """This rank's rows of W0 [n, D], from identity ``first`` on; the sum of an identity's centres."""
+        return self.weight if self.weight.ndim == 2 else self.weight.sum(dim=1)
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         mine = slice(self.rank * len(labels), (self.rank + 1) * len(labels))  # of the global batch
@@ -61,13 +67,21 @@ class ShardedHead(nn.Module):
             features, labels = gather(features.float(), self.group, partial=True), gathered(labels, self.group)
             own = torch.nonzero((labels >= self.first) & (labels < self.end)).squeeze(1)  # the samples whose row this rank holds
             targets = (own, labels[own] - self.first)
-            scores = F.linear(features, self.weight) if self.margin is None else F.linear(_unit(features), _unit(self.weight))
+            scores = F.linear(features, self.weight) if self.margin is None else self._cosines(features)
             logits = scores
             if self.margin is not None:
-                lowered = self.margin.modify_cosine_of_target_classes(scores[targets]).float()
+                if self.by_quality:
+                    lowered = self.margin(scores[targets], self.margin.quality(features)[own])
+                else:
+                    lowered = self.margin.modify_cosine_of_target_classes(scores[targets]).float()
                 logits = self.margin.scale_logits(scores.index_put(targets, lowered), features)
             loss: Tensor = _CrossEntropy.apply(logits, targets, self.group, self.smoothing, self.identities)
         return loss, self._best(scores.detach())[mine]
+
+    def _cosines(self, features: Tensor) -> Tensor:
+        """Cosines of features [B, D] to this rank's identities [B, n]: of several centres, to the nearest one."""
+        cosines = F.linear(F.normalize(features), F.normalize(self.weight, dim=-1).flatten(0, -2))
+        return cosines if self.weight.ndim == 2 else cosines.view(-1, *self.weight.shape[:2]).amax(dim=2)
 
     def _best(self, scores: Tensor) -> Tensor:
         """The identity with the highest score over all ranks, for each sample of the global batch [B]."""
@@ -85,10 +99,6 @@ def random_rows(first: int, end: int, dim: int, seed: int) -> Tensor:
     rows = [torch.randn(BLOCK, dim, generator=torch.Generator().manual_seed(seed + block)) for block in blocks]
     start = first - first // BLOCK * BLOCK
     return torch.cat(rows)[start : start + end - first]
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows, dim=1)
 
 
 def _reduce(values: Tensor, how: Any, group: dist.ProcessGroup | None) -> None:

@@ -41,6 +41,7 @@ class ClipsConfig(JobConfig):
         if self.loader.size is not None:
             raise InputError("loader.size is for images", "--loader.size", "set --clip.size")
         self.cluster.check_divisible(self.batch, "--batch")
+        self.optim.check_parts(self.batch, self.cluster.sizes)
 
 
 @dataclass(frozen=True)
