@@ -38,11 +38,11 @@ from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_ru
 from trainers.engine.worker import Worker
 from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
-from trainers.tasks.reid.data import Data, open_data
+from trainers.tasks.reid.data import Data, open_data, open_index
 from trainers.tasks.reid.difficulty import difficulty_figures, measure_difficulty, most_confusable
-from trainers.tasks.reid.evaluation import can_evaluate, evaluate_set, evaluated_set, main_figure
+from trainers.tasks.reid.evaluation import evaluate_set, evaluated_parts, evaluated_sets, main_figure
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
-from trainers.tasks.reid.figures import print_evaluations, print_verification, summary_of
+from trainers.tasks.reid.figures import joined_figures, print_evaluations, print_verification, rows_of_sets, summary_of
 from trainers.tasks.reid.model import Embedder, ReidTask
 from trainers.tasks.reid.retrieval import FlipTest, embed_files, rank_files, rank_split
 from trainers.tasks.reid.sharded_checkpoint import ShardedRows
@@ -66,7 +66,9 @@ class Train(ReidConfig):
             launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
         from trainers.tasks.reid.report import write_report  # here: importing Matplotlib takes 0.4 s
 
-        print_evaluations(f"{config.name}: held-out identities", "step", run.read_json(HISTORY)["evaluations"])
+        evaluations = run.read_json(HISTORY)["evaluations"]
+        print_evaluations(f"{config.name}: held-out identities", "step", evaluations)
+        print_evaluations(f"{config.name}: held-out identities of each set, after training", "set", rows_of_sets(evaluations))
         write_report(run, data.train)
 
 
@@ -112,12 +114,18 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
 
 
 def evaluate(run: TrainingRun, data: Data) -> None:
-    """Record the figures of the held-out identities, if there are any. Every rank embeds its slice; rank 0 gets the figures."""
-    if not can_evaluate(data.index):
+    """Record the figures of the held-out identities, if there are any; of several sets, the first set's are the run's.
+
+    Every rank embeds its slice; rank 0 gets the figures.
+    """
+    if not (sets := evaluated_parts(data.index)):
         return
     config, where = run.config, run.for_evaluation(run.kept)
-    result = evaluate_set(run.kept, data.index, data.size, config.cache, data.etags, config=config.evaluation, **where)
-    run.evaluated(result.metrics, result.bad, summary_of(result.metrics), shown=result.shown)
+    results = [
+        evaluate_set(run.kept, index, data.size, config.cache, data.etags, config=config.evaluation, **where) for index in sets
+    ]
+    figures = joined_figures({index.url: result.metrics for index, result in zip(sets, results, strict=True)})
+    run.evaluated(figures, [bad for result in results for bad in result.bad], summary_of(figures), shown=results[0].shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +137,7 @@ class Evaluate(OnSets):
     def run(self) -> None:
         """Print the figures of each set, and store them in the run's metrics.json. Runs in this process, without Ray."""
         trained, rows = open_run(Train, self), []
-        sets = [evaluated_set(url) for url in self.data or (trained.config.data,)]  # all of them first: a wrong one is an error
+        sets = evaluated_sets(self.data, trained.config.data)  # all of them first: a wrong one is an error
         embedder, cache = trained_embedder(trained), trained.config.cache
         for index in sets:
             result = evaluate_set(
@@ -155,7 +163,7 @@ class Predict(OnRun):
     query: tuple[Path, ...] = ()
     """Query images."""
     gallery: Path | None = None
-    """A folder of images to rank; default: the gallery of the run's set."""
+    """A folder of images to rank; default: the gallery of the run's set, of several the first."""
     top: int = 10
     """Gallery images listed for each query."""
     pair: tuple[Path, Path] | None = None
@@ -179,8 +187,9 @@ class Predict(OnRun):
         if self.gallery:
             ranking = rank_files(embedder, features, self.gallery, self.top, size, trained.device)
         else:
-            data = open_data(trained.config.data, size)
-            ranking = rank_split(embedder, features, data.index, self.top, size, trained.device, data.etags, trained.config.cache)
+            index = open_index(next(iter(trained.config.data), ""))
+            etags, cache = shard_etags(index), trained.config.cache
+            ranking = rank_split(embedder, features, index, self.top, size, trained.device, etags, cache)
         write_ranking(trained.run, self.query, ranking)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from datasets.errors import InputError
 from datasets.loading.cache import CacheConfig
 from datasets.loading.shared_memory import Slots
-from datasets.loading.store import BucketStore, FolderStore, Pending, Sample, open_store
+from datasets.loading.store import Pending, Sample, Store, open_store
 from datasets.media.augment import AugmentConfig, Changes, draw_changes, resize
 from datasets.media.decode import Decoder, Image
 from datasets.sampling.difficulty_table import DifficultyTable
@@ -150,7 +150,7 @@ class BatchStream(Stream):
     def _ready(self, step: int) -> bool:
         return self.versions is None or self.versions.ready(step)
 
-    def _plan(self, step: int, store: FolderStore | BucketStore, *, streaming: bool) -> _Plan:
+    def _plan(self, step: int, store: Store, *, streaming: bool) -> _Plan:
         difficulty = self.versions.at(step) if self.versions else None
         batch = self.sampler.config.batch
         drawn = self.sampler.draw(step, difficulty)
@@ -162,7 +162,7 @@ class BatchStream(Stream):
         draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
         return _Plan(step, difficulty.version if difficulty else 0, draw, positions, samples, changes, asked)
 
-    def _prepare(self, plan: _Plan, store: FolderStore | BucketStore) -> Batch:
+    def _prepare(self, plan: _Plan, store: Store) -> Batch:
         rows = range(*self.part.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = self.room(len(rows), *self.size, 3)
         positions, bad, changes = plan.positions.copy(), [], plan.changes
@@ -185,7 +185,7 @@ class BatchStream(Stream):
             "storage": dict(store.counts),
         }
 
-    def _stand_in(self, position: int, store: FolderStore | BucketStore) -> tuple[int, Image]:
+    def _stand_in(self, position: int, store: Store) -> tuple[int, Image]:
         """Return the replacement of a bad sample: the next of its identity, else of the next identities; the same on any rank."""
         (label,) = self.split.labels_of(np.array([position]))
         first, end = int(self.split.identity_starts[label]), int(self.split.identity_starts[label + 1])

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from datasets.errors import InputError
 from datasets.loading.batches import STAND_INS, Batch, LoaderConfig, RankSlice, Stream
 from datasets.loading.cache import CacheConfig
-from datasets.loading.store import BucketStore, FolderStore, open_store, shard_etags
+from datasets.loading.store import Store, open_store, shard_etags
 from datasets.media.augment import resize
 from datasets.media.decode import Image
 from datasets.media.flow import mirrored
@@ -119,7 +119,7 @@ class Reader:
 
     def __init__(self, clips: ClipSet, cache: CacheConfig) -> None:
         self.clips = clips
-        self.store: FolderStore | BucketStore = open_store(clips.index, clips.etags, cache)
+        self.store: Store = open_store(clips.index, clips.etags, cache)
 
     def request(self, clip: int, frames: Int64s) -> Callable[[], Frames | ValueError]:
         """Request the frames [L] of a clip, by number; calling the result returns them. Only the strips needed are read."""

@@ -28,6 +28,7 @@ from datasets.errors import InputError
 from datasets.loading.cache import CacheConfig, CachedShard, NodeCache
 from datasets.object_storage import Bucket, open_objects
 from datasets.shards.index import Index, Int64s
+from datasets.shards.joined import Joined, Part
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
@@ -235,7 +236,7 @@ class BucketStore:
         name = self.index.shards[shard].name
         where = f"{self.index.url}/{name} bytes {start}-{end - 1}"
         options: dict[str, Any] = {"range": (start, end)}
-        if etag := self.etags.get(name):
+        if etag := self.etags.get(f"{self.index.url}/{name}"):
             options["if_match"] = etag
         latest, renewed = time.monotonic() + PATIENCE, False
         for tried in range(1, TRIES + 1):
@@ -278,20 +279,56 @@ class BucketStore:
                 pool.shutdown(wait=wait, cancel_futures=True)
 
 
-def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> FolderStore | BucketStore:
+class JoinedStore:
+    """Reads samples of joined sets, each set by a store of its own."""
+
+    def __init__(self, index: Joined, etags: dict[str, str], cache: CacheConfig) -> None:
+        self.index, self._stores = index, [open_store(part, etags, cache) for part in index.sets]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The sums of the stores' counts."""
+        return {name: sum(store.counts[name] for store in self._stores) for name in COUNTS}
+
+    def request(self, samples: Int64s, *, streaming: bool = False) -> Pending:
+        """As `BucketStore.request`, each sample from the store of its set."""
+        parts = list(self.index.divide(samples))
+        asked = [self._stores[part.number].request(part.samples, streaming=streaming) for part in parts]
+        return lambda: _in_order(parts, [pending() for pending in asked])
+
+    def fill(self, shards: Sequence[int]) -> None:
+        """As `BucketStore.fill`. The sets share the cache: a set's filling stops when it would evict what others fetched."""
+        for store, part, first in zip(self._stores, self.index.sets, self.index.first_shards, strict=True):
+            store.fill([shard - first for shard in shards if first <= shard < first + len(part.shards)])
+
+    def close(self) -> None:
+        """Close the stores."""
+        for store in self._stores:
+            store.close()
+
+
+Store = FolderStore | BucketStore | JoinedStore
+
+
+def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> Store:
     """Open the store for a set's URL. ``etags``: ETag of every shard in a bucket; a GET fails if the shard has another one."""
+    if isinstance(index, Joined):
+        return JoinedStore(index, etags, cache)
     return BucketStore(index, etags, cache) if index.url.startswith("s3://") else FolderStore(index)
 
 
 def shard_etags(index: Index) -> dict[str, str]:
-    """Return the current ETag of each shard of a set in a bucket; empty for a folder."""
-    objects = open_objects(index.url)
-    return objects.etags() if isinstance(objects, Bucket) else {}
+    """Return the current ETag of each shard in a bucket, by the shard's URL; none for a folder."""
+    buckets = [objects for objects in (open_objects(part.url) for part in index.parts) if isinstance(objects, Bucket)]
+    return {f"{bucket.url}/{name}": etag for bucket in buckets for name, etag in bucket.etags().items()}
 
 
 def read_samples(index: Index, samples: Sequence[int] | Int64s) -> list[Sample]:
     """Read a few samples, for reports and predictions; from a bucket with boto3, so that this process may still fork loaders."""
     chosen = np.asarray(samples, np.int64)
+    if isinstance(index, Joined):
+        parts = list(index.divide(chosen))
+        return _in_order(parts, [read_samples(index.sets[part.number], part.samples) for part in parts])
     objects = open_objects(index.url)
     if isinstance(objects, Bucket):
         table, blocks = index.samples, index.samples["block"][chosen]
@@ -306,6 +343,16 @@ def read_samples(index: Index, samples: Sequence[int] | Int64s) -> list[Sample]:
         return store.request(chosen)()
     finally:
         store.close()
+
+
+def _in_order(parts: Sequence[Part], found: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return the samples of several sets in the order in which they were requested."""
+    by_place = {
+        place: data
+        for part, datas in zip(parts, found, strict=True)
+        for place, data in zip(part.places.tolist(), datas, strict=True)
+    }
+    return [by_place[place] for place in range(len(by_place))]
 
 
 def _read_block(bucket: Bucket, index: Index, block: int) -> Sample:

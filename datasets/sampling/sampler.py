@@ -9,9 +9,12 @@
 A, B and C take a fraction ``uniform_share`` of the batch from the uniform epoch, and all of it until the first version of the
 difficulty vector is used. The version depends only on the step (`version_at`), never on timing.
 
+Of joined sets, ``weights`` say how often each is drawn evenly or by pk; draws by difficulty compare the identities of all sets.
+
 B global batch, N identities, K samples of each identity (``each``), M samples of the split. c: the difficulty of an identity.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -21,11 +24,12 @@ import numpy.typing as npt
 
 from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.sampling.epochs import UniformEpochs
+from datasets.sampling.epochs import UniformEpochs, WeightedEpochs
 from datasets.seeding import generator
-from datasets.shards.index import Int64s, Split
+from datasets.shards.index import Int64s, Split, split_of
 
 Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs"]
+MAX_WEIGHT = 1000
 BY_DIFFICULTY = ("hardest", "proportional", "pairs")
 
 
@@ -53,6 +57,9 @@ class SamplerConfig:
     """Steps from computing a version to its first use. With loader.workers * (loader.ahead + 2) or more, loaders never wait."""
     begin: int = 0
     """First step that may draw by difficulty; earlier steps draw evenly."""
+    weights: tuple[int, ...] = ()
+    """How often each of several sets is drawn: 2 1 draws two samples of the first for one of the second. It counts for even draws
+    and pk; draws by difficulty compare the identities of all sets. None given: the sets are drawn as one."""
     mode: Literal["pinned", "freshest"] = field(default="pinned", metadata={"change": "allowed"})
     """pinned: the version depends only on the step, so runs repeat exactly. freshest: the newest that has arrived."""
     patience: float = field(default=300.0, metadata={"change": "harmless"})
@@ -67,6 +74,9 @@ class SamplerConfig:
             raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a fraction from 0 to 1")
         if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
             raise InputError("sampler.temperature and patience must be above 0, floor from 0 to 1", "sampler")
+        if not all(1 <= weight <= MAX_WEIGHT for weight in self.weights):
+            what = f"sampler.weights are {' '.join(map(str, self.weights))}"
+            raise InputError(what, remedy=f"give whole numbers from 1 to {MAX_WEIGHT}")
         unit = self.unit
         hard = self.batch - self.uniform_part if self.by_difficulty else self.batch
         if hard % unit:
@@ -142,7 +152,8 @@ class Sampler:
     """
 
     def __init__(self, config: SamplerConfig, split: Split, seed: int) -> None:
-        _check_fits(config, split)
+        self._sets = [split_of(part, split.name) for part in split.index.parts] if config.weights else []
+        _check_fits(config, split, self._sets)
         self.config, self.split, self.seed = config, split, seed
         self._prepared = (0, np.empty(0), np.empty(0, np.int64))
 
@@ -155,7 +166,7 @@ class Sampler:
         config = self.config
         if config.kind == "pk":
             rng = generator(self.seed, "pk", step)
-            identities = rng.choice(len(self.split.counts), config.batch // config.each, replace=False)
+            identities = rng.choice(len(self.split.counts), config.batch // config.each, replace=False, p=self._chances)
             return self._instances(rng, identities, config.each)
         mixed = config.by_difficulty and (difficulty is not None or step >= config.mixed_from)
         part = config.uniform_part if mixed else config.batch
@@ -209,14 +220,22 @@ class Sampler:
         positions: Int64s = (first[:, None] + distinct(rng, count, each)).ravel()
         return positions
 
+    @cached_property
+    def _chances(self) -> npt.NDArray[np.float64] | None:
+        """The probability of each identity in pk by the sets' weights, [N]; None: all are equal."""
+        sizes, weights = [len(part.counts) for part in self._sets], self.config.weights
+        each = [weight / sum(weights) / size for weight, size in zip(weights, sizes, strict=True)]
+        return np.repeat(each, sizes) if weights else None
+
     @property
     def mixed_bytes(self) -> int:
         """Bytes of the shards that the uniform epoch mixes at a time."""
         return self._epochs.mixed_bytes
 
     @cached_property
-    def _epochs(self) -> UniformEpochs:
-        return UniformEpochs(self.split, self.seed)
+    def _epochs(self) -> UniformEpochs | WeightedEpochs:
+        weights = self.config.weights
+        return WeightedEpochs(self._sets, weights, self.seed) if weights else UniformEpochs(self.split, self.seed)
 
 
 def probabilities(cosine: npt.NDArray[np.float32], config: SamplerConfig) -> npt.NDArray[np.float64]:
@@ -266,8 +285,14 @@ def distinct(rng: np.random.Generator, sizes: Int64s, each: int) -> Int64s:
     return np.take_along_axis(out, wrapped, axis=1)
 
 
-def _check_fits(config: SamplerConfig, split: Split) -> None:
-    identities, where = len(split.counts), f"split '{split.name}' of {split.index.url}"
+def _check_fits(config: SamplerConfig, split: Split, sets: Sequence[Split]) -> None:
+    identities, where, weights = len(split.counts), f"split '{split.name}' of {split.index.url}", config.weights
+    if weights and len(weights) != len(sets):
+        raise InputError(f"{len(weights)} weights for {len(sets)} sets", "sampler.weights", "give one for each set")
+    for weight, part in zip(weights, sets, strict=True):
+        if (drawn := -(-config.batch * weight // sum(weights))) > len(part):
+            what = f"{drawn} of {config.batch} samples of a batch come from a set of {len(part)} training images"
+            raise InputError(what, part.index.url, "lower --sampler.batch, or the set's weight in --sampler.weights")
     if identities < 2 and config.kind != "uniform":
         remedy = "re-identification needs two or more: check the layout"
         raise InputError(f"only {identities} identity to train on", where, remedy)

@@ -106,6 +106,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.samples["block"])
 
+    @property
+    def parts(self) -> "tuple[Index, ...]":
+        """The sets that were joined (`datasets.shards.joined`), else this one."""
+        return (self,)
+
     @cached_property
     def keys(self) -> Sequence[str]:
         """The key of every sample, [M]; read from the set at first use."""

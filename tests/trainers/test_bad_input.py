@@ -58,14 +58,14 @@ def test_a_set_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     runs = str(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
-        line = refused(lambda name=name: Train(data=str(tmp_path / name), runs=runs), capsys)
+        line = refused(lambda name=name: Train(data=(str(tmp_path / name),), runs=runs), capsys)
         assert f"{tmp_path / name}; is the address right?" in line
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "train-000000.tar").write_bytes(b"")
-    assert "index it with" in refused(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert "index it with" in refused(lambda: Train(data=(str(tmp_path / "half"),), runs=runs), capsys)
     (tmp_path / "half" / "_packing").mkdir()
     (tmp_path / "half" / "_packing" / "begun").touch()
-    assert "run the same pack again" in refused(lambda: Train(data=str(tmp_path / "half"), runs=runs), capsys)
+    assert "run the same pack again" in refused(lambda: Train(data=(str(tmp_path / "half"),), runs=runs), capsys)
     assert not (tmp_path / "runs").exists()
 
 
@@ -75,20 +75,20 @@ def test_shards_that_do_not_match_their_index(whole: Path, tmp_path: Path, capsy
     size = shard.stat().st_size
     with shard.open("r+b") as file:
         file.truncate(1000)
-    line = refused(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    line = refused(lambda: Train(data=(str(torn),), sampler=SamplerConfig(batch=16)), capsys)
     assert f"the shard has 1000 bytes and its index says {size}: {shard}" in line
     shard.unlink()
-    assert f"missing: {shard}" in refused(lambda: Train(data=str(torn), sampler=SamplerConfig(batch=16)), capsys)
+    assert f"missing: {shard}" in refused(lambda: Train(data=(str(torn),), sampler=SamplerConfig(batch=16)), capsys)
     samples = torn / "index" / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-1] + b"x")
-    assert f"does not match its checksum: {samples}" in refused(lambda: Train(data=str(torn)), capsys)
+    assert f"does not match its checksum: {samples}" in refused(lambda: Train(data=(str(torn),)), capsys)
     (torn / "index.json").write_text("{")
-    assert "not a JSON document" in refused(lambda: Train(data=str(torn)), capsys)
+    assert "not a JSON document" in refused(lambda: Train(data=(str(torn),)), capsys)
 
 
 def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(data: Path, **sampler: Any) -> Train:
-        return Train(data=str(data), runs=str(tmp_path / "runs"), sampler=SamplerConfig(**sampler))
+        return Train(data=(str(data),), runs=str(tmp_path / "runs"), sampler=SamplerConfig(**sampler))
 
     assert "the batch of 128 is larger than the data (80 samples)" in refused(lambda: train(whole, batch=128), capsys)
     assert "pk draws 16 different identities and there are 10" in refused(lambda: train(whole, kind="pk", batch=64), capsys)
@@ -99,7 +99,7 @@ def test_a_set_that_cannot_fill_the_batches(whole: Path, tmp_path: Path, capsys:
     assert "'pk' draws 4 samples together, which 2 workers with 6 each would separate: sampler.batch; " in line
     elastic = ClusterConfig(workers=4, fewest=3)  # 24 go among three and four, but of pairs of two, no whole ones among four
     pairs = SamplerConfig(kind="pairs", batch=24, instances=2, uniform_share=0.5)
-    assert "which 4 workers with 6 each" in refused(lambda: Train(data=str(whole), sampler=pairs, cluster=elastic), capsys)
+    assert "which 4 workers with 6 each" in refused(lambda: Train(data=(str(whole),), sampler=pairs, cluster=elastic), capsys)
     pack("folders", images(tmp_path / "few", 5, 1), str(tmp_path / "singles"), Options(held_out=0))
     line = refused(lambda: train(tmp_path / "singles", kind="pk", batch=4, instances=2), capsys)
     assert "needs two samples of an identity, and '000' has one" in line
@@ -112,7 +112,7 @@ def test_backbones_and_weights_that_do_not_fit(whole: Path, tmp_path: Path, caps
     def line(*model: Any, **others: Any) -> str:
         return refused(
             lambda: Train(
-                data=str(whole), runs=str(tmp_path / "runs"), sampler=SamplerConfig(batch=16),
+                data=(str(whole),), runs=str(tmp_path / "runs"), sampler=SamplerConfig(batch=16),
                 loader=LoaderConfig(size=(16, 16)), model=ModelConfig(*model, **others),
             ),
             capsys,
@@ -161,17 +161,17 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_storage_that_refuses(s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3_server.make_bucket("bad-input")
-    line = refused(lambda: Train(data="s3://nowhere-at-all/x"), capsys)
+    line = refused(lambda: Train(data=("s3://nowhere-at-all/x",)), capsys)
     assert "nowhere-at-all" in line
-    assert f"{bucket}/none" in refused(lambda: Train(data=f"{bucket}/none"), capsys)
+    assert f"{bucket}/none" in refused(lambda: Train(data=(f"{bucket}/none",)), capsys)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    line = refused(lambda: Train(data=f"{bucket}/none"), capsys)
+    line = refused(lambda: Train(data=(f"{bucket}/none",)), capsys)
     assert "credentials" in line
     assert "planted-secret" not in line
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        assert "127.0.0.1" in refused(lambda: Train(data=f"{bucket}/none"), capsys)
+        assert "127.0.0.1" in refused(lambda: Train(data=(f"{bucket}/none",)), capsys)
 
 
 @pytest.mark.usefixtures("cluster")

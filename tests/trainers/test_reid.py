@@ -42,7 +42,7 @@ TIMES = {"seconds"}  # what may differ between two runs of the same seed
 
 def short(data: str, runs: str, **changes: Any) -> Train:
     return Train(
-        data=data, runs=runs, name=f"run-{uuid.uuid4().hex[:8]}", checkpoint_every=10, record_every=5,
+        data=(data,), runs=runs, name=f"run-{uuid.uuid4().hex[:8]}", checkpoint_every=10, record_every=5,
         sampler=SamplerConfig(kind="pairs", batch=32, uniform_share=0.5, instances=2, interval=5, lag=3),
         loader=LoaderConfig(workers=1, size=(32, 32)), optim=OptimConfig(steps=40, warmup=5), **changes,
     )  # fmt: skip
@@ -276,7 +276,7 @@ def test_evaluate_again_gives_what_training_gave(trained: Train) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "mAP" in ended.stdout
     metrics = metrics_of(trained)
-    again = metrics["evaluations"][read_index(trained.data).url]
+    again = metrics["evaluations"][read_index(trained.data[0]).url]
     for name in ("mAP", "rank1", "queries", "gallery"):
         assert again[name] == pytest.approx(metrics["after"][name], abs=1e-6)
 
@@ -305,13 +305,13 @@ def set_of_folders(folder: Path, split: str) -> str:
 def test_several_sets_are_evaluated_into_one_table(copy_of_run: Train, tmp_path: Path) -> None:
     other = set_of_folders(tmp_path, "test")
     run = ("--name", copy_of_run.name, "--runs", copy_of_run.runs)
-    ended = script("evaluate", *run, "--data", copy_of_run.data, other, "--flip", "--rerank", "--rerank-k1", "5")
+    ended = script("evaluate", *run, "--data", copy_of_run.data[0], other, "--flip", "--rerank", "--rerank-k1", "5")
     assert ended.returncode == 0, ended.stderr
     table = [line.split() for line in ended.stdout.splitlines()]
-    assert [line[0] for line in table if line and "/set" in line[0]] == [copy_of_run.data, other] * 2  # and of verification
+    assert [line[0] for line in table if line and "/set" in line[0]] == [copy_of_run.data[0], other] * 2  # and of verification
     assert ["set", "mAP", "(re-ranked)", "mINP", "(re-ranked)"] in [line[:5] for line in table]
     stored = metrics_of(copy_of_run)["evaluations"]
-    for url in (copy_of_run.data, other):
+    for url in (copy_of_run.data[0], other):
         figures = stored[read_index(url).url]
         assert figures["flip"] is True
         assert all(0 < figures[name] <= 1 for name in ("mAP", "mAP_reranked", "mINP", "mINP_reranked", "TAR@1e-1"))
@@ -384,7 +384,7 @@ def test_wrong_options_of_evaluate(
     if "TRAINING" in options:
         set_of_folders(tmp_path, "test")
         pack("folders", tmp_path / "images" / "train", str(tmp_path / "all"), Options(held_out=0))
-    places = {"SHIPPED": copy_of_run.data, "NOWHERE": str(tmp_path / "nowhere"), "TRAINING": str(tmp_path / "all")}
+    places = {"SHIPPED": copy_of_run.data[0], "NOWHERE": str(tmp_path / "nowhere"), "TRAINING": str(tmp_path / "all")}
     words = ["--name", copy_of_run.name, "--runs", copy_of_run.runs, *(places.get(word, word) for word in options)]
     before = (Path(copy_of_run.runs) / copy_of_run.name / "metrics.json").read_bytes()
     with pytest.raises(SystemExit) as ended:

@@ -228,4 +228,4 @@ def test_training_on_a_set_of_pairs_is_one_clear_line(tmp_path: Path) -> None:
     )
     assert "whole and sound" in inspected.stdout
     with pytest.raises(InputError, match=r"no split 'train'.*it has: pairs"):
-        open_data(str(tmp_path / "set"), None)
+        open_data((str(tmp_path / "set"),), None)

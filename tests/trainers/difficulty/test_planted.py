@@ -47,7 +47,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Difficulty
     write_images(folder / "images")
     pack("folders", folder / "images", str(folder / "shards"), Options(held_out=0))
     train = Train(
-        data=str(folder / "shards"), runs=str(folder), name="run", loader=LoaderConfig(workers=0, size=(32, 32)),
+        data=(str(folder / "shards"),), runs=str(folder), name="run", loader=LoaderConfig(workers=0, size=(32, 32)),
         augment=AugmentConfig(flip=False), sampler=SamplerConfig(batch=48, interval=20, lag=5),
         optim=OptimConfig(steps=STEPS, warmup=10), cluster=ClusterConfig(local=True),
     )  # fmt: skip

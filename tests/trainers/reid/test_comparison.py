@@ -83,7 +83,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def comparison(data: str, runs: Path) -> Compare:
     train = Train(
-        data=data, runs=str(runs), name="compare", evaluate_every=2, checkpoint_every=2, record_every=2,
+        data=(data,), runs=str(runs), name="compare", evaluate_every=2, checkpoint_every=2, record_every=2,
         sampler=SamplerConfig(batch=16, interval=2, lag=1), loader=LoaderConfig(workers=0, size=(16, 16)),
         optim=OptimConfig(steps=4, warmup=1), cluster=ClusterConfig(local=True),
     )  # fmt: skip

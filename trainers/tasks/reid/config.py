@@ -40,8 +40,8 @@ class ReidConfig(JobConfig):
     presets: ClassVar = PRESETS
     preset: str = field(default="", metadata=HARMLESS)
     """Settings for a kind of model, which options given besides override: strong-baseline, vit, faces (docs/reid.md)."""
-    data: str = field(default="", metadata=ADDRESS)
-    """The shard set: a folder or s3://bucket/prefix; empty: the Omniglot subset that comes with the repository."""
+    data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
+    """Shard sets, which are joined: folders or s3://bucket/prefix; none: the Omniglot subset that comes with the repository."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -55,6 +55,8 @@ class ReidConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "" in self.data:
+            raise InputError("an empty address", "data", "give folders or s3://bucket/prefix, or leave the option out")
         self.cluster.check_divisible(self.sampler.batch, "sampler.batch")
         for workers in self.cluster.sizes:  # an elastic run may have any of them
             self.sampler.check_world(workers)
@@ -68,11 +70,13 @@ class ReidConfig(JobConfig):
 
     @staticmethod
     def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a run of an earlier version in today's form: its triplet loss was a part of ``head``."""
+        """The settings of a run of an earlier version in today's form: the triplet loss was in ``head``, the set a text."""
         head = dict(settings.get("head", {}))
         weight, margin = head.pop("triplet", 0), head.pop("triplet_margin", None)
         pair = {"pair": {"kind": "triplet", "weight": weight, "margin": margin}} if weight else {}
-        return {**settings, **({"head": head} if head else {}), **pair}
+        data = settings.get("data")
+        sets = {"data": (data,) if data else ()} if isinstance(data, str) else {}
+        return {**settings, **({"head": head} if head else {}), **pair, **sets}
 
     @property
     def batch(self) -> int:
@@ -82,7 +86,8 @@ class ReidConfig(JobConfig):
     def check(self) -> Data:
         """Open the data and check data, sampler and model before the run starts; raises InputError."""
         data = open_data(self.data, self.loader.size)
-        check_shards(data.index)
+        for part in data.index.parts:
+            check_shards(part)
         Sampler(self.sampler, data.train, self.seed)
         try_model(
             self.model.backbone, self.model.weights, lambda: Embedder(self.model, data.size), torch.zeros(2, 3, *data.size),

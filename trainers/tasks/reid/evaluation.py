@@ -54,18 +54,29 @@ def can_evaluate(index: Index) -> bool:
     return bool(retrieval_splits(index)) or PAIRS in index.splits
 
 
-def evaluated_set(url: str) -> Index:
-    """The index of a set that can be evaluated on; raises InputError for another."""
-    index = open_index(url)
-    if not can_evaluate(index):
+def evaluated_sets(given: Sequence[str], own: Sequence[str]) -> list[Index]:
+    """The indexes of the sets to evaluate on: those given, else those of a run's own sets that can be evaluated on.
+
+    Raises:
+        InputError: a given set cannot be evaluated on, or none of the run's own can.
+    """
+    sets = [open_index(url) for url in given or own or ("",)]
+    able = [index for index in sets if can_evaluate(index)]
+    if not able or (given and len(able) < len(sets)):
+        index = next(index for index in sets if index not in able)
         what = "the set has neither query and gallery, nor several test images of an identity, nor pairs"
         raise InputError(what, index.url, f"it has: {', '.join(index.splits)}")
-    return index
+    return able
+
+
+def evaluated_parts(index: Index) -> list[Index]:
+    """Those of joined sets that can be evaluated on. Models are compared by the first."""
+    return [part for part in index.parts if can_evaluate(part)]
 
 
 def main_figure(index: Index) -> str:
-    """The name of the figure by which models are compared on a set."""
-    return "mAP" if retrieval_splits(index) else "pairs_accuracy"
+    """The name of the figure by which models are compared."""
+    return "mAP" if any(map(retrieval_splits, evaluated_parts(index)[:1])) else "pairs_accuracy"
 
 
 def retrieval_splits(index: Index) -> tuple[str, str] | None:

@@ -13,8 +13,21 @@ Rows = Sequence[Mapping[str, Any]]
 
 def summary_of(evaluation: Mapping[str, Any]) -> str:
     """The figures that a line on the console has; empty where there are none, as on all ranks but the first."""
+    if "sets" in evaluation:
+        return "; ".join(f"{summary_of(figures)} on {url}" for url, figures in evaluation["sets"].items())
     words = {"mAP": "mAP", "rank1": "Rank-1", "mAP_reranked": "re-ranked mAP", "pairs_accuracy": "accuracy of pairs"}
     return ", ".join(f"{words[name]} {evaluation[name]:.1%}" for name in words if name in evaluation)
+
+
+def joined_figures(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """An evaluation of several sets, by their addresses: the figures of the first, and those of each as "sets"."""
+    first = dict(next(iter(sets.values())))
+    return {**first, "sets": dict(sets)} if len(sets) > 1 else first
+
+
+def rows_of_sets(evaluations: Rows) -> list[dict[str, Any]]:
+    """A row of figures for each set of the last evaluation, which begins with its address as "set"; none of a single set."""
+    return [{"set": url, **figures} for each in evaluations[-1:] for url, figures in each.get("sets", {}).items()]
 
 
 def main_figures(evaluations: Rows) -> list[str]:

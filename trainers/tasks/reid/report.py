@@ -17,8 +17,8 @@ from trainers.engine.inputs import read_image
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
 from trainers.reports.console import summary_table
-from trainers.tasks.reid.evaluation import retrieval_splits
-from trainers.tasks.reid.figures import main_figures
+from trainers.tasks.reid.evaluation import evaluated_parts, retrieval_splits
+from trainers.tasks.reid.figures import main_figures, rows_of_sets
 from trainers.tasks.reid.pictures import confusable_pairs, difficulty_over_time, ranked_galleries, two_images
 from trainers.tasks.reid.retrieval import Found
 
@@ -31,6 +31,10 @@ def write_report(run: Run, train: Split) -> None:
     names = {name: name.replace("_", " ") for name in main_figures(page.history["evaluations"])}
     page.before_and_after("Held-out identities", names, _percent)
     page.evaluations(names, _percent)
+    if sets := rows_of_sets(page.history["evaluations"]):
+        figures = main_figures(sets)
+        rows = [[row["set"], *(_percent(name, row[name]) for name in figures)] for row in sets]
+        page.table("Sets", ["set", *(name.replace("_", " ") for name in figures)], rows, "Held-out identities, after training.")
     hard_from = next((record["step"] for record in page.history["records"] if record["version"]), None)
     page.training(("loss", "accuracy"), ("lr", "samples_per_s", "wait", "version"), hard_from)
     versions = [(version["step"], version["quantiles"]) for version in page.notes.get("difficulty", [])]
@@ -97,7 +101,8 @@ def _of_identity(train: Split, label: int) -> list[Image]:
 
 
 def _galleries(train: Split, shown: Sequence[dict[str, Any]]) -> list[Any]:
-    query, gallery = (split_of(train.index, name) for name in retrieval_splits(train.index) or ())
+    index = evaluated_parts(train.index)[0]
+    query, gallery = (split_of(index, name) for name in retrieval_splits(index) or ())
     rows = []
     for row in shown:
         place = np.array([row["query"]], np.int64)
