@@ -21,10 +21,11 @@ from datasets.errors import InputError
 from datasets.loading.cache import CacheConfig
 from datasets.loading.shared_memory import Slots
 from datasets.loading.store import Pending, Sample, Store, open_store
-from datasets.media.augment import AugmentConfig, Changes, draw_changes, resize
+from datasets.media.augment import POOL, AugmentConfig, Changes, draw_changes, resize
 from datasets.media.decode import Decoder, Image
 from datasets.sampling.difficulty_table import DifficultyTable
 from datasets.sampling.sampler import Sampler, SamplerConfig
+from datasets.seeding import generator
 from datasets.shards.index import Int64s, Split
 
 Batch = dict[str, Any]
@@ -119,6 +120,7 @@ class BatchStream(Stream):
         about = split.index.about
         self.size = loader.size or (int(about["size"][0]), int(about["size"][1]))
         self.mirror = bool(about["mirror"])
+        self._pool: list[Image] = []
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -166,13 +168,14 @@ class BatchStream(Stream):
         rows = range(*self.part.of(self.sampler.config.batch).indices(self.sampler.config.batch))
         images = self.room(len(rows), *self.size, 3)
         positions, bad, changes = plan.positions.copy(), [], plan.changes
+        pool = self._patched_from(store) if self.augment.patch else ()
         for place, (row, out, data) in enumerate(zip(rows, images, plan.bytes(), strict=True)):
             image = self._image(data, out if changes.nothing[row] else None)
             if isinstance(image, ValueError):
                 bad.append(f"{self.split.index.where(int(plan.samples[place]))}: {image}")
                 positions[place], image = self._stand_in(int(plan.positions[place]), store)
             if image is not out:
-                changes.apply(row, resize(image, self.size), out)
+                changes.apply(row, resize(image, self.size), out, pool)
         return {
             "images": images,
             "labels": self.split.labels_of(positions),
@@ -184,6 +187,18 @@ class BatchStream(Stream):
             "bad": bad,
             "storage": dict(store.counts),
         }
+
+    def _patched_from(self, store: Store) -> list[Image]:
+        """The images that patches are cut from, read at the first batch: a rank reads only its slice of a batch, and images of
+        that slice would make the patches depend on the number of ranks."""
+        if not self._pool:
+            positions = generator(self.seed, "patches").integers(len(self.split), size=POOL)
+            found = store.request(self.split.samples(positions))()
+            for position, data in zip(positions.tolist(), found, strict=True):
+                image = self._image(data)
+                image = self._stand_in(position, store)[1] if isinstance(image, ValueError) else image
+                self._pool.append(resize(image, self.size).copy())
+        return self._pool
 
     def _stand_in(self, position: int, store: Store) -> tuple[int, Image]:
         """Return the replacement of a bad sample: the next of its identity, else of the next identities; the same on any rank."""

@@ -1,10 +1,11 @@
-"""Random augmentation of training images: flip, shift, turn, change colours, erase.
+"""Random augmentation of training images: flip, shift, turn, paste a patch of another image, change colours, erase.
 
 `datasets.shards.labels` moves the labels accordingly.
 The random numbers of a whole global batch come from one generator of (seed, step), so the result for an image does not depend
 on the worker that prepares it. B images of the global batch, H x W the training size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from datasets.seeding import generator
 
 MEAN = np.array([124, 116, 104], np.uint8)  # ImageNet's mean in 0..255, which normalisation maps to zero
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: what red, green and blue add to the brightness
+POOL = 128  # images that patches are cut from
 GREY = MEAN.tolist()  # the same for OpenCV, which flips and fills three-byte pixels 15 times as fast as NumPy
 
 
@@ -35,9 +37,12 @@ class AugmentConfig:
     """Fraction of images in which a random rectangle is erased (Zhong et al., Random Erasing, AAAI 2020)."""
     jitter: float = 0.0
     """Change brightness, contrast and saturation at random, each by up to this fraction."""
+    patch: float = 0.0
+    """Fraction of images onto which a random rectangle of another image is pasted, as if something hid a part (Zhou et al.,
+    OSNet, ICCV 2019). The rectangles come from 128 training images, the same for the whole run."""
 
     def __post_init__(self) -> None:
-        for name in ("shift", "erase", "jitter"):
+        for name in ("shift", "erase", "jitter", "patch"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augment.{name} is {getattr(self, name)}", "augment", "give a fraction from 0 to 1")
         if not 0 <= self.turn <= 180:
@@ -54,16 +59,18 @@ class Changes:
     right: npt.NDArray[np.int64]
     erase: npt.NDArray[np.int64]  # [B, 4] top, left, height, width; height 0: nothing
     colour: npt.NDArray[np.float64] | None  # [B, 3, 4]: maps red, green, blue and 1 to the new colour; None: no change
+    patch: npt.NDArray[np.int64]  # [B, 7] height (0: nothing) and width, image of the pool, top and left there, top and left here
 
     @cached_property
     def nothing(self) -> list[bool]:
         """Which images are not changed at all, [B]."""
         unmoved = ~self.flip & (self.turn == 0) & (self.down == 0) & (self.right == 0)
-        still: list[bool] = (unmoved & (self.erase[:, 2] == 0) & (self.colour is None)).tolist()
+        still: list[bool] = (unmoved & (self.erase[:, 2] == 0) & (self.patch[:, 0] == 0) & (self.colour is None)).tolist()
         return still
 
-    def apply(self, row: int, image: Image, out: Image) -> None:
-        """Write the changed image [H, W, 3] to ``out``, which must not share its memory."""
+    def apply(self, row: int, image: Image, out: Image, pool: Sequence[Image] = ()) -> None:
+        """Write the changed image [H, W, 3] to ``out``, which must not share its memory. ``pool``: the `POOL` images [H, W, 3]
+        that patches are cut from, if there are patches."""
         height, width = image.shape[:2]
         flip, down, right = bool(self.flip[row]), int(self.down[row]), int(self.right[row])
         if self.turn[row]:
@@ -80,6 +87,9 @@ class Changes:
             out[:] = image
         if flip:
             cv2.flip(out, 1, dst=out)
+        tall, wide, number, *there, top, left = self.patch[row].tolist()
+        if tall:
+            out[top : top + tall, left : left + wide] = pool[number][there[0] : there[0] + tall, there[1] : there[1] + wide]
         if self.colour is not None:
             cv2.transform(out, self.colour[row], dst=out)  # rounds, and clips to 0..255
         top, left, tall, wide = self.erase[row].tolist()
@@ -108,7 +118,18 @@ def draw_changes(config: AugmentConfig, mirror: bool, size: tuple[int, int], bat
     turn = (rng.random(batch) * 2 - 1) * config.turn
     # Drawn last, so that the other changes are the same without it.
     colour = colour_changes(1 + (rng.random((3, batch)) * 2 - 1) * config.jitter) if config.jitter else None
-    return Changes(flip, turn, shifts[0], right, np.stack([top, left, tall, wide], axis=1), colour)
+    patch = draw_patches(rng, config.patch, size, batch) if config.patch else np.zeros((batch, 7), np.int64)
+    return Changes(flip, turn, shifts[0], right, np.stack([top, left, tall, wide], axis=1), colour, patch)
+
+
+def draw_patches(rng: np.random.Generator, fraction: float, size: tuple[int, int], batch: int) -> npt.NDArray[np.int64]:
+    """Draw patches (`Changes.patch`): an area of 1 to 50% and a shape of 1:10 to 10:1, the ranges of OSNet's code, relative to
+    H : W; what is higher or wider than the image is cut. Its turning and mirroring of patches are left out."""
+    u, limits = rng.random((8, batch)), np.array(size)[:, None]
+    area, ratio = 0.01 + 0.49 * u[1], 10 ** (2 * u[2] - 1)
+    shape = np.minimum(np.sqrt([area * ratio, area / ratio]) * limits, limits).astype(np.int64) * (u[0] < fraction)
+    corners = (u[4:] * np.tile(limits - shape + 1, (2, 1))).astype(np.int64)
+    return np.concatenate([shape, [(u[3] * POOL).astype(np.int64)], corners]).T
 
 
 def colour_changes(factors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

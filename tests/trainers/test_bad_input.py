@@ -16,6 +16,7 @@ from s3server import S3Server
 from cluster.config import ClusterConfig
 from datasets.errors import run_main
 from datasets.loading.batches import LoaderConfig
+from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
 from datasets.sampling.sampler import SamplerConfig
 from trainers.actions import Train as ActionsTrain
@@ -156,6 +157,7 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     assert "batch norm needs two samples at a time: sampler.batch; raise it, or lower --optim.accumulate" in line
     assert "cannot be divided into 4" in refused(lambda: ActionsTrain(batch=6, optim=parts), capsys)
     assert "optim.accumulate is set" in refused(lambda: DetectionTrain(optim=parts), capsys)
+    assert "augment.patch is set" in refused(lambda: DetectionTrain(augment=AugmentConfig(patch=0.1)), capsys)
     assert "optim.accumulate is set" in refused(lambda: AttributesTrain(optim=parts), capsys)
 
 

@@ -48,7 +48,7 @@ def recipe_run(root: Path, **how: Any) -> Any:
     """Re-identification with all that a recipe adds."""
     optim = replace(OPTIM, freeze=1, backbone_lr=0.1, clip=1.0, ema=0.5, accumulate=2)
     return replace(
-        reid_run(root, **how), optim=optim, sampler=SamplerConfig("pk", batch=16), augment=AugmentConfig(jitter=0.2),
+        reid_run(root, **how), optim=optim, sampler=SamplerConfig("pk", batch=16), augment=AugmentConfig(jitter=0.2, patch=0.5),
         head=HeadConfig(smoothing=0.1), pair=PairConfig("soft_triplet"),
     )  # fmt: skip
 

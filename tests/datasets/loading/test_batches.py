@@ -66,7 +66,7 @@ def stream_of(
     index: Index, sampler: SamplerConfig, table: DifficultyTable | None, part: RankSlice, start: int, stop: int, **options: Any
 ) -> BatchStream:
     loader = LoaderConfig(size=SIZE, ahead=options.pop("ahead", 4))
-    augment = options.pop("augment", AugmentConfig(flip=True, shift=0.1, erase=0.5))
+    augment = options.pop("augment", AugmentConfig(flip=True, shift=0.1, erase=0.5, patch=0.5))
     return BatchStream(
         split_of(index, "train"), sampler, loader, augment, CacheConfig(), table, {}, part, 5, start, stop, **options
     )
@@ -174,6 +174,18 @@ def test_freshest_goes_on(whole: Index) -> None:
 
 
 # ---- what is in a batch
+
+
+def test_patches_are_cut_from_other_images_of_the_set(whole: Index) -> None:
+    """The pool is a sample of the training images: their identities, and more of them than a batch of one rank holds."""
+    stream = stream_of(whole, SAMPLER, None, RankSlice(1, 4), 0, 1, augment=replace(PLAIN, patch=1.0))
+    (patched,), (plain,) = list(stream), list(stream_of(whole, SAMPLER, None, RankSlice(1, 4), 0, 1, augment=PLAIN))
+    assert all((one != other).any() for one, other in zip(patched["images"], plain["images"], strict=True))
+    split = split_of(whole, "train")
+    known = {decode(data).tobytes() for data in read_samples(whole, split.samples(np.arange(len(split))))}
+    found = {each.tobytes() for each in stream._pool}
+    assert found <= known
+    assert len(found) > len(split) / 2
 
 
 def test_pixels_and_labels_are_those_of_the_shards(whole: Index) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import InputError
-from datasets.media.augment import MEAN, AugmentConfig, Changes, colour_changes, draw_changes, resize, turned
+from datasets.media.augment import MEAN, POOL, AugmentConfig, Changes, colour_changes, draw_changes, resize, turned
 
 EVERYTHING = AugmentConfig(flip=True, shift=0.3, erase=1.0)
 
@@ -105,7 +105,9 @@ def test_fraction_of_images_erased() -> None:
     assert abs((tall > 0).mean() - 0.25) < 0.03
 
 
-@pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}, {"jitter": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"shift": -0.1}, {"shift": 1.1}, {"erase": 2}, {"erase": float("nan")}, {"jitter": 1.5}, {"patch": -1}]
+)
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="give a fraction from 0 to 1"):
         AugmentConfig(**options)  # type: ignore[arg-type]
@@ -182,6 +184,47 @@ def test_jitter_stays_in_its_range_and_leaves_the_other_draws_alone() -> None:
     assert 0.8**2 <= product.min() < 0.75
     assert 1.3 < product.max() <= 1.2**2
     assert not any(with_it.nothing)
+
+
+@given(st.integers(2, 24), st.integers(2, 24), st.integers(0, 1000))
+@settings(max_examples=30)
+def test_patches_are_rectangles_of_the_pool(height: int, width: int, step: int) -> None:
+    """Pixel by pixel; pasted onto the moved image, and below what is erased."""
+    config = AugmentConfig(flip=True, shift=0.1, erase=0.5, patch=1.0)
+    pool = [image(1000 + number, height, width) + 100 for number in range(POOL)]
+    changes = draw_changes(config, False, (height, width), 4, 0, step)
+    without = replace(changes, patch=np.zeros_like(changes.patch), erase=np.zeros_like(changes.erase))
+    for row in range(4):
+        pixels = image(row, height, width)
+        expected = applied(without, row, pixels)
+        tall, wide, number, down, right, top, left = changes.patch[row]
+        for y in range(tall):
+            for x in range(wide):
+                expected[top + y, left + x] = pool[number][down + y, right + x]
+        top, left, tall, wide = changes.erase[row]
+        expected[top : top + tall, left : left + wide] = MEAN
+        out = np.empty_like(pixels)
+        changes.apply(row, pixels, out, pool)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_patches_stay_in_their_ranges_and_leave_the_other_draws_alone() -> None:
+    options = {"erase": 0.5, "jitter": 0.2}
+    without, with_it = (draw_changes(AugmentConfig(**options, patch=patch), True, (64, 32), 4000, 3, 9) for patch in (0.0, 0.5))  # type: ignore[arg-type]
+    for name in ("flip", "turn", "down", "right", "erase", "colour"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(with_it, name))
+    assert not without.patch.any()
+    chosen = with_it.patch[with_it.patch[:, 0] > 0]
+    assert abs(len(chosen) / 4000 - 0.5) < 0.03
+    tall, wide, number, *corners = chosen.T
+    areas = tall * wide / (64 * 32)
+    assert 0.005 < areas.min() < 0.02
+    assert 0.4 < areas.max() <= 0.5
+    assert set(number) == set(range(POOL))
+    for down, right in (corners[:2], corners[2:]):
+        assert (down.min(), (down + tall).max(), right.min(), (right + wide).max()) == (0, 64, 0, 32)
+    still = draw_changes(AugmentConfig(flip=False, shift=0.0, patch=0.5), False, (64, 32), 100, 3, 9)
+    assert still.nothing == (still.patch[:, 0] == 0).tolist()
 
 
 def test_erased_rectangles_keep_the_mean_under_jitter() -> None:

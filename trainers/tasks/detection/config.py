@@ -62,6 +62,8 @@ class DetectionConfig(JobConfig):
             raise InputError("loader.size is set", "loader", "set --side: every set keeps its own shape")
         if self.augment.turn:
             raise InputError("augment.turn is set", "augment", "boxes cannot be rotated: leave it at 0")
+        if self.augment.patch:
+            raise InputError("augment.patch is set", "augment", "what is on a patch would have no box: leave it at 0")
         self.cluster.check_divisible(self.batch, "--batch")
         if self.begin < 0:
             raise InputError(f"begin is {self.begin}", "--begin", "give a step of at least 0")
