@@ -23,6 +23,7 @@ from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.export import export_detector
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
+from trainers.tasks.reid.pooling import Pooling
 from trainers.tasks.timm_models import TimmMap, build_timm
 from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, check_clips
 from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
@@ -133,8 +134,39 @@ def test_weights_are_timms_or_a_file() -> None:
     for name in ("small", "timm/efficientnet_b8"):
         with pytest.raises(InputError, match="no weights of this name: timm; leave the weights out: it has none; or name a file"):
             check_backbone(name, "timm")
-    with pytest.raises(InputError, match="last stride of 1 is for resnets of torchvision: timm/resnet18"):
-        ModelConfig("timm/resnet18", last_stride=1)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_byobnet", "resnet18"])
+@pytest.mark.parametrize("pooling", ["own", "gem"])
+def test_a_last_stride_of_1_doubles_the_last_map_and_weights_fit(name: str, pooling: Pooling, tmp_path: Path) -> None:
+    source = timm.create_model(name, num_classes=3)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    maps, states = [], []
+    for stride in (2, 1):
+        config = ModelConfig(f"timm/{name}", weights=str(tmp_path / "w.pt"), last_stride=stride, pooling=pooling)
+        embedder = Embedder(config, (128, 64)).eval()
+        assert embedder(images(128, 64)).shape == (2, 128)
+        timms = next(module for module in embedder.modules() if hasattr(module, "feature_info"))
+        maps.append(timms.forward_features(images(128, 64)).shape)
+        states.append(timms.state_dict())
+    assert [shape[2:] for shape in maps] == [(4, 2), (8, 4)]
+    assert maps[0][1] == maps[1][1]
+    theirs = source.state_dict()
+    for state in states:
+        assert len(state) > 40
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050", "vgg11"])
+@pytest.mark.parametrize("pooling", ["own", "average"])
+def test_models_without_such_a_stride_refuse_it_in_a_line(name: str, pooling: Pooling) -> None:
+    config = ModelConfig(f"timm/{name}", last_stride=1, pooling=pooling)
+    message = (
+        f"timm cannot build the model for images of 64x32 with a last stride of 1 .*: timm/{name}; leave the last stride at 2"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        try_model(config.backbone, "", lambda: Embedder(config, (64, 32)), torch.zeros(2, 3, 64, 32))
+    assert "\n" not in str(error.value)
 
 
 def test_weights_that_cannot_be_fetched_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

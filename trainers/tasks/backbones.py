@@ -74,8 +74,8 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
         check_weights(weights, known, name)
     if last_stride not in (1, 2):
         raise InputError("the last stride must be 1 or 2", str(last_stride))
-    if last_stride == 1 and not name.startswith("resnet"):
-        raise InputError("a last stride of 1 is for resnets of torchvision", name, "leave it at 2")
+    if last_stride == 1 and not (is_timm(name) or name.startswith("resnet")):
+        raise InputError("a last stride of 1 is for resnets of torchvision and CNNs of timm", name, "leave it at 2")
     return name
 
 
@@ -110,9 +110,10 @@ def build_backbone(
     """Return a module that maps images [B, 3, H, W] (float, normalised) to pooled features [B, F], and F.
 
     ``weights``: torchvision's name for that model, such as "IMAGENET1K_V2" or "DEFAULT"; "timm" for a model of timm; a file
-    (`trainers.tasks.weights`); empty: random ones. ``last_stride=1`` makes a resnet's last feature map twice as high and wide,
-    which improves re-ID (Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019); the
-    weights fit both. ``size``: height and width of the images, which vision transformers are built for.
+    (`trainers.tasks.weights`); empty: random ones. ``last_stride=1`` makes the last feature map of a resnet, or of a CNN of timm,
+    twice as high and wide, which improves re-ID (Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
+    Re-identification", CVPRW 2019); the weights fit both. ``size``: height and width of the images, which vision transformers
+    are built for.
 
     Raises:
         InputError: as `check_backbone`, `build_users`, `build_timm` and `load_weights`; or the weights cannot be downloaded.
@@ -122,7 +123,7 @@ def build_backbone(
         own = build_users(name, weights)
         return own, features_of(own, name)
     if is_timm(name):
-        model = build_timm(name, weights, size)
+        model = build_timm(name, weights, size, last_stride=last_stride)
         features = features_of(model, name, size or input_size(name))
     else:
         model, features = _build_torchvisions(name, weights, last_stride)
@@ -181,7 +182,7 @@ def build_map_backbone(
         InputError: as `build_backbone`, or the backbone's modules return no such map.
     """
     if is_timm(name):
-        model = build_timm(name, weights, size, pool="")
+        model = build_timm(name, weights, size, pool="", last_stride=last_stride)
         if is_file(weights):
             load_weights(model, weights)
         found = ask(unpooled := TimmMap(model), torch.zeros(1, 3, *(size or input_size(name))))

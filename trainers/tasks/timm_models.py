@@ -15,6 +15,7 @@ PREFIX = "timm/"
 PRETRAINED = "timm"  # the name of timm's own weights
 PYRAMID = 256  # channels of each map of a feature pyramid
 FINEST = 4  # reduction of a pyramid's largest map
+LAST = 32  # reduction of the last feature map of timm's CNNs
 Size = tuple[int, int]
 
 
@@ -70,16 +71,18 @@ def input_size(name: str) -> Size:
     return tuple(found.input_size[1:]) if found else (224, 224)
 
 
-def build_timm(name: str, weights: str = "", size: Size | None = None, *, pool: str | None = None) -> Any:
+def build_timm(name: str, weights: str = "", size: Size | None = None, *, pool: str | None = None, last_stride: int = 2) -> Any:
     """A model of timm without its classifier.
 
     ``weights``: "timm" for its own. ``size``: height and width of the images; None: what timm takes by default. ``pool``: timm's
-    name of a pooling, "" for none; None: the model's own.
+    name of a pooling, "" for none; None: the model's own. ``last_stride`` 1: a CNN's last feature map is twice as high and wide;
+    timm dilates the convolutions that follow, so that they see as much of the image as before.
 
     Raises:
-        InputError: the model cannot be built for such images, or its weights cannot be downloaded.
+        InputError: the model cannot be built for such images or with such a stride, or its weights cannot be downloaded.
     """
     options: dict[str, Any] = {"img_size": size if is_fixed(name) else None, "global_pool": pool}  # None: not given
+    options |= {"output_stride": LAST // 2} if last_stride == 1 else {}
     bare = name.removeprefix(PREFIX)
     try:
         return timm().create_model(bare, pretrained=weights == PRETRAINED, num_classes=0, **options)
@@ -87,9 +90,15 @@ def build_timm(name: str, weights: str = "", size: Size | None = None, *, pool: 
         remedy = "download them into HF_HOME on a machine with a network, or train without weights"
         raise InputError("the weights cannot be downloaded", f"{name} ({str(error).splitlines()[0][:100]})", remedy) from error
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        given = f"for images of {size[0]}x{size[1]}" if size else ""
+        given = f" for images of {size[0]}x{size[1]}" if size else ""
+        remedy = "choose another size or model"
+        if last_stride == 1:
+            given, remedy = (
+                f"{given} with a last stride of 1",
+                "leave the last stride at 2, or choose a CNN, such as timm/resnet50",
+            )
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"timm cannot build the model {given} ({reason})", name, "choose another size or model") from error
+        raise InputError(f"timm cannot build the model{given} ({reason})", name, remedy) from error
 
 
 def level_indices(model: Any) -> tuple[list[int], list[int]]:

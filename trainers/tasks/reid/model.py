@@ -33,7 +33,7 @@ class ModelConfig:
     """Pretrained weights: torchvision's name, such as DEFAULT; "timm" for timm's own; a file, s3://bucket/key or https://...;
     empty: random ones."""
     last_stride: Literal[1, 2] = 2
-    """Stride of a resnet's last stage; 1 doubles the height and width of the last feature map."""
+    """Stride of the last stage of torchvision's resnets and of timm's CNNs; 1 doubles the last feature map's height and width."""
     pooling: Pooling = "own"
     """How the last feature map becomes one vector. own: as the backbone does it (CNNs: the average; vision transformers: mostly
     the class token); average; gem: generalised mean with a learned power; stripes: the averages of horizontal stripes; token: the
