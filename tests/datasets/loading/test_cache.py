@@ -409,7 +409,7 @@ def test_who_reads_an_evicted_copy_gets_right_bytes_then_lets_it_go(
 
 
 def test_a_copy_is_bound_to_its_etag(index: Index, config: CacheConfig) -> None:
-    copies = [NodeCache(config, index, {index.shards[0].name: etag}).shard(0) for etag in ('"a"', '"b"', '"a"')]
+    copies = [NodeCache(config, index, {f"{index.url}/{index.shards[0].name}": etag}).shard(0) for etag in ('"a"', '"b"', '"a"')]
     old, new, again = (copy for copy in copies if copy is not None)
     old.write(0, 0, b"bytes")
     assert (old.has(0), again.has(0), new.has(0)) == (True, True, False)
