@@ -125,29 +125,38 @@ def head(s3_server: S3Server) -> Iterator[Head]:
 
     It imports from the repository's root, as the cluster of ray_cluster.yaml does.
     """
-    gcs, dashboard, agent = free_ports(3)
-    url = f"http://127.0.0.1:{dashboard}"
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: paths of sockets have a limit
-        options = [
-            f"--port={gcs}",
-            f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}",
-            f"--temp-dir={folder}",
-        ]
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4", *options]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
-        environment.pop("RAY_ADDRESS", None)
-        with (Path(folder) / "head.log").open("wb") as log:
-            ray_head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 120
-            while not answers(f"{url}/api/version") or not answers(f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
-                assert ray_head.poll() is None, (Path(folder) / "head.log").read_text()
-                assert time.monotonic() < deadline, "the cluster did not come up"
-                time.sleep(0.2)
-            yield Head(url, f"127.0.0.1:{gcs}", Path(folder))
-        finally:
-            end_tree(ray_head)
+    for attempt in range(3):  # another process may have taken one of the free ports meanwhile
+        gcs, dashboard, agent = free_ports(3)
+        url = f"http://127.0.0.1:{dashboard}"
+        with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: paths of sockets have a limit
+            options = [
+                f"--port={gcs}",
+                f"--dashboard-port={dashboard}",
+                f"--dashboard-agent-listen-port={agent}",
+                f"--temp-dir={folder}",
+            ]
+            ray_head = start_head(options, Path(folder) / "head.log")
+            try:
+                deadline = time.monotonic() + 120
+                while not answers(f"{url}/api/version") or not answers(f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+                    if ray_head.poll() is not None or time.monotonic() > deadline:
+                        break
+                    time.sleep(0.2)
+                else:
+                    yield Head(url, f"127.0.0.1:{gcs}", Path(folder))
+                    return
+                assert attempt < 2, f"the cluster did not start:\n{(Path(folder) / 'head.log').read_text()}"
+            finally:
+                end_tree(ray_head)
+
+
+def start_head(options: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    """Start `ray start --head`, which writes ``log``."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("wb") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
 
 
 def answers(url: str) -> bool:
@@ -160,7 +169,9 @@ def answers(url: str) -> bool:
 
 
 def end_tree(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all its descendants."""
+    """End a process, if it still runs, and all its descendants."""
+    if process.poll() is not None:
+        return
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
     psutil.wait_procs(tree, timeout=15)

@@ -6,6 +6,7 @@ python tests/s3server.py --dir .cache/s3 --port 8333
 import argparse
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -149,8 +150,15 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of 127.0.0.1."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Return free ports of 127.0.0.1.
+
+    They lie below those that Linux gives to outgoing connections (from 32768 on) and above those of Ray's workers (10002 to
+    19999): no other program takes one between this call and the start of a server.
+    """
+    listeners: list[socket.socket] = []
+    while len(listeners) < count:
+        with suppress(OSError):  # it is in use
+            listeners.append(socket.create_server(("127.0.0.1", secrets.choice(range(20000, 32768)))))
     ports = [int(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
         listener.close()
