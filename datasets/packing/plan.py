@@ -25,17 +25,23 @@ T = TypeVar("T")
 LONGEST = 99  # characters of a member's name in every tar
 
 
-@dataclass(frozen=True, slots=True)  # sets have millions of them
+@dataclass(frozen=True, slots=True)  # sets have millions of them, so what can be computed is not stored
 class Member:
-    """A planned sample of a shard; ``source``: its name in the archive; ``size``: bytes, without header and padding."""
+    """A planned sample of a shard; ``number``: its number in its identity; ``size``: bytes, without header and padding."""
 
-    key: str
-    identity: str
-    camera: str
-    source: str
+    sample: Sample
+    number: int
     size: int
-    labels: Mapping[str, float]
-    boxes: tuple[Box, ...] | None
+
+    @property
+    def key(self) -> str:
+        """The sample's name in the tar, without its ending."""
+        return f"{self.sample.identity}/{self.number:06d}"
+
+    @property
+    def source(self) -> str:
+        """The sample's name in the archive."""
+        return self.sample.name
 
     @property
     def name(self) -> str:
@@ -105,8 +111,8 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
         blocks += [(number, block) for block in left(shard, result.unreadable.keys())]
         crcs += result.crc32c
     splits = [split for split in SPLITS if any(shard.split == split for shard in shards)]
-    identities = sorted({block[0].identity for _, block in blocks})
-    cameras = sorted({member.camera for _, block in blocks for member in block})
+    identities = sorted({block[0].sample.identity for _, block in blocks})
+    cameras = sorted({member.sample.camera for _, block in blocks for member in block})
     identity_id, camera_id = ({name: i for i, name in enumerate(names)} for names in (identities, cameras))
     if len(cameras) > np.iinfo(np.int16).max:
         raise InputError(f"{len(cameras)} cameras", url, f"the index holds at most {np.iinfo(np.int16).max}")
@@ -116,9 +122,9 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
     offset, in_shard = 0, -1
     for (shard_id, block), crc in zip(blocks, crcs, strict=True):
         offset, in_shard = (offset, in_shard) if shard_id == in_shard else (0, shard_id)
-        split, identity, start = splits.index(shards[shard_id].split), identity_id[block[0].identity], offset
+        split, identity, start = splits.index(shards[shard_id].split), identity_id[block[0].sample.identity], offset
         for member in block:
-            samples.extend((len(rows), offset + RECORD, member.size, camera_id[member.camera]))
+            samples.extend((len(rows), offset + RECORD, member.size, camera_id[member.sample.camera]))
             offset += member.span
         rows.append((shard_id, identity, split, start, offset - start, len(keys), len(block), crc))
         keys += [member.key for member in block]
@@ -130,13 +136,13 @@ def index_of(url: str, shards: Sequence[ShardPlan], written: Sequence[Written], 
 def labels_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> dict[str, npt.NDArray[np.float32]]:
     """Return the labels in the order of `index_of`: a column [M] for each label that any sample has, NaN where absent."""
     members = list(_members_left(shards, written))
-    names = sorted({name for member in members for name in member.labels})
-    return {name: np.array([member.labels.get(name, np.nan) for member in members], np.float32) for name in names}
+    names = sorted({name for member in members for name in member.sample.labels})
+    return {name: np.array([member.sample.labels.get(name, np.nan) for member in members], np.float32) for name in names}
 
 
 def boxes_of(shards: Sequence[ShardPlan], written: Sequence[Written]) -> list[tuple[Box, ...] | None]:
     """Return the boxes of the samples in the order of `index_of`."""
-    return [member.boxes for member in _members_left(shards, written)]
+    return [member.sample.boxes for member in _members_left(shards, written)]
 
 
 def _members_left(shards: Sequence[ShardPlan], written: Sequence[Written]) -> Iterator[Member]:
@@ -155,13 +161,13 @@ def left(shard: ShardPlan, unreadable: Set[str]) -> Iterator[Block]:
 def _members(samples: Sequence[Sample], sizes: dict[str, int]) -> dict[str, dict[str, list[Member]]]:
     """Return the members by split and identity, sorted.
 
-    A key has the sample's position, or numbers all samples of its identity in the order of their names.
+    A member's number is the sample's position, or counts all samples of its identity in the order of their names.
     """
     by_split: dict[str, dict[str, list[Member]]] = {split: defaultdict(list) for split in SPLITS}
     seen: dict[str, int] = defaultdict(int)
     for sample in sorted(samples, key=lambda s: (s.identity, s.position or 0, s.name)):
-        key = f"{sample.identity}/{seen[sample.identity] if sample.position is None else sample.position:06d}"
-        member = Member(key, sample.identity, sample.camera, sample.name, sizes[sample.name], sample.labels, sample.boxes)
+        number = seen[sample.identity] if sample.position is None else sample.position
+        member = Member(sample, number, sizes[sample.name])
         if len(member.name) > LONGEST:
             remedy = f"{LONGEST} characters fit, /000000.jpg among them"
             raise InputError("an identity's name is too long for a tar", sample.identity, remedy)

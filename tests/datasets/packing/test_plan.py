@@ -32,7 +32,7 @@ def test_plan(listed: Listed, max_block: int, shard_size: int, seed: int) -> Non
     samples, sizes = listed
     shards = plan_shards(samples, sizes, shard_size, max_block, seed)
     planned = [(shard.split, member) for shard in shards for block in shard.blocks for member in block]
-    assert sorted((split, m.identity, m.camera, m.source) for split, m in planned) == sorted(
+    assert sorted((split, m.sample.identity, m.sample.camera, m.source) for split, m in planned) == sorted(
         (s.split, s.identity, s.camera, s.name) for s in samples
     )
     assert len({member.key for _, member in planned}) == len(samples)
@@ -40,10 +40,10 @@ def test_plan(listed: Listed, max_block: int, shard_size: int, seed: int) -> Non
         spans = [sum(span(member.size) for member in block) for block in shard.blocks]
         assert sum(spans) + 1024 <= shard_size or len(spans) == 1
         for block, length in zip(shard.blocks, spans, strict=True):
-            assert len({member.identity for member in block}) == 1
+            assert len({member.sample.identity for member in block}) == 1
             assert length <= max_block or len(block) == 1
     for split in ("train", "query", "gallery"):  # side by side: an identity, once left, does not come again
-        order = [m.identity for s, m in planned if s == split]
+        order = [m.sample.identity for s, m in planned if s == split]
         assert len([1 for i, identity in enumerate(order) if i == 0 or order[i - 1] != identity]) == len(set(order))
     shuffled = sorted(samples, key=lambda s: s.name[::-1])
     assert plan_shards(shuffled, sizes, shard_size, max_block, seed) == shards  # the listing's order is nothing to it
@@ -63,7 +63,7 @@ def test_the_index_of_a_plan_has_the_offset_of_every_sample(
             before = offset
             for member in block:
                 if member.source not in bad:
-                    expected[member.key] = (number, offset + 512, member.size, member.identity, member.camera, shard.split)
+                    expected[member.key] = (number, offset + 512, member.size, member.sample.identity, member.sample.camera, shard.split)
                     offset += span(member.size)
             crcs += [number * 1000 + len(crcs)] if offset > before else []
         written.append(Written(offset + 1024, crcs, {m.source: "bad" for b in shard.blocks for m in b if m.source in bad}))
@@ -104,7 +104,7 @@ def test_keys_count_an_identity_through_its_splits() -> None:
 def test_blocks_of_which_nothing_is_left_are_gone() -> None:
     samples = [Sample("train", who, "c", f"{who}.png") for who in "ab"]
     (shard,) = plan_shards(samples, {"a.png": 1, "b.png": 1}, 10**6, 10**5, 0)
-    assert [[m.identity for m in block] for block in left(shard, {"a.png"})] == [["b"]]
+    assert [[m.sample.identity for m in block] for block in left(shard, {"a.png"})] == [["b"]]
     index, keys = index_of("somewhere", [shard], [Written(2048, [7], {"a.png": "bad"})], {})
     assert index.identities == ("b",)
     assert keys == ["b/000000"]
