@@ -1,6 +1,7 @@
 """Batch norm whose statistics cover the batches of all ranks, so that they don't depend on the number of ranks.
 
-torch's SyncBatchNorm works on GPUs only; `SyncBatchNorm` here works on CPUs. On CPUs a single rank uses it, too: for images in
+torch's SyncBatchNorm works on GPUs only; `SyncBatchNorm` here works on CPUs. Batch norms of timm, which contain the activation,
+keep it. On CPUs a single rank uses it, too: for images in
 channels-last order torch's own batch norm adds a channel's float32 values one after another. For 64 images with even backgrounds
 the result is off by a thousandth, and with another number of ranks by another thousandth.
 
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from datasets.errors import InputError
+
 Group = dist.ProcessGroup | None
 
 
@@ -23,21 +26,35 @@ def synchronise_batch_norm(task: nn.Module, group: Group) -> None:
 
     Parameters, buffers and their names stay, so checkpoints and exports are the same. Only training changes: layers in eval
     mode, frozen ones included, use their running statistics as before, which are now equal on all ranks.
+
+    Raises:
+        InputError: a batch norm computes something else besides, which a synchronised one would leave out.
     """
-    if any(parameter.is_cuda for parameter in task.parameters()):
-        if group is not None:
-            nn.SyncBatchNorm.convert_sync_batchnorm(task, group)  # type: ignore[no-untyped-call]
-        return
-    for module in task.modules():
-        if isinstance(module, _BatchNorm):
-            module.__class__ = SyncBatchNorm  # in place, so that references to the layer stay valid
-            module.group = group  # type: ignore[assignment]
+    if not any(parameter.is_cuda for parameter in task.parameters()):
+        convert(task, group, SyncBatchNorm, SyncBatchNormAct)
+    elif group is not None:
+        convert(task, group, nn.SyncBatchNorm, TorchsSyncBatchNormAct)
+
+
+def convert(task: nn.Module, group: Group, plain: type[_BatchNorm], fused: type[_BatchNorm]) -> None:
+    """Make every batch norm a ``plain`` one, and each of timm's a ``fused`` one; raises as `synchronise_batch_norm`."""
+    for name, module in task.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        is_plain = type(module).forward in (_BatchNorm.forward, plain.forward)
+        is_fused = type(module).__name__ == "BatchNormAct2d" or isinstance(module, fused)  # timm is imported only when it is used
+        if is_plain or is_fused:
+            module.__class__ = plain if is_plain else fused  # in place, so that references to the layer stay valid
+            module.process_group = group  # type: ignore[assignment]
+        elif group is not None:
+            what = f"the batch norm '{name}' of the model is a {type(module).__name__}, whose own forward would be lost"
+            raise InputError(what, "--optim.sync-batch-norm", "give --optim.no-sync-batch-norm, or train with one worker")
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm of [B, C, ...] on CPUs; in training over all ranks of ``group``. A rank's batch may have one sample."""
+    """Batch norm of [B, C, ...] on CPUs; in training over all ranks of ``process_group``. A rank's batch may have one sample."""
 
-    group: Group
+    process_group: Group
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim < 2:
@@ -47,7 +64,7 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        y, mean, variance, count = _Normalised.apply(x, self.weight, self.bias, self.eps, self.group)
+        y, mean, variance, count = _Normalised.apply(x, self.weight, self.bias, self.eps, self.process_group)
         if count < 2:
             raise ValueError(f"batch norm needs more than one value of a channel in training: {list(x.shape)}")
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
@@ -56,6 +73,24 @@ class SyncBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, weight)
             self.running_var.lerp_(variance * count / (count - 1), weight)
         return y  # type: ignore[no-any-return]
+
+
+class _WithActivation:
+    """What timm's BatchNormAct2d computes after the batch norm."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[misc, no-any-return]
+
+
+class SyncBatchNormAct(_WithActivation, SyncBatchNorm):
+    """`SyncBatchNorm`, dropout and activation."""
+
+
+class TorchsSyncBatchNormAct(_WithActivation, nn.SyncBatchNorm):
+    """torch's SyncBatchNorm, dropout and activation."""
 
 
 class _Normalised(torch.autograd.Function):

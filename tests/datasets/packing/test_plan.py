@@ -63,7 +63,8 @@ def test_the_index_of_a_plan_has_the_offset_of_every_sample(
             before = offset
             for member in block:
                 if member.source not in bad:
-                    expected[member.key] = (number, offset + 512, member.size, member.sample.identity, member.sample.camera, shard.split)
+                    sample = member.sample
+                    expected[member.key] = (number, offset + 512, member.size, sample.identity, sample.camera, shard.split)
                     offset += span(member.size)
             crcs += [number * 1000 + len(crcs)] if offset > before else []
         written.append(Written(offset + 1024, crcs, {m.source: "bad" for b in shard.blocks for m in b if m.source in bad}))

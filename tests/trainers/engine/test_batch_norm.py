@@ -8,14 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from trainers.engine.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from datasets.errors import InputError
+from trainers.engine.batch_norm import SyncBatchNorm, TorchsSyncBatchNormAct, convert, synchronise_batch_norm
 from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.distributed import distribute
 from trainers.engine.loop import Batch, Meter, steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.backbones import build_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 
@@ -28,6 +31,8 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int, float]] = {
     "mean of all": (nn.BatchNorm1d(3, momentum=None), (8, 3), 4, 0),
     "plain": (nn.BatchNorm2d(3, affine=False), (6, 3, 2, 2), 3, 0),
     "no statistics": (nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 2, 2), 3, 0),
+    "timm's": (BatchNormAct2d(4, act_layer=nn.Hardswish), (8, 4, 5, 6), 4, 0),
+    "timm's without activation": (BatchNormAct2d(4, apply_act=False), (8, 4, 5, 6), 4, 0),
     "far from zero": (nn.BatchNorm2d(3), (8, 3, 16, 16), 4, 1e4),
 }  # fmt: skip
 FORMS = ("float64", "float32", "channels last")
@@ -94,9 +99,28 @@ def check_conversion(group: Group) -> None:
     assert torch.equal(plain.eval()(images), task.embedder.eval()(images))
 
 
+class Doubled(nn.BatchNorm2d):
+    """A user's batch norm that computes something more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def check_refusal(group: Group) -> None:
+    """A batch norm of the user's own is not replaced by one that computes less: left as it is on one rank, refused on several."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Doubled(4))
+    if group is None:
+        synchronise_batch_norm(model, group)
+        assert type(model[1]) is Doubled
+    else:
+        with pytest.raises(InputError, match=r"the batch norm '1' of the model is a Doubled.*no-sync-batch-norm"):
+            synchronise_batch_norm(model, group)
+
+
 def on_rank(rank: int) -> dict[str, dict[str, Tensor]]:
     """What a rank finds: of every layer; "own": by training without batch norm over all ranks."""
     check_conversion(dist.group.WORLD)
+    check_refusal(dist.group.WORLD)
     found = {f"{name}, {form}": passed(name, form, dist.group.WORLD) for name, form in CASES}
     return found | {"own": train(dist.group.WORLD, 6, sync=False)}
 
@@ -124,6 +148,28 @@ def test_a_layer_is_torchs_own_over_the_whole_batch(name: str, form: str, ranks:
             assert torch.equal(found, other[key]), key
         for ours in (found, single[key]):
             torch.testing.assert_close(ours, expected, **near, msg=lambda message, key=key: f"{key}: {message}")
+
+
+def test_a_users_own_batch_norm_is_left_as_it_is_on_one_rank() -> None:
+    check_refusal(None)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "efficientnet_lite0", "regnetx_002", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("twice", [False, True])  # as in stages of a run
+def test_a_model_of_timm_computes_the_same_after_the_conversion(name: str, twice: bool) -> None:
+    torch.manual_seed(0)
+    size = (224, 224) if "vit" in name else (64, 32)
+    plain, _ = build_backbone(f"timm/{name}", size=size)
+    converted, images = copy.deepcopy(plain), torch.randn(4, 3, *size)
+    for _ in range(1 + twice):
+        synchronise_batch_norm(converted, None)
+    for mode in (True, False):
+        torch.testing.assert_close(converted.train(mode)(images), plain.train(mode)(images), rtol=1e-3, atol=1e-3)
+    on_gpus = copy.deepcopy(plain)  # where torch's own is used; without several ranks it runs here, too
+    convert(on_gpus, None, nn.SyncBatchNorm, TorchsSyncBatchNormAct)
+    assert torch.equal(on_gpus(images), plain(images))
+    for (key, ours), (_, theirs) in zip(converted.state_dict().items(), plain.state_dict().items(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=lambda message, key=key: f"{key}: {message}")
 
 
 def test_even_backgrounds_do_not_add_up_to_an_error() -> None:
