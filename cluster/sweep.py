@@ -28,6 +28,7 @@ from cluster import prometheus
 from cluster.errors import ClusterError
 from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
+from cluster.trackers import Tracker, check_trackers, tracker_callbacks
 
 METRIC, TIME = "score", "step"  # keys of what runs report with their checkpoints; Tune's own count restarts in a resumed trial
 _STATES = {"PENDING": "pending", "PAUSED": "pending", "RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed"}
@@ -50,12 +51,15 @@ class SweepConfig:
     """ASHA's reduction factor: after grace, grace * reduction, ... steps, the best 1 of this many trials goes on."""
     seed: int = 0
     """Seed by which the trials' settings are drawn."""
+    track: tuple[Tracker, ...] = ()
+    """wandb, mlflow: report each trial as a run there; by their own environment variables, such as WANDB_PROJECT."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.concurrent < 1 or self.grace < 1 or self.reduction < 2:
             raise ClusterError("trials, concurrent and grace must be at least 1, reduction at least 2", "sweep")
         if self.search == "optuna" and not find_spec("optuna"):
             raise ClusterError("Optuna is not installed", "--search optuna", "pip install optuna, or leave it at random")
+        check_trackers(self.track)
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,11 @@ def sweep(
             time_attr=TIME, max_t=max(steps, config.grace) + 1, grace_period=config.grace, reduction_factor=config.reduction
         )
         tune_config = tune.TuneConfig(
-            metric=METRIC, mode="max", scheduler=asha, search_alg=_searcher(config), num_samples=config.trials
-        )
+            metric=METRIC, mode="max", scheduler=asha, search_alg=_searcher(config), num_samples=config.trials,
+            trial_name_creator=lambda trial: f"{name}-{trial.trial_id}",
+        )  # fmt: skip
         kept = {"name": name, "storage_path": storage_uri(runs), "failure_config": tune.FailureConfig(max_failures=1)}
-        run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name)], verbose=0)
+        run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name), *tracker_callbacks(config.track, name)], verbose=0)
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)  # it warns of each failed trial's NaN
     with _stopped_by_ctrl_c(), warnings.catch_warnings():
