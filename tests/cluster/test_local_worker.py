@@ -173,7 +173,7 @@ def test_a_local_run_returns_and_raises_what_its_work_does(tmp_path: Path) -> No
 
 
 def versions(*numbers: int) -> list[Difficulty]:
-    return [Difficulty(number, np.full(3, number, np.float32), np.arange(3, dtype=np.int32)) for number in numbers]
+    return [Difficulty(number, np.full(3, number, np.float32), np.arange(3, dtype=np.int32)[:, None]) for number in numbers]
 
 
 def test_without_a_service_versions_are_put_directly_and_restored_from_a_checkpoint(tmp_path: Path) -> None:

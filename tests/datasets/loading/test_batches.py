@@ -59,7 +59,7 @@ def broken(whole: Index, tmp_path: Path) -> Index:
 
 def version(number: int, identities: int) -> Difficulty:
     cosine = generator(0, "version", number).random(identities).astype(np.float32)
-    return Difficulty(number, cosine, np.roll(np.arange(identities), number % (identities - 1) + 1))
+    return Difficulty(number, cosine, np.roll(np.arange(identities), number % (identities - 1) + 1)[:, None])
 
 
 def stream_of(

@@ -20,7 +20,7 @@ N = 5
 
 def version(number: int) -> Difficulty:
     """A version whose contents show its number."""
-    return Difficulty(number, np.full(N, number / 1000, np.float32), np.full(N, number, np.int64))
+    return Difficulty(number, np.full(N, number / 1000, np.float32), np.full((N, 1), number, np.int64))
 
 
 def is_whole(found: Difficulty | None, number: int) -> bool:
@@ -49,7 +49,7 @@ def test_put_and_get() -> None:
 def test_what_is_there_stays_as_it_is() -> None:
     table = DifficultyTable(N, PINNED)
     table.put(version(1))
-    table.put(Difficulty(1, np.zeros(N, np.float32), np.zeros(N, np.int64)))
+    table.put(Difficulty(1, np.zeros(N, np.float32), np.zeros((N, 1), np.int64)))
     assert is_whole(table.get(1), 1)
 
 
@@ -57,7 +57,7 @@ def test_arrays_of_any_origin_are_copied() -> None:
     table = DifficultyTable(N, PINNED)
     cosine = np.full(N, 0.25, np.float32)
     cosine.flags.writeable = False  # as from Ray's object store
-    table.put(Difficulty(1, cosine, np.arange(N)))
+    table.put(Difficulty(1, cosine, np.arange(N)[:, None]))
     found = table.get(1)
     assert found is not None
     assert not np.shares_memory(found.cosine, cosine)
