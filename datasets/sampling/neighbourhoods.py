@@ -75,13 +75,16 @@ def of_different_cameras(rng: np.random.Generator, cameras: npt.NDArray[np.integ
     whose camera has come least often. So no camera comes twice before each has come once. Samples are distinct, or repeated where
     there are fewer than ``each``.
     """
-    owner, chance = np.repeat(np.arange(len(counts)), counts), rng.random(len(cameras))
+    number, chance = np.arange(len(cameras)), rng.random(len(cameras))
+    owner = np.repeat(number[: len(counts)], counts)
     group = owner * (int(cameras.max(initial=0)) + 1) + cameras  # an identity's samples of one camera
     order = np.argsort(group + chance)
-    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
+    group = group[order]
+    begins = np.zeros(len(order), np.int64)  # of each sample's group, in this order
+    begins[1:] = np.where(group[1:] == group[:-1], 0, number[1:])
     turn = np.empty(len(order), np.int64)  # how many samples of its group come before each sample
-    turn[order] = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
-    order = np.argsort(owner * (int(turn.max(initial=0)) + 1) + turn + chance)
+    turn[order] = number - np.maximum.accumulate(begins)
+    order = np.argsort(owner * len(order) + turn + chance)
     starts = (np.cumsum(counts) - counts)[:, None]
     drawn: Int64s = order[starts + np.arange(each) % np.minimum(counts, each)[:, None]] - starts
     return drawn

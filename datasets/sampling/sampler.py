@@ -35,8 +35,8 @@ from datasets.shards.index import Int64s, Split, split_of
 Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs", "neighbours"]
 MAX_WEIGHT = 1000
 MAX_NEIGHBOURS = 32  # of each identity, that a version holds
-MIXED = ("hardest", "proportional", "pairs")  # with a part from the uniform epoch
-BY_DIFFICULTY = (*MIXED, "neighbours")
+LEAST = {"batch": 1, "instances": 1, "hardest": 1, "anchors": 1, "skip": 0, "interval": 1, "lag": 0, "begin": 0}  # of settings
+BY_DIFFICULTY = ("hardest", "proportional", "pairs", "neighbours")
 OF_ALL = ("pk", "neighbours")  # the whole batch is P identities x K samples
 
 
@@ -81,8 +81,7 @@ class SamplerConfig:
     """Seconds that pinned mode waits for a version before the run ends."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("instances", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0),
-                            ("anchors", 1), ("skip", 0)):  # fmt: skip
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"sampler.{name} is {value}", remedy=f"give at least {least}")
@@ -239,7 +238,7 @@ class Sampler:
         return self._instances(rng, drawn, config.each)
 
     def _neighbourhoods(self, step: int, difficulty: Difficulty) -> Int64s:
-        config, rng = self.config, generator(self.seed, "neighbours", step)
+        config, rng = self.config, generator(self.seed, "near", step)
         anchors = self._anchors((step - config.mixed_from) * config.anchors, config.anchors)
         identities = neighbourhoods(rng, anchors, difficulty.neighbours, config.width, config.skip)
         apart = config.different_cameras and len(self.split.index.cameras) > 1
@@ -271,8 +270,9 @@ class Sampler:
         first = np.where(enough, split.starts[block], first)
         count = np.where(enough, split.starts[block + 1] - split.starts[block], count)
         if apart:
-            cameras = split.index.samples["camera"][split.samples(runs(first, count))]
-            drawn = of_different_cameras(rng, cameras, count, each)
+            one_block = enough.all()  # its samples are side by side in the index: finding the first is enough
+            samples = runs(split.samples(first), count) if one_block else split.samples(runs(first, count))
+            drawn = of_different_cameras(rng, split.index.samples["camera"][samples], count, each)
         else:
             drawn = distinct(rng, count, each)
         positions: Int64s = (first[:, None] + drawn).ravel()
