@@ -48,12 +48,11 @@ def neighbourhoods(
     identity that is in the batch already is replaced by the anchor's next one. Where the known ones are used up, and where an
     anchor comes twice (two epochs meet), an identity is drawn from all that are not in the batch. N must be A W or more.
     """
-    heads = dict.fromkeys(anchors.tolist())
+    heads = list(dict.fromkeys(anchors.tolist()))
     taken, drawn = set(heads), list[int]()
-    while len(heads) < len(anchors):
-        heads[_another(rng, len(neighbours), taken)] = None
-    for anchor, nearest in zip(heads, neighbours[list(heads), skip:].tolist(), strict=True):
-        own = [identity for identity in nearest if identity not in taken][: width - 1]
+    for place in range(len(anchors)):
+        anchor = heads[place] if place < len(heads) else _another(rng, len(neighbours), taken)
+        own = [identity for identity in neighbours[anchor, skip:].tolist() if identity not in taken][: width - 1]
         taken.update(own)
         own += [_another(rng, len(neighbours), taken) for _ in range(width - 1 - len(own))]
         drawn += [anchor, *own]
