@@ -28,12 +28,12 @@ class AnchorEpochs:
 
     def batch(self, place: int, count: int) -> Int64s:
         """Return ``count`` identities from ``place`` on, int64; they may cross the border of two epochs."""
-        parts = [np.empty(0, np.int64)]
+        parts = list[npt.NDArray[np.int32]]()
         while count > 0:
             epoch, within = divmod(place, self.identities)
             parts.append(self._order(epoch)[within : within + count])
             place, count = place + len(parts[-1]), count - len(parts[-1])
-        return np.concatenate(parts)
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
     def _make_order(self, epoch: int) -> npt.NDArray[np.int32]:
         return generator(self.seed, "anchors", epoch).permutation(np.arange(self.identities, dtype=np.int32))

@@ -22,6 +22,9 @@ from cluster.local_worker import LocalWorker
 from cluster.ray_worker import RayWorker
 from cluster.storage import storage_uri
 from datasets.difficulty import Difficulty
+from datasets.errors import InputError
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.checkpoint import read_state, write_state
 
 ODD = "my runs 50%25 a+b=ü"  # what a folder or a prefix may be called
@@ -211,6 +214,13 @@ def test_versions_go_through_a_checkpoint_also_those_of_earlier_ones(tmp_path: P
         np.testing.assert_array_equal(found.neighbours, expected.neighbours[:, :1])
         np.testing.assert_array_equal(found.nearest, expected.nearest)
         np.testing.assert_array_equal(found.cosine, expected.cosine)
+
+
+def test_a_run_does_not_go_on_with_versions_that_hold_too_few_neighbours(tmp_path: Path) -> None:
+    earlier = [Difficulty(4, np.zeros(30, np.float32), np.zeros((30, 1), np.int32))]
+    table = DifficultyTable(30, SamplerConfig("neighbours"))
+    with pytest.raises(InputError, match=r"version 4 .* has arrays \[30\] and \[30, 1\], the draws need \[30\] and \[30, 6\]"):
+        DifficultyChannel(worker_of(str(tmp_path)), "", table.put, earlier, keep=2, after=0, patience=1.0)
 
 
 def goes_on(worker: RayWorker | LocalWorker, settings: dict[str, Any]) -> int:
