@@ -52,10 +52,15 @@ def neighbourhoods(
     taken, drawn = set(heads), list[int]()
     for place in range(len(anchors)):
         anchor = heads[place] if place < len(heads) else _another(rng, len(neighbours), taken)
-        own = [identity for identity in neighbours[anchor, skip:].tolist() if identity not in taken][: width - 1]
-        taken.update(own)
-        own += [_another(rng, len(neighbours), taken) for _ in range(width - 1 - len(own))]
-        drawn += [anchor, *own]
+        drawn.append(anchor)
+        for identity in neighbours[anchor, skip:].tolist():
+            if len(drawn) == (place + 1) * width:
+                break
+            if identity not in taken:
+                taken.add(identity)
+                drawn.append(identity)
+        while len(drawn) < (place + 1) * width:
+            drawn.append(_another(rng, len(neighbours), taken))
     return np.array(drawn, np.int64)
 
 
