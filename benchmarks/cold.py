@@ -81,7 +81,7 @@ def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProces
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
     table = DifficultyTable(len(cosine), sampler)
     for done in range(0, start + 1, sampler.interval):
-        table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+        table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)[:, None]))
     stream = BatchStream(
         split, sampler, LoaderConfig(workers=options.workers), AugmentConfig(), CacheConfig(folder, gib), table,
         shard_etags(index), RankSlice(0, 1), 0, start, 10**9,
@@ -93,7 +93,7 @@ def run(index: Index, folder: str, options: Cold, case: Case, proxy: ProxyProces
     for done in range(start + 1, start + options.steps + 1):
         time.sleep(case.step_ms / 1000)
         if done % sampler.interval == 0:
-            table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+            table.put(Difficulty(done // sampler.interval, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)[:, None]))
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked

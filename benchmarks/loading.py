@@ -110,7 +110,7 @@ def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gi
     )
     table = DifficultyTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)))
+    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)[:, None]))
     loader = LoaderConfig(workers=job.workers, size=options.size)
 
     def start() -> Iterable[Any]:

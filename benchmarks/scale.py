@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--samples 10000000] [--each 10] [--json]
 
 A fresh process opens the index and draws. Resident bytes are what the kernel counts for that process, above what it held after it
-had opened a small index; the peak is the kernel's, too. Names of identities are of 9 characters.
+had opened a small index; the peak is the kernel's, too. Names of identities are of 9 characters. Neighbours are random ones.
 """
 
 import json
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from datasets.seeding import generator
 from datasets.shards.index import Index, Shard, Split, read_index, split_of, write_index
 from trainers.reports.console import summary_table
 
-KINDS: tuple[Kind, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
+KINDS: tuple[Kind, ...] = ("uniform", "pk", "hardest", "proportional", "pairs", "neighbours")
+TURNS = 10  # in which the kinds draw one after the other, so that the machine's state is the same for all
 SPAN = 4608  # bytes of a sample in its shard
 SMALL = 1000
 
@@ -102,22 +104,34 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def draw_times(split: Split, kind: Kind, options: Scale) -> dict[str, float]:
-    """Milliseconds of a draw, in the middle and at worst, and of the first one by a new version."""
-    config = SamplerConfig(kind=kind, batch=options.batch)
-    count = len(split.identities)
+def draw_times(split: Split, options: Scale) -> dict[str, dict[str, float]]:
+    """By kind, milliseconds of a draw, in the middle and at worst, of the first one and of the first by a new version; and how
+    many draws a second there are for one of pk (processor time)."""
+    configs = {kind: SamplerConfig(kind=kind, batch=options.batch) for kind in KINDS}
+    count, start = len(split.identities), 1000  # a step at which all kinds draw by a version
     cosine = generator(0, "vector").random(count, dtype=np.float32)
-    version = Difficulty(1, cosine, np.roll(np.arange(count, dtype=np.int32), 1))
-    sampler = Sampler(config, split, 0)
-    first, _ = timed(lambda: sampler.draw(0, version))
-    renewed, _ = timed(lambda: sampler.draw(1, version._replace(version=2)))
+    width = max(config.neighbours_needed(count) for config in configs.values())
+    version = Difficulty(1, cosine, generator(0, "neighbours").integers(0, count, (count, width), np.int32))
     again = version._replace(version=2)
-    times = [timed(lambda step=step: sampler.draw(step, again))[0] for step in range(2, options.draws + 2)]  # type: ignore[misc]
+    samplers = {kind: Sampler(config, split, 0) for kind, config in configs.items()}
+    first = {kind: timed(partial(sampler.draw, start, version))[0] for kind, sampler in samplers.items()}
+    renewed = {kind: timed(partial(sampler.draw, start + 1, again))[0] for kind, sampler in samplers.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in samplers}
+    spent: dict[str, list[float]] = {kind: [] for kind in samplers}
+    for turn in np.array_split(np.arange(start + 2, start + 2 + options.draws), min(TURNS, options.draws)):
+        for kind, sampler in samplers.items():
+            began = time.process_time()
+            times[kind] += [timed(partial(sampler.draw, step, again))[0] for step in turn.tolist()]
+            spent[kind].append(time.process_time() - began)
     return {
-        "first_ms": 1e3 * first,
-        "new_version_ms": 1e3 * renewed,
-        "median_ms": 1e3 * statistics.median(times),
-        "worst_ms": 1e3 * max(times),
+        kind: {
+            "first_ms": 1e3 * first[kind],
+            "new_version_ms": 1e3 * renewed[kind],
+            "median_ms": 1e3 * statistics.median(times[kind]),
+            "worst_ms": 1e3 * max(times[kind]),
+            "of_pk": statistics.median(pk / own for pk, own in zip(spent["pk"], spent[kind], strict=True)),
+        }
+        for kind in KINDS
     }
 
 
@@ -134,7 +148,7 @@ def measure(small: str, large: str, options: Scale, pipe: Connection) -> None:
         "bytes_a_sample": (status("VmRSS") - before) / len(index),
         "peak_bytes_a_sample": (status("VmHWM") - before) / len(index),
     }
-    pipe.send({**found, "draws": {kind: draw_times(split, kind, options) for kind in KINDS}})
+    pipe.send({**found, "draws": draw_times(split, options)})
 
 
 def main(options: Scale) -> None:
@@ -159,7 +173,13 @@ def main(options: Scale) -> None:
         [[f"{found['open_s']:.2f}", f"{found['split_s']:.2f}", f"{found['bytes_a_sample']:.1f}",
           f"{found['peak_bytes_a_sample']:.1f}"]],
     )  # fmt: skip
-    columns = {"first_ms": "first", "new_version_ms": "by a new version", "median_ms": "median", "worst_ms": "worst"}
+    columns = {
+        "first_ms": "first",
+        "new_version_ms": "by a new version",
+        "median_ms": "median",
+        "worst_ms": "worst",
+        "of_pk": "draws/s, x pk",
+    }
     rows = [[kind, *(f"{times[name]:.2f}" for name in columns)] for kind, times in found["draws"].items()]
     summary_table(f"draws of {options.batch}, ms", ["kind", *columns.values()], rows)
 

@@ -31,14 +31,14 @@ from datasets.difficulty import Difficulty
 from datasets.errors import InputError, run_main
 from datasets.loading.batches import LoaderConfig, RankSlice
 from datasets.sampling.difficulty_table import DifficultyTable
-from datasets.sampling.sampler import SamplerConfig
+from datasets.sampling.sampler import Kind, SamplerConfig
 from datasets.seeding import generator
 from trainers.engine.optim import OptimConfig
 from trainers.reid import Train
 from trainers.reports.console import summary_table
 from trainers.tasks.reid.comparison import median_interval
 
-SAMPLER = SamplerConfig()
+SAMPLER = SamplerConfig()  # the times of versions; `Service.kind` says how many neighbours they hold
 PATIENCE = 120.0  # seconds within which a version must arrive
 
 
@@ -54,6 +54,8 @@ class Service:
     """Steps between two versions."""
     windows: int = 20
     """Pairs of windows of a training, with and without a version; 0: no training."""
+    kind: Kind = SAMPLER.kind
+    """The draw that the versions are for: for neighbours they hold more."""
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -64,8 +66,8 @@ class Service:
 class Reader:
     """A rank: follows the actor into shared memory, and notes when each version arrived."""
 
-    def __init__(self, name: str, identities: int) -> None:
-        self.table = DifficultyTable(identities, SAMPLER)
+    def __init__(self, name: str, identities: int, sampler: SamplerConfig) -> None:
+        self.table = DifficultyTable(identities, sampler)
         self.seen: dict[int, float] = {}
         self.follower = Follower(name, 0, self.put, print)
 
@@ -89,22 +91,23 @@ class Reader:
         return time.process_time()
 
 
-def made_up(number: int, identities: int) -> Difficulty:
-    """A version like one of a training with that many identities."""
+def made_up(number: int, identities: int, k: int) -> Difficulty:
+    """A version like one of a training with that many identities, and k neighbours of each."""
     rng = generator(0, "version", number)
-    return Difficulty(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, identities, np.int32))
+    return Difficulty(number, rng.random(identities, dtype=np.float32), rng.integers(0, identities, (identities, k), np.int32))
 
 
 def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Medians over the versions, for one size."""
-    name, keep = f"service-{identities}", SAMPLER.versions_alive
-    service = start_service(name, folder, keep)
+    name, sampler = f"service-{identities}", SamplerConfig(options.kind)
+    needed = sampler.neighbours_needed(identities)
+    service = start_service(name, folder, sampler.versions_alive)
     publisher = Publisher(name, [], print, PATIENCE)
     start = ray.remote(num_cpus=0)(Reader).remote
-    readers = [start(name, identities) for _ in range(options.readers)]
+    readers = [start(name, identities, sampler) for _ in range(options.readers)]
     calls, delays, costs = [], [], []
     for number in range(1, options.versions + 1):
-        version = made_up(number, identities)
+        version = made_up(number, identities, needed)
         before = ray.get([reader.spent.remote() for reader in readers])
         began, published = time.perf_counter(), time.time()
         publisher.publish(version)
@@ -118,7 +121,7 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
         ray.kill(actor)
     return {
         "identities": identities,
-        "mb": identities * 8 / 1e6,
+        "mb": identities * 4 * (1 + needed) / 1e6,
         "publish_ms": 1e3 * statistics.median(calls[1:]),
         "delay_ms": 1e3 * statistics.median(delays[1:]),
         "worst_delay_ms": 1e3 * max(delays[1:]),
@@ -128,11 +131,11 @@ def measure(identities: int, options: Service, folder: str) -> dict[str, float]:
 
 def pace(identities: int, options: Service, folder: str) -> dict[str, float]:
     """Steps a second of a training with the service's traffic against without."""
-    name, interval, lag = f"pace-{identities}", options.interval, SAMPLER.lag
+    name, interval, lag, sampler = f"pace-{identities}", options.interval, SAMPLER.lag, SamplerConfig(options.kind)
     service = start_service(name, folder, SAMPLER.versions_alive)
     publisher = Publisher(name, [], print, PATIENCE)
-    reader = Reader(name, identities)
-    versions = [made_up(number, identities) for number in (1, 2)]
+    reader = Reader(name, identities, sampler)
+    versions = [made_up(number, identities, sampler.neighbours_needed(identities)) for number in (1, 2)]
     steps = 2 * (options.windows + 2) * interval
     config = Train(sampler=SamplerConfig(kind="uniform"), loader=LoaderConfig(size=(32, 32)), optim=OptimConfig(steps=steps))
     marks = []

@@ -121,7 +121,7 @@ def read_through(
     sampler = SamplerConfig(kind=kind, batch=options.batch, instances=2, uniform_share=0.0, interval=1, lag=0, mode="freshest")
     table = DifficultyTable(len(split.counts), sampler)
     cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
-    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine)), 1)))
+    table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)[:, None]))
     loader, augment = LoaderConfig(workers=options.workers, size=SIZE), AugmentConfig(flip=False, shift=0)
     drawn_by = None if kind == "uniform" else table
     stream = BatchStream(split, sampler, loader, augment, CacheConfig(gib=0), drawn_by, etags, RankSlice(0, 1), 0, 0, 10**6)

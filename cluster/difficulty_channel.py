@@ -47,16 +47,17 @@ class DifficultyChannel:
     ) -> None:  # fmt: skip
         """Connect to the actor named ``service``; "": pass versions to ``put`` directly.
 
-        ``put``: called with each version newer than ``after``, in order. ``restored``: the versions of the checkpoint that the
-        run resumes from. ``keep``: number of versions that `state` returns.
+        ``restored``: the versions of the checkpoint that the run resumes from. ``put``: called with these at once, then with each
+        version newer than ``after``, in order; the actor may bring some of the first again. ``keep``: number of versions that
+        `state` returns.
 
         Raises:
             ClusterError: the actor was unreachable for longer than ``patience`` seconds.
         """
         self._recent, self._publish, self._ends = deque(restored, maxlen=keep), put, list[Any]()
+        for difficulty in restored:
+            put(difficulty)
         if not service:
-            for difficulty in restored:
-                put(difficulty)
             return
         from cluster.difficulty_service import Follower, Publisher
 
@@ -76,13 +77,13 @@ class DifficultyChannel:
         self._publish(difficulty)
 
     def state(self) -> list[list[Any]]:
-        """The recent versions as plain data and tensors, for a checkpoint: version, cosine [N], nearest [N]."""
-        return [[d.version, torch.from_numpy(d.cosine), torch.from_numpy(d.nearest)] for d in self._recent]
+        """The recent versions as plain data and tensors, for a checkpoint: version, cosine [N], neighbours [N, k]."""
+        return [[d.version, torch.from_numpy(d.cosine), torch.from_numpy(d.neighbours)] for d in self._recent]
 
     @staticmethod
     def restored(state: Sequence[Sequence[Any]]) -> list[Difficulty]:
-        """The versions that `state` returned."""
-        return [Difficulty(version, cosine.numpy(), nearest.numpy()) for version, cosine, nearest in state]
+        """The versions that `state` returned. Earlier checkpoints hold the nearest identities [N], which are k = 1 neighbours."""
+        return [Difficulty(version, cosine.numpy(), near.view(len(cosine), -1).numpy()) for version, cosine, near in state]
 
     def close(self) -> None:
         """Publish what is queued, within a few seconds, and end."""

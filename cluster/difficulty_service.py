@@ -6,7 +6,7 @@ The actor lives as long as the driver, longer than the training processes. An *i
 to their next restart. When they restart from a checkpoint, rank 0 hands that checkpoint's versions to the actor (`begin`), which
 drops newer ones: the steps that they belong to are repeated. When the actor restarts, it reads the versions that it stored.
 
-Of N identities, a version is (number, cosine float32 [N], nearest int32 [N]).
+Of N identities, a version is (number, cosine float32 [N], neighbours int32 [N, k]).
 """
 
 import asyncio
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 class _HeldVersion(NamedTuple):
     number: int
-    data: Any  # reference to (cosine, nearest) in the object store, owned by the actor
+    data: Any  # reference to (cosine, neighbours) in the object store, owned by the actor
     arrays: tuple[Any, Any]  # the same arrays, for the storage
 
 
@@ -54,8 +54,8 @@ class DifficultyService:
         except (OSError, ValueError, EOFError) as error:  # Ray would not restart an actor that fails here
             log.warning("the versions in %s cannot be read, they will be computed again: %s", folder, error)
 
-    def _hold(self, number: int, cosine: Any, nearest: Any) -> None:
-        self._held.append(_HeldVersion(number, ray.put((cosine, nearest)), (cosine, nearest)))
+    def _hold(self, number: int, cosine: Any, neighbours: Any) -> None:
+        self._held.append(_HeldVersion(number, ray.put((cosine, neighbours)), (cosine, neighbours)))
 
     async def begin(self, versions: Sequence[tuple[int, Any, Any]]) -> int:
         """Start a new incarnation with only these versions; returns its epoch. Publishers of older epochs are then ignored."""
@@ -68,14 +68,14 @@ class DifficultyService:
         await self._save()
         return self._epoch
 
-    async def publish(self, epoch: int, number: int, cosine: Any, nearest: Any) -> bool:
+    async def publish(self, epoch: int, number: int, cosine: Any, neighbours: Any) -> bool:
         """Add a version; adding one twice changes nothing. False: a newer incarnation has begun, and this one must end."""
         async with self._changed:
             if self._epoch > epoch:
                 return False
             self._epoch = epoch  # a restarted actor learns it from the first publisher that calls
             if number > max((held.number for held in self._held), default=0):
-                self._hold(number, cosine, nearest)
+                self._hold(number, cosine, neighbours)
                 self._changed.notify_all()
         await self._save()
         return True
@@ -109,7 +109,7 @@ class DifficultyService:
 
 
 class _Store:
-    """The versions stored in a run's folder: a file each, named by its number: cosine, then nearest, in numpy's npy format."""
+    """The versions stored in a run's folder: a file each, named by its number: cosine, then neighbours, in numpy's npy format."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -273,10 +273,10 @@ class Follower:
                 continue
             number, reference = found
             try:
-                cosine, nearest = ray.get(reference)
+                cosine, neighbours = ray.get(reference)
             except ObjectLostError:  # the actor that owned it has died: ask the restarted one
                 continue
-            self._put(Difficulty(number, cosine, nearest))
+            self._put(Difficulty(number, cosine, neighbours))
             self._last = number
 
     def close(self) -> None:

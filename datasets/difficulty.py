@@ -17,5 +17,10 @@ class Difficulty(NamedTuple):
     """Counts from 1; version k is computed after k * ``sampler.interval`` steps."""
     cosine: npt.NDArray[np.float32]
     """[N]: for each identity, the largest cosine between its row of the classifier and the row of any other identity."""
-    nearest: npt.NDArray[np.int32]
-    """[N]: the identity which that other row belongs to."""
+    neighbours: npt.NDArray[np.int32]
+    """[N, k]: the k identities whose rows have the largest cosines with that row, the largest first; k is 1 or more."""
+
+    @property
+    def nearest(self) -> npt.NDArray[np.int32]:
+        """[N]: the identity to which each one has that largest cosine."""
+        return self.neighbours[:, 0]

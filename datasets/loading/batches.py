@@ -24,7 +24,7 @@ from datasets.loading.store import Pending, Sample, Store, open_store
 from datasets.media.augment import POOL, AugmentConfig, Changes, draw_changes, resize
 from datasets.media.decode import Decoder, Image
 from datasets.sampling.difficulty_table import DifficultyTable
-from datasets.sampling.sampler import Sampler, SamplerConfig
+from datasets.sampling.sampler import OF_ALL, Sampler, SamplerConfig
 from datasets.seeding import generator
 from datasets.shards.index import Int64s, Split
 
@@ -159,7 +159,7 @@ class BatchStream(Stream):
         positions = drawn[self.part.of(batch)]
         samples = self.split.samples(positions)
         changes = draw_changes(self.augment, self.mirror, self.size, batch, self.seed, step)
-        in_order = difficulty is None and self.sampler.config.kind != "pk" and self._holds_mixed
+        in_order = difficulty is None and self.sampler.config.kind not in OF_ALL and self._holds_mixed
         asked = store.request(samples, streaming=streaming and in_order)
         draw = google_crc32c.value(np.ascontiguousarray(drawn).tobytes())
         return _Plan(step, difficulty.version if difficulty else 0, draw, positions, samples, changes, asked)

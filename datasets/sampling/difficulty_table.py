@@ -7,19 +7,21 @@ a process dies.
 import mmap
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from datasets.difficulty import Difficulty
-from datasets.errors import UnreachableError
+from datasets.errors import InputError, UnreachableError
 from datasets.sampling.sampler import SamplerConfig
 
 
 class DifficultyTable:
-    """The last versions of the difficulty vector of N identities.
+    """The last versions of the difficulty vector of N identities, with the k neighbours of each that the draws need.
 
-    Versions are written to slots in turn. There is one slot more than versions that a reader may still use.
+    Versions are written to slots in turn. There is one slot more than versions that a reader may still use. A slot takes
+    4 N (1 + k) bytes.
     """
 
     def __init__(self, identities: int, config: SamplerConfig) -> None:
@@ -28,19 +30,30 @@ class DifficultyTable:
         self._numbers = _shared(slots, np.int64)
         self._done = _shared(1, np.int64)
         self._cosine = _shared(slots * identities, np.float32).reshape(slots, identities)
-        self._nearest = _shared(slots * identities, np.int32).reshape(slots, identities)
+        needed = config.neighbours_needed(identities)
+        self._neighbours = _shared(slots * identities * needed, np.int32).reshape(slots, identities, needed)
 
     def note(self, done: int) -> None:
         """Publish how many steps are done: a version is overdue only after the step that computes it."""
         self._done[0] = done
 
     def put(self, difficulty: Difficulty) -> None:
-        """Publish a version; does nothing if it is already there."""
+        """Publish a version; does nothing if it is already there.
+
+        Raises:
+            InputError: its arrays are not [N] and [N, k]: it was computed by another program or with other settings.
+        """
+        shapes = self._cosine.shape[1:], self._neighbours.shape[1:]
+        if (found := (difficulty.cosine.shape, difficulty.neighbours.shape)) != shapes:
+            what = (
+                f"version {difficulty.version} of the difficulty vector has arrays {_text(found)}, the draws need {_text(shapes)}"
+            )
+            raise InputError(what, "sampler", "was its checkpoint stored with other settings? Start a new run")
         slot = difficulty.version % len(self._numbers)
         if self._numbers[slot] == difficulty.version:
             return
         self._numbers[slot] = 0  # so that readers never see a version that is only half written
-        self._cosine[slot], self._nearest[slot] = difficulty.cosine, difficulty.nearest
+        self._cosine[slot], self._neighbours[slot] = difficulty.cosine, difficulty.neighbours
         self._numbers[slot] = difficulty.version
 
     def get(self, number: int) -> Difficulty | None:
@@ -48,7 +61,7 @@ class DifficultyTable:
         slot = number % len(self._numbers)
         if number <= 0 or self._numbers[slot] != number:
             return None
-        return Difficulty(number, self._cosine[slot], self._nearest[slot])
+        return Difficulty(number, self._cosine[slot], self._neighbours[slot])
 
     def latest(self) -> Difficulty | None:
         """Return the newest version; None if there is none."""
@@ -86,6 +99,10 @@ class DifficultyTable:
                 raise UnreachableError(what, "sampler", "is the difficulty actor alive? Else use --sampler.mode freshest")
             time.sleep(0.002)
         return difficulty
+
+
+def _text(shapes: Sequence[Sequence[int]]) -> str:
+    return " and ".join(str(list(shape)) for shape in shapes)
 
 
 def _shared(count: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:

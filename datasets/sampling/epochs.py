@@ -1,6 +1,6 @@
 """The uniform epoch: every sample once before any comes twice, in a random order that reads shards almost sequentially."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -72,32 +72,50 @@ class UniformEpochs:
 
 
 class WeightedEpochs:
-    """The even draws of joined sets by whole-number weights: each set has epochs of its own, which take turns.
+    """The even draws of joined sets by whole-number weights: each set has epochs of its own, which take turns (`Turns`).
 
-    Turns repeat after sum(weights) draws; ``weights[k]`` of them are set k's, spread over the turns. So every sample of a set is
-    drawn once before any of that set comes twice, and a small set of much weight begins its next epoch earlier than the others.
-    Like `UniformEpochs`, a pure function of the place in the sequence.
+    So every sample of a set is drawn once before any of that set comes twice, and a small set of much weight begins its next
+    epoch earlier than the others. Like `UniformEpochs`, a pure function of the place in the sequence.
     """
 
     def __init__(self, sets: Sequence[Split], weights: Sequence[int], seed: int) -> None:
         """``sets``: the same split of each set. Positions count through all of them."""
-        own = [int(generator(seed, "set", number).integers(2**62)) for number in range(len(sets))]
-        self.epochs = [UniformEpochs(split, seed) for split, seed in zip(sets, own, strict=True)]
-        self.firsts = np.cumsum([0, *(len(split) for split in sets)])[:-1]
+        self.epochs = [UniformEpochs(split, own) for split, own in zip(sets, seeds_of_sets(seed, len(sets)), strict=True)]
+        self.turns = Turns([len(split) for split in sets], weights)
         self.mixed_bytes = sum(epochs.mixed_bytes for epochs in self.epochs)
-        within = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in weights])
-        self.turns = np.repeat(np.arange(len(weights)), weights)[np.argsort(within, kind="stable")]  # the set of each
 
     def batch(self, place: int, count: int) -> Int64s:
         """Return ``count`` positions from ``place`` on."""
-        rounds, start = divmod(place, len(self.turns))
-        turns = np.resize(np.roll(self.turns, -start), count)
-        positions = np.empty(count, np.int64)
-        for number, (epochs, first) in enumerate(zip(self.epochs, self.firsts, strict=True)):
+        return self.turns.batch(place, count, [epochs.batch for epochs in self.epochs])
+
+
+class Turns:
+    """Sequences of several sets that take turns by whole-number weights.
+
+    Turns repeat after sum(weights) draws; ``weights[k]`` of them are set k's, spread over the turns.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[int]) -> None:
+        """``sizes``: by how many numbers each set's sequence is moved up for the next sets."""
+        self.firsts = np.cumsum([0, *sizes])[:-1]
+        within = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in weights])
+        self.sets = np.repeat(np.arange(len(weights)), weights)[np.argsort(within, kind="stable")]  # whose turn it is
+
+    def batch(self, place: int, count: int, sequences: Sequence[Callable[[int, int], Int64s]]) -> Int64s:
+        """Return ``count`` numbers from ``place`` on; ``sequences``: of each set, ``batch(place, count)`` of its own sequence."""
+        rounds, start = divmod(place, len(self.sets))
+        turns = np.resize(np.roll(self.sets, -start), count)
+        numbers = np.empty(count, np.int64)
+        for number, (batch, first) in enumerate(zip(sequences, self.firsts, strict=True)):
             mine = turns == number
-            drawn = rounds * np.count_nonzero(self.turns == number) + np.count_nonzero(self.turns[:start] == number)
-            positions[mine] = first + epochs.batch(int(drawn), int(mine.sum()))
-        return positions
+            drawn = rounds * np.count_nonzero(self.sets == number) + np.count_nonzero(self.sets[:start] == number)
+            numbers[mine] = first + batch(int(drawn), int(mine.sum()))
+        return numbers
+
+
+def seeds_of_sets(seed: int, count: int) -> list[int]:
+    """A seed for each of joined sets, so that sets of one size are shuffled apart."""
+    return [int(generator(seed, "set", number).integers(2**62)) for number in range(count)]
 
 
 def runs(first: Int64s, counts: Int64s) -> Int64s:

@@ -5,16 +5,19 @@
     hardest        strategy A: samples of the h hardest identities, plus uniform ones
     proportional   strategy B: identities with probability p_i = c_i / sum(c), K samples of each, plus uniform ones
     pairs          strategy C: as B, and with each identity its nearest one, so that the batch holds both; plus uniform ones
+    neighbours     A identities in turn, each with its P / A - 1 nearest, K samples of each (`datasets.sampling.neighbourhoods`)
 
 A, B and C take a fraction ``uniform_share`` of the batch from the uniform epoch, and all of it until the first version of the
-difficulty vector is used. The version depends only on the step (`version_at`), never on timing.
+difficulty vector is used; ``neighbours`` has no uniform part, and draws as ``pk`` until then. The version depends only on the
+step (`version_at`), never on timing.
 
-Of joined sets, ``weights`` say how often each is drawn evenly or by pk; draws by difficulty compare the identities of all sets.
+Of joined sets, ``weights`` say how often each is drawn evenly, by pk, or as anchor of neighbours; draws by difficulty compare the
+identities of all sets.
 
 B global batch, N identities, K samples of each identity (``each``), M samples of the split. c: the difficulty of an identity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -24,13 +27,17 @@ import numpy.typing as npt
 
 from datasets.difficulty import Difficulty
 from datasets.errors import InputError
-from datasets.sampling.epochs import UniformEpochs, WeightedEpochs
+from datasets.sampling.epochs import Turns, UniformEpochs, WeightedEpochs, runs, seeds_of_sets
+from datasets.sampling.neighbourhoods import AnchorEpochs, neighbourhoods, of_different_cameras
 from datasets.seeding import generator
 from datasets.shards.index import Int64s, Split, split_of
 
-Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs"]
+Kind = Literal["uniform", "pk", "hardest", "proportional", "pairs", "neighbours"]
 MAX_WEIGHT = 1000
-BY_DIFFICULTY = ("hardest", "proportional", "pairs")
+MAX_NEIGHBOURS = 32  # of each identity, that a version holds
+LEAST = {"batch": 1, "instances": 1, "hardest": 1, "anchors": 1, "skip": 0, "interval": 1, "lag": 0, "begin": 0}  # of settings
+BY_DIFFICULTY = ("hardest", "proportional", "pairs", "neighbours")
+OF_ALL = ("pk", "neighbours")  # the whole batch is P identities x K samples
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,12 @@ class SamplerConfig:
     """How batches are drawn."""
 
     kind: Kind = "proportional"
-    """uniform: shuffled epochs; pk: all identities equally likely; hardest, proportional, pairs: by the difficulty vector."""
+    """uniform: shuffled epochs; pk: all identities equally likely; hardest, proportional, pairs: by the difficulty vector;
+    neighbours: identities that look alike, by the same."""
     batch: int = 64
     """Samples of a global batch, over all workers."""
     instances: int | None = None
-    """Samples of each drawn identity (pk, proportional, pairs). None: 4 for pk, 1 for the others; a pair loss needs more."""
+    """Samples of each drawn identity (not uniform, hardest). None: 4 for pk and neighbours, else 1; a pair loss needs more."""
     uniform_share: float = 0.875
     """Fraction of a batch from the uniform epoch (hardest, proportional, pairs); smaller ones learn less (docs/claims.md)."""
     hardest: int = 2
@@ -51,22 +59,29 @@ class SamplerConfig:
     """p_i ~ max(c_i, floor) ** (1 / temperature): 1 is the plain formula, smaller is sharper (proportional, pairs)."""
     floor: float = 0.0
     """Lower limit of c in the probabilities, as c can be negative (proportional, pairs)."""
+    anchors: int = 4
+    """Identities of a batch that bring their nearest ones with them, the same number each (neighbours). Every identity is anchor
+    once before any is twice. Must be a multiple of the number of workers."""
+    skip: int = 0
+    """How many of an anchor's nearest are left out: they may be itself under another label (neighbours)."""
+    different_cameras: bool = True
+    """Draw an identity's samples from different cameras where there are (neighbours)."""
     interval: int = 50
     """Steps between two versions of the difficulty vector; version k is computed after k * interval steps."""
     lag: int = 16
     """Steps from computing a version to its first use. With loader.workers * (loader.ahead + 2) or more, loaders never wait."""
     begin: int = 0
-    """First step that may draw by difficulty; earlier steps draw evenly."""
+    """First step that may draw by difficulty; earlier steps draw evenly, those of neighbours as pk."""
     weights: tuple[int, ...] = ()
-    """How often each of several sets is drawn: 2 1 draws two samples of the first for one of the second. It counts for even draws
-    and pk; draws by difficulty compare the identities of all sets. None given: the sets are drawn as one."""
+    """How often each of several sets is drawn: 2 1 draws two samples of the first for one of the second. It counts for even
+    draws, pk and anchors; draws by difficulty compare the identities of all sets. None given: the sets are drawn as one."""
     mode: Literal["pinned", "freshest"] = field(default="pinned", metadata={"change": "allowed"})
     """pinned: the version depends only on the step, so runs repeat exactly. freshest: the newest that has arrived."""
     patience: float = field(default=300.0, metadata={"change": "harmless"})
     """Seconds that pinned mode waits for a version before the run ends."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("instances", 1), ("hardest", 1), ("interval", 1), ("lag", 0), ("begin", 0)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"sampler.{name} is {value}", remedy=f"give at least {least}")
@@ -77,6 +92,8 @@ class SamplerConfig:
         if not all(1 <= weight <= MAX_WEIGHT for weight in self.weights):
             what = f"sampler.weights are {' '.join(map(str, self.weights))}"
             raise InputError(what, remedy=f"give whole numbers from 1 to {MAX_WEIGHT}")
+        if self.kind == "neighbours":
+            self._check_neighbourhoods()
         unit = self.unit
         hard = self.batch - self.uniform_part if self.by_difficulty else self.batch
         if hard % unit:
@@ -93,21 +110,32 @@ class SamplerConfig:
         """Samples of each drawn identity (K). For draws by difficulty K = 1 is best (measured: docs/claims.md)."""
         if self.instances is not None:
             return self.instances
-        return 4 if self.kind == "pk" else 1
+        return 4 if self.kind in OF_ALL else 1
+
+    @property
+    def width(self) -> int:
+        """Identities of a neighbourhood, the anchor among them (P / A)."""
+        return self.batch // self.each // self.anchors
+
+    def neighbours_needed(self, identities: int) -> int:
+        """The neighbours k of each of N identities that a version must hold: for neighbours twice as many as a neighbourhood has,
+        as some are in the batch already, and the skipped ones."""
+        return min(2 * (self.width - 1) + self.skip, MAX_NEIGHBOURS, identities - 1) if self.kind == "neighbours" else 1
 
     @property
     def unit(self) -> int:
-        """Samples that are drawn together: K of an identity, and for pairs also K of its nearest one.
+        """Samples that are drawn together: K of an identity, for pairs also K of its nearest one, for neighbours a neighbourhood.
 
         They stay on one rank: they begin at multiples of this number in the batch, and `check_world` allows only numbers of ranks
         whose slices are such multiples.
         """
-        return {"pk": self.each, "proportional": self.each, "pairs": 2 * self.each}.get(self.kind, 1)
+        together = {"pk": 1, "proportional": 1, "pairs": 2, "neighbours": self.width}
+        return together[self.kind] * self.each if self.kind in together else 1
 
     @property
     def uniform_part(self) -> int:
         """Samples of a batch from the uniform epoch, once a version is used."""
-        return round(self.uniform_share * self.batch)
+        return 0 if self.kind == "neighbours" else round(self.uniform_share * self.batch)
 
     @property
     def versions_alive(self) -> int:
@@ -128,7 +156,20 @@ class SamplerConfig:
             raise InputError(what, "sampler.batch", "choose a multiple of the number of workers")
         if world > 1 and each % self.unit:
             what = f"'{self.kind}' draws {self.unit} samples together, which {world} workers with {each} each would separate"
-            raise InputError(what, "sampler.batch", f"choose a multiple of {world * self.unit}, or other --sampler.instances")
+            remedy = f"choose a multiple of {world * self.unit}, or other --sampler.instances"
+            if self.kind == "neighbours":
+                remedy = f"choose --sampler.anchors that is a multiple of {world}"
+            raise InputError(what, "sampler.batch", remedy)
+
+    def _check_neighbourhoods(self) -> None:
+        """Raises InputError if the batch is not whole neighbourhoods of two or more identities, or more than versions hold."""
+        whole = self.anchors * self.each
+        if self.batch % whole or self.batch < 2 * whole:
+            what = f"a batch of {self.batch} is not {self.anchors} neighbourhoods of two or more identities x {self.each} samples"
+            raise InputError(what, "sampler.batch", f"choose 2, 3, 4 ... times {whole}, or other --sampler.anchors or instances")
+        if (reach := self.width - 1 + self.skip) > MAX_NEIGHBOURS:
+            what = f"a neighbourhood reaches to the {reach}th neighbour, and {MAX_NEIGHBOURS} are known"
+            raise InputError(what, "sampler.anchors", "give more --sampler.anchors, or a smaller --sampler.skip")
 
     @property
     def mixed_from(self) -> int:
@@ -164,7 +205,9 @@ class Sampler:
         uniform epoch continues in the same way.
         """
         config = self.config
-        if config.kind == "pk":
+        if config.kind == "neighbours" and difficulty is not None and step >= config.mixed_from:
+            return self._neighbourhoods(step, difficulty)
+        if config.kind in OF_ALL:
             rng = generator(self.seed, "pk", step)
             identities = rng.choice(len(self.split.counts), config.batch // config.each, replace=False, p=self._chances)
             return self._instances(rng, identities, config.each)
@@ -194,6 +237,13 @@ class Sampler:
             drawn = np.stack([anchors, difficulty.nearest[anchors]], axis=1).ravel()
         return self._instances(rng, drawn, config.each)
 
+    def _neighbourhoods(self, step: int, difficulty: Difficulty) -> Int64s:
+        config, rng = self.config, generator(self.seed, "near", step)
+        anchors = self._anchors((step - config.mixed_from) * config.anchors, config.anchors)
+        identities = neighbourhoods(rng, anchors, difficulty.neighbours, config.width, config.skip)
+        apart = config.different_cameras and len(self.split.index.cameras) > 1
+        return self._instances(rng, identities, config.each, apart=apart)
+
     def _prepare(self, difficulty: Difficulty) -> tuple[npt.NDArray[np.float64], Int64s]:
         """Return the cumulative sum of p [N] and the hardest identities [h]. O(N), so cached per version; a draw is O(log N)."""
         if self._prepared[0] != difficulty.version:
@@ -205,8 +255,10 @@ class Sampler:
             self._prepared = difficulty.version, cumulative, hardest
         return self._prepared[1:]
 
-    def _instances(self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int) -> Int64s:
-        """Draw ``each`` samples of every identity; all its samples are equally likely.
+    def _instances(
+        self, rng: np.random.Generator, identities: npt.NDArray[np.integer], each: int, *, apart: bool = False
+    ) -> Int64s:
+        """Draw ``each`` samples of every identity; all its samples are equally likely. ``apart``: from different cameras.
 
         They come from one block, which is one ranged read, unless one of the identity's blocks holds too few.
         """
@@ -217,7 +269,13 @@ class Sampler:
         enough = split.smallest[identities] >= np.minimum(each, count)
         first = np.where(enough, split.starts[block], first)
         count = np.where(enough, split.starts[block + 1] - split.starts[block], count)
-        positions: Int64s = (first[:, None] + distinct(rng, count, each)).ravel()
+        if apart:
+            one_block = enough.all()  # its samples are side by side in the index: finding the first is enough
+            samples = runs(split.samples(first), count) if one_block else split.samples(runs(first, count))
+            drawn = of_different_cameras(rng, split.index.samples["camera"][samples], count, each)
+        else:
+            drawn = distinct(rng, count, each)
+        positions: Int64s = (first[:, None] + drawn).ravel()
         return positions
 
     @cached_property
@@ -226,6 +284,16 @@ class Sampler:
         sizes, weights = [len(part.counts) for part in self._sets], self.config.weights
         each = [weight / sum(weights) / size for weight, size in zip(weights, sizes, strict=True)]
         return np.repeat(each, sizes) if weights else None
+
+    @cached_property
+    def _anchors(self) -> Callable[[int, int], Int64s]:
+        """``batch(place, count)`` of the anchors' epochs; by weights, each set has epochs of its own, which take turns."""
+        if not self._sets:
+            return AnchorEpochs(len(self.split.counts), self.seed).batch
+        sizes, seeds = [len(part.counts) for part in self._sets], seeds_of_sets(self.seed, len(self._sets))
+        turns = Turns(sizes, self.config.weights)
+        epochs = [AnchorEpochs(size, seed).batch for size, seed in zip(sizes, seeds, strict=True)]
+        return lambda place, count: turns.batch(place, count, epochs)
 
     @property
     def mixed_bytes(self) -> int:
@@ -299,10 +367,13 @@ def _check_fits(config: SamplerConfig, split: Split, sets: Sequence[Split]) -> N
     if config.batch > len(split):
         what = f"the batch of {config.batch} is larger than the data ({len(split)} samples)"
         raise InputError(what, where, "lower --sampler.batch")
-    if config.kind == "pk" and config.batch // config.each > identities:
-        what = f"pk draws {config.batch // config.each} different identities and there are {identities}"
+    if config.kind in OF_ALL and config.batch // config.each > identities:
+        what = f"{config.kind} draws {config.batch // config.each} different identities and there are {identities}"
         raise InputError(what, where, "lower --sampler.batch or raise --sampler.instances")
-    if config.kind in ("pk", "pairs") and config.each > 1 and split.counts.min() < 2:
+    if config.kind == "neighbours" and config.width + config.skip > identities:
+        what = f"an identity has {identities - 1} neighbours, and {config.width - 1} are drawn after {config.skip} are left out"
+        raise InputError(what, where, "lower --sampler.skip")
+    if config.kind in (*OF_ALL, "pairs") and config.each > 1 and split.counts.min() < 2:
         name = split.names[int(split.counts.argmin())]
         what = f"'{config.kind}' with {config.each} instances needs two samples of an identity, and '{name}' has one"
         raise InputError(what, where, "pack with --min-samples 2, or use --sampler.kind uniform or --sampler.instances 1")

@@ -22,6 +22,10 @@ from cluster.local_worker import LocalWorker
 from cluster.ray_worker import RayWorker
 from cluster.storage import storage_uri
 from datasets.difficulty import Difficulty
+from datasets.errors import InputError
+from datasets.sampling.difficulty_table import DifficultyTable
+from datasets.sampling.sampler import SamplerConfig
+from trainers.engine.checkpoint import read_state, write_state
 
 ODD = "my runs 50%25 a+b=ü"  # what a folder or a prefix may be called
 
@@ -173,7 +177,7 @@ def test_a_local_run_returns_and_raises_what_its_work_does(tmp_path: Path) -> No
 
 
 def versions(*numbers: int) -> list[Difficulty]:
-    return [Difficulty(number, np.full(3, number, np.float32), np.arange(3, dtype=np.int32)) for number in numbers]
+    return [Difficulty(number, np.full(3, number, np.float32), np.arange(6, dtype=np.int32).reshape(3, 2)) for number in numbers]
 
 
 def test_without_a_service_versions_are_put_directly_and_restored_from_a_checkpoint(tmp_path: Path) -> None:
@@ -191,8 +195,32 @@ def test_without_a_service_versions_are_put_directly_and_restored_from_a_checkpo
     restored = DifficultyChannel.restored(first.state())
     assert [version.version for version in restored] == [2, 3]
     np.testing.assert_array_equal(restored[1].cosine, versions(3)[0].cosine)
+    np.testing.assert_array_equal(restored[1].neighbours, versions(3)[0].neighbours)
     channel(restored).close()
     assert seen == [1, 2, 3, 2, 3]
+
+
+def test_versions_go_through_a_checkpoint_also_those_of_earlier_ones(tmp_path: Path) -> None:
+    channel = DifficultyChannel(worker_of(str(tmp_path)), "", lambda new: None, versions(4, 5), keep=2, after=0, patience=1.0)
+    state = channel.state()
+    earlier = [[number, cosine, neighbours[:, 0].contiguous()] for number, cosine, neighbours in state]
+    write_state(tmp_path / "state.pt", {"versions": state, "earlier": earlier})
+    stored = read_state(tmp_path / "state.pt")
+    for found, expected in zip(DifficultyChannel.restored(stored["versions"]), versions(4, 5), strict=True):
+        assert found.version == expected.version
+        np.testing.assert_array_equal(found.neighbours, expected.neighbours)
+        assert found.neighbours.dtype == np.int32
+    for found, expected in zip(DifficultyChannel.restored(stored["earlier"]), versions(4, 5), strict=True):
+        np.testing.assert_array_equal(found.neighbours, expected.neighbours[:, :1])
+        np.testing.assert_array_equal(found.nearest, expected.nearest)
+        np.testing.assert_array_equal(found.cosine, expected.cosine)
+
+
+def test_a_run_does_not_go_on_with_versions_that_hold_too_few_neighbours(tmp_path: Path) -> None:
+    earlier = [Difficulty(4, np.zeros(30, np.float32), np.zeros((30, 1), np.int32))]
+    table = DifficultyTable(30, SamplerConfig("neighbours"))
+    with pytest.raises(InputError, match=r"version 4 .* has arrays \[30\] and \[30, 1\], the draws need \[30\] and \[30, 6\]"):
+        DifficultyChannel(worker_of(str(tmp_path)), "", table.put, earlier, keep=2, after=0, patience=1.0)
 
 
 def goes_on(worker: RayWorker | LocalWorker, settings: dict[str, Any]) -> int:

@@ -19,15 +19,15 @@ from datasets.errors import InputError
 from datasets.sampling.difficulty_table import DifficultyTable
 from datasets.sampling.sampler import SamplerConfig
 
-N = 50
-PINNED = SamplerConfig(interval=10, lag=5, patience=2.0)
+N, K = 50, 6
+PINNED = SamplerConfig("neighbours", interval=10, lag=5, patience=2.0)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def version(number: int, seed: int = 0) -> Difficulty:
     rng = np.random.default_rng([seed, number])
-    return Difficulty(number, rng.random(N, dtype=np.float32), rng.integers(0, N, N, np.int32))
+    return Difficulty(number, rng.random(N, dtype=np.float32), rng.integers(0, N, (N, K), np.int32))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_every_version_reaches_a_follower_in_order(name: str) -> None:
     newest = table.at(35)
     assert newest is not None
     np.testing.assert_array_equal(newest.cosine, version(3).cosine)
-    np.testing.assert_array_equal(newest.nearest, version(3).nearest)
+    np.testing.assert_array_equal(newest.neighbours, version(3).neighbours)
 
 
 def test_a_killed_actor_restarts_with_its_versions(name: str, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_killed_actor_restarts_with_its_versions(name: str, tmp_path: Path) ->
     follower.close()
     for number in (2, 3, 4):
         np.testing.assert_array_equal(seen[number].cosine, version(number).cosine)
-        np.testing.assert_array_equal(seen[number].nearest, version(number).nearest)
+        np.testing.assert_array_equal(seen[number].neighbours, version(number).neighbours)
 
 
 def test_a_storage_that_hangs_delays_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_a_storage_that_hangs_delays_no_version(tmp_path: Path, monkeypatch: pyt
     async def publish_twice() -> None:
         for number in (1, 2):
             new = version(number)
-            assert await service.publish(1, number, new.cosine, new.nearest)
+            assert await service.publish(1, number, new.cosine, new.neighbours)
             found = await service.after(number - 1, 1.0)
             assert found is not None
             assert found[0] == number
@@ -127,7 +127,7 @@ def test_an_actor_whose_stored_versions_are_damaged_starts_without_them(name: st
     until(lambda: 1 in seen)
     for end in (follower, publisher):
         end.close()
-    np.testing.assert_array_equal(seen[1].nearest, version(1).nearest)
+    np.testing.assert_array_equal(seen[1].neighbours, version(1).neighbours)
 
 
 def test_publishing_survives_the_actors_death(name: str) -> None:
@@ -169,7 +169,7 @@ def test_begin_drops_versions_of_steps_that_are_repeated(name: str, tmp_path: Pa
 def test_without_the_actor_pinned_ends_with_an_error_and_freshest_goes_on(name: str) -> None:
     said = list[str]()
     pinned = DifficultyTable(N, PINNED)
-    freshest = DifficultyTable(N, SamplerConfig(interval=10, lag=5, mode="freshest"))
+    freshest = DifficultyTable(N, SamplerConfig("neighbours", interval=10, lag=5, mode="freshest"))
 
     def put(new: Difficulty) -> None:
         pinned.put(new)

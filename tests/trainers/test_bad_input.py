@@ -149,6 +149,11 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     assert "8 pixels or more" in refused(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
     assert "margin" in refused(lambda: Train(head=HeadConfig(margin=-1)), capsys)
     assert "give --sampler.kind pk" in refused(lambda: Train(pair=PairConfig("circle")), capsys)
+    for kind in ("pk", "neighbours"):
+        line = refused(lambda kind=kind: Train(pair=PairConfig("circle"), sampler=SamplerConfig(kind, instances=1)), capsys)
+        assert f"several samples of an identity, and '{kind}' draws one: pair.kind; give --sampler.instances 4" in line
+    line = refused(lambda: Train(sampler=SamplerConfig("neighbours", batch=40)), capsys)
+    assert "a batch of 40 is not 4 neighbourhoods of two or more identities x 4 samples: sampler.batch; choose " in line
     assert "not a name for a run" in refused(lambda: Train(name="../etc"), capsys)
     parts, pk, few = OptimConfig(accumulate=4), SamplerConfig("pk", batch=24), SamplerConfig("uniform", batch=4)
     line = refused(lambda: Train(sampler=pk, optim=parts, cluster=ClusterConfig(workers=1)), capsys)

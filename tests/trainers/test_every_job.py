@@ -53,6 +53,12 @@ def recipe_run(root: Path, **how: Any) -> Any:
     )  # fmt: skip
 
 
+def neighbours_run(root: Path, **how: Any) -> Any:
+    """Re-identification by batches of look-alikes, with a pair loss, from the second step on."""
+    sampler = SamplerConfig("neighbours", batch=16, instances=2, interval=1, lag=0)
+    return replace(reid_run(root, **how), sampler=sampler, pair=PairConfig("soft_triplet"))
+
+
 def averaged_run(root: Path, **how: Any) -> Any:
     """Actions whose weights are averaged."""
     return replace(action_run(root, **how), optim=replace(OPTIM, ema=0.9))
@@ -63,7 +69,7 @@ def parts_run(root: Path, **how: Any) -> Any:
     return replace(sequence_run(root, **how), optim=replace(OPTIM, accumulate=2))
 
 
-@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, averaged_run, parts_run])
+@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, neighbours_run, averaged_run, parts_run])
 def test_a_job_trains_from_config_to_report_and_resumes_exactly(
     run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,9 +57,10 @@ def broken(whole: Index, tmp_path: Path) -> Index:
     return read_index(str(tmp_path / "shards"))
 
 
-def version(number: int, identities: int) -> Difficulty:
+def version(number: int, identities: int, sampler: SamplerConfig) -> Difficulty:
     cosine = generator(0, "version", number).random(identities).astype(np.float32)
-    return Difficulty(number, cosine, np.roll(np.arange(identities), number % (identities - 1) + 1))
+    away = (number + np.arange(sampler.neighbours_needed(identities))) % (identities - 1) + 1
+    return Difficulty(number, cosine, (np.arange(identities)[:, None] - away) % identities)
 
 
 def stream_of(
@@ -80,13 +81,13 @@ def train_on(
     table = DifficultyTable(identities, sampler)
     newest = start // sampler.interval
     for number in range(max(newest - sampler.versions_alive + 1, 1), newest + 1):
-        table.put(version(number, identities))
+        table.put(version(number, identities, sampler))
     batches, timers = [], []
     for batch in load_in_workers(stream_of(index, sampler, table, part, start, STEPS, ahead=ahead), workers):
         batches.append(batch)
         done = batch["step"] + 1
         if done % sampler.interval == 0:
-            timers.append(threading.Timer(late, table.put, [version(done // sampler.interval, identities)]))
+            timers.append(threading.Timer(late, table.put, [version(done // sampler.interval, identities, sampler)]))
             timers[-1].start()
             if not late:
                 timers[-1].join()
@@ -120,7 +121,7 @@ def test_ranks_and_workers_change_nothing(whole: Index, alone: list[Batch], worl
     same(alone, [train_on(whole, SAMPLER, RankSlice(rank, world), workers) for rank in range(world)])
 
 
-@pytest.mark.parametrize("kind", ["uniform", "pk", "hardest", "proportional"])
+@pytest.mark.parametrize("kind", ["uniform", "pk", "hardest", "proportional", "neighbours"])
 def test_every_sampler_is_divided_among_ranks_alike(whole: Index, kind: Any) -> None:
     sampler = replace(SAMPLER, kind=kind)
     same(train_on(whole, sampler, ALONE, 0), [train_on(whole, sampler, RankSlice(rank, 4), 0) for rank in range(4)])

@@ -34,7 +34,7 @@ def test_stores_counts_add_up_over_loader_processes() -> None:
 def test_draws_fall_into_the_tenth_of_their_identity(labels: list[int], seed: int) -> None:
     cosine = np.random.default_rng(seed).permutation(N).astype(np.float32)  # the identities' ranks by difficulty
     table = DifficultyTable(N, SamplerConfig())
-    table.put(Difficulty(1, cosine, np.zeros(N, np.int64)))
+    table.put(Difficulty(1, cosine, np.zeros((N, 1), np.int64)))
     tally = LoaderStats(1, table)
     tally.count(batch(0, labels, version=1))
     wanted = np.bincount([int(cosine[label]) * 10 // N for label in labels], minlength=10)

@@ -20,7 +20,7 @@ N = 5
 
 def version(number: int) -> Difficulty:
     """A version whose contents show its number."""
-    return Difficulty(number, np.full(N, number / 1000, np.float32), np.full(N, number, np.int64))
+    return Difficulty(number, np.full(N, number / 1000, np.float32), np.full((N, 1), number, np.int64))
 
 
 def is_whole(found: Difficulty | None, number: int) -> bool:
@@ -49,15 +49,44 @@ def test_put_and_get() -> None:
 def test_what_is_there_stays_as_it_is() -> None:
     table = DifficultyTable(N, PINNED)
     table.put(version(1))
-    table.put(Difficulty(1, np.zeros(N, np.float32), np.zeros(N, np.int64)))
+    table.put(Difficulty(1, np.zeros(N, np.float32), np.zeros((N, 1), np.int64)))
     assert is_whole(table.get(1), 1)
+
+
+def test_a_version_holds_as_many_neighbours_as_the_draws_need() -> None:
+    config = SamplerConfig("neighbours", batch=16, instances=1, skip=1)
+    table, neighbours = DifficultyTable(20, config), np.arange(140, dtype=np.int32).reshape(20, 7)
+    table.put(Difficulty(1, np.zeros(20, np.float32), neighbours))
+    found = table.get(1)
+    assert found is not None
+    np.testing.assert_array_equal(found.neighbours, neighbours)
+    np.testing.assert_array_equal(found.nearest, neighbours[:, 0])
+    assert found.neighbours.dtype == np.int32
+
+
+@pytest.mark.parametrize("identities", [N - 1, N, 1])
+@pytest.mark.parametrize("shape", [(N, 1), (N, 2), (N,), (1, 3), (N, 1, 1)])
+def test_a_version_of_another_shape_is_refused(identities: int, shape: tuple[int, ...]) -> None:
+    """Also one that NumPy would broadcast. It leaves the table as it was."""
+    if (identities, shape) == (N, (N, 1)):
+        return
+    table = DifficultyTable(N, PINNED)
+    table.put(version(1))
+    with pytest.raises(InputError) as error:
+        table.put(Difficulty(2, np.zeros(identities, np.float32), np.zeros(shape, np.int32)))
+    what = (
+        f"version 2 of the difficulty vector has arrays [{identities}] and {list(shape)}, the draws need [5] and [5, 1]: sampler"
+    )
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [v.version for v in table.all()] == [1]
 
 
 def test_arrays_of_any_origin_are_copied() -> None:
     table = DifficultyTable(N, PINNED)
     cosine = np.full(N, 0.25, np.float32)
     cosine.flags.writeable = False  # as from Ray's object store
-    table.put(Difficulty(1, cosine, np.arange(N)))
+    table.put(Difficulty(1, cosine, np.arange(N)[:, None]))
     found = table.get(1)
     assert found is not None
     assert not np.shares_memory(found.cosine, cosine)

@@ -25,7 +25,7 @@ SPLIT = identities_of(5, 4, 9, 7, 6)
 
 def version(cosine: np.ndarray, number: int = 1) -> Difficulty:
     """A version in which the identity after each one is its nearest."""
-    return Difficulty(number, np.asarray(cosine, np.float32), np.roll(np.arange(len(cosine), dtype=np.int64), -1))
+    return Difficulty(number, np.asarray(cosine, np.float32), np.roll(np.arange(len(cosine), dtype=np.int64), -1)[:, None])
 
 
 PLAIN = SamplerConfig(temperature=1)  # the source's formula
@@ -229,7 +229,7 @@ def test_pk_draws_identities_evenly_whatever_their_size() -> None:
 
 def test_pairs_bring_the_nearest_with_each_anchor() -> None:
     split = identities_of(5, 5, 5, 5, 5)
-    of = Difficulty(1, GOLDEN, np.array([3, 0, 4, 1, 2]))
+    of = Difficulty(1, GOLDEN, np.array([[3], [0], [4], [1], [2]]))
     sampler = Sampler(config("pairs", batch=24, uniform_share=0, instances=3), split, 0)
     for step in range(20):
         labels = hard_part(sampler, step, of).reshape(4, 2, 3)
@@ -261,7 +261,7 @@ def test_proportional_draws_as_often_as_the_formula_says() -> None:
 
 def test_pairs_draw_as_often_as_the_formula_says() -> None:
     split = identities_of(6, 6, 6, 6, 6)
-    of = Difficulty(1, GOLDEN, np.array([1, 0, 1, 0, 3]))
+    of = Difficulty(1, GOLDEN, np.array([[1], [0], [1], [0], [3]]))
     sampler = Sampler(config("pairs", uniform_share=0), split, 7)
     labels = np.concatenate([hard_part(sampler, step, of).reshape(-1, 2, 2)[:, :, 0] for step in range(3000)])
     p = GOLDEN / GOLDEN.sum()
@@ -338,7 +338,7 @@ def test_even_draws_are_the_uniform_stream_without_a_repeat_or_a_gap(
     """By order: hard draws are of identities 0 and 1 alone, which are left out on both sides. Some versions come late."""
     split = identities_of(2, 3, *[5] * 8)
     sampler = Sampler(replace(options, mode=mode), split, seed)
-    of = Difficulty(1, np.eye(10, dtype=np.float32)[0], np.ones(10, np.int64))
+    of = Difficulty(1, np.eye(10, dtype=np.float32)[0], np.ones((10, 1), np.int64))
     came, drawn = list[int](), 0
     for step in range(20):
         due = options.version_at(step) > 0
@@ -357,7 +357,7 @@ def test_even_draws_are_the_uniform_stream_without_a_repeat_or_a_gap(
 def test_the_default_draws_every_image_once_before_any_twice() -> None:
     """Measured before this held: 528 of the 560 even draws of the ten steps after the first version repeated."""
     options, split = SamplerConfig(), identities_of(*[10] * 800)
-    sampler, of = Sampler(options, split, 0), Difficulty(1, np.eye(800, dtype=np.float32)[0], np.ones(800, np.int64))
+    sampler, of = Sampler(options, split, 0), Difficulty(1, np.eye(800, dtype=np.float32)[0], np.ones((800, 1), np.int64))
     first = next(step for step in range(1000) if options.version_at(step))
     drawn = np.concatenate([sampler.draw(step, None if step < first else of) for step in range(first + 10)])
     others = drawn[split.labels_of(drawn) != 0]
@@ -370,14 +370,14 @@ def test_every_rank_gets_hard_and_uniform_samples(kind: Kind, world: int) -> Non
     """Batch norm keeps rank 0's statistics: those must not be of the hard samples alone."""
     split = identities_of(*[30] * 40)
     sampler = Sampler(config(kind, batch=64, instances=4, hardest=2), split, 0)
-    of = Difficulty(1, np.eye(40, dtype=np.float32)[0], np.ones(40, np.int64))
+    of = Difficulty(1, np.eye(40, dtype=np.float32)[0], np.ones((40, 1), np.int64))
     hard = np.isin(split.labels_of(sampler.draw(0, of)), (0, 1)).reshape(world, -1).sum(axis=1)
     assert abs(hard - 32 / world).max() <= 4
 
 
 def test_groups_stay_whole_and_side_by_side() -> None:
     split = identities_of(*[8] * 12)
-    of = Difficulty(1, np.eye(12, dtype=np.float32)[3], np.full(12, 5, np.int64))
+    of = Difficulty(1, np.eye(12, dtype=np.float32)[3], np.full((12, 1), 5, np.int64))
     positions = Sampler(config("pairs", batch=32, instances=2), split, 0).draw(1, of)
     labels, runs = split.labels_of(positions).tolist(), 0
     for i in range(len(labels) - 3):
@@ -397,7 +397,7 @@ def test_what_is_drawn_together_stays_whole_on_a_rank(options: SamplerConfig, wo
             options.check_world(world)
         return
     options.check_world(world)
-    of = Difficulty(1, np.eye(42, dtype=np.float32)[0], np.ones(42, np.int64))
+    of = Difficulty(1, np.eye(42, dtype=np.float32)[0], np.ones((42, 1), np.int64))
     positions = Sampler(options, split, 0).draw(step + 1, of)
     even = UniformEpochs(split, 0).batch(options.batch + step * options.uniform_part, options.uniform_part)
     assume(not np.any(split.labels_of(even) < 2))

@@ -89,7 +89,7 @@ def test_the_even_part_goes_on_where_it_was(kind: Kind) -> None:
     for step in range(30):
         number = config.version_at(step)
         cosine = generator.random(identities).astype(np.float32)
-        version = Difficulty(number, cosine, np.roll(np.arange(identities), 1)) if number else None
+        version = Difficulty(number, cosine, np.roll(np.arange(identities), 1)[:, None]) if number else None
         positions = sampler.draw(step, version)
         again = Sampler(config, SPLIT, 5).draw(step, version)
         assert np.array_equal(positions, again)
@@ -118,7 +118,7 @@ def test_difficulty_is_compared_over_all_sets() -> None:
     config = SamplerConfig("proportional", batch=16, uniform_share=0.5, interval=1, lag=0, weights=(1, 1, 100))
     cosine = np.zeros(len(SPLIT.counts), np.float32)
     cosine[5] = 1
-    drawn = Sampler(config, SPLIT, 0).draw(9, Difficulty(9, cosine, np.roll(np.arange(len(cosine)), 1)))
+    drawn = Sampler(config, SPLIT, 0).draw(9, Difficulty(9, cosine, np.roll(np.arange(len(cosine)), 1)[:, None]))
     assert (SPLIT.labels_of(drawn) == 5).sum() >= 8
 
 

@@ -54,7 +54,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Difficulty
     train.run()
     state = read_state(folder / "run" / f"step-{STEPS:08d}" / STATE)["task"]
     cosine, nearest = difficulty(state["head.loss.W"].T)
-    return split_of(read_index(*train.data), "train"), Difficulty(1, cosine.numpy(), nearest.numpy())
+    return split_of(read_index(*train.data), "train"), Difficulty(1, cosine.numpy(), nearest[:, None].numpy())
 
 
 def drawn(split: Split, version: Difficulty, config: SamplerConfig) -> np.ndarray:

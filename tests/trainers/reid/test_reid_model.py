@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +54,20 @@ def test_the_neck_centres_a_training_batch_and_keeps_its_bias_at_zero() -> None:
     _, after = model.embedder.features(images(8))
     torch.testing.assert_close(after.mean(dim=0), torch.zeros(16), rtol=0, atol=1e-5)
     assert not model.embedder.neck.bias.any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_neighbours_are_those_of_the_largest_cosines(k: int) -> None:
+    model = task(identities=30)
+    cosines, numbers = model.neighbours(k, None)
+    rows = model.classifier.double().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    plain = rows @ rows.T
+    np.fill_diagonal(plain, -2)
+    expected = np.argsort(-plain, axis=1)[:, :k]
+    np.testing.assert_array_equal(numbers.numpy(), expected)
+    np.testing.assert_allclose(cosines.numpy(), np.take_along_axis(plain, expected, 1), atol=1e-6)
+    assert torch.equal(numbers[:, 0], model.difficulty(None).nearest)
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -131,6 +131,18 @@ def start_and_difficulty(rank: int, centres: int) -> tuple[Tensor, Tensor, Tenso
     return task.classifier, *task.difficulty(dist.group.WORLD)
 
 
+def neighbours_of(rank: int, k: int) -> tuple[Tensor, Tensor]:
+    return reid_task(dist.group.WORLD).neighbours(k, dist.group.WORLD)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_neighbours_do_not_depend_on_the_number_of_ranks(k: int) -> None:
+    expected = reid_task(None).neighbours(k, None)
+    for found in on_ranks(2, neighbours_of, k):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("centres", [1, 3])
 def test_start_and_difficulty_do_not_depend_on_the_number_of_ranks(centres: int) -> None:
     whole = reid_task(None, centres)

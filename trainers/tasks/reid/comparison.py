@@ -21,7 +21,7 @@ from trainers.reports.console import summary_table
 from trainers.tasks.reid.config import ReidConfig
 
 Arm = Literal[
-    "uniform", "pk", "hardest", "proportional", "pairs", "proportional-default", "pairs-default", "even",
+    "uniform", "pk", "hardest", "proportional", "pairs", "neighbours", "proportional-default", "pairs-default", "even",
     "softmax", "cosface", "arcface", "adaface", "sphereface", "triplet", "soft_triplet", "circle", "supcon",
 ]  # fmt: skip
 Figures = list[dict[str, float]]  # one run: step, mAP and rank1 of each evaluation, in order
@@ -34,6 +34,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "hardest": {**FORMULA, "kind": "hardest", "uniform_share": 0.75},
     "proportional": {**FORMULA, "kind": "proportional"},
     "pairs": {**FORMULA, "kind": "pairs"},
+    "neighbours": {**FORMULA, "kind": "neighbours"},
     "proportional-default": {**DEFAULT, "kind": "proportional"},
     "pairs-default": {**DEFAULT, "kind": "pairs"},
     "even": {**DEFAULT, "kind": "proportional", "floor": 1.0},  # control: as the default, but difficulty is ignored

@@ -10,7 +10,7 @@ from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
 from datasets.loading.cache import CacheConfig
 from datasets.media.augment import AugmentConfig
-from datasets.sampling.sampler import Sampler, SamplerConfig
+from datasets.sampling.sampler import OF_ALL, Sampler, SamplerConfig
 from datasets.shards.index import check_shards
 from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
@@ -64,9 +64,14 @@ class ReidConfig(JobConfig):
         apart = max(self.cluster.sizes) if self.optim.sync_batch_norm is False else 1
         if self.sampler.batch < 2 * apart * self.optim.accumulate:
             raise InputError("batch norm needs two samples at a time", "sampler.batch", "raise it, or lower --optim.accumulate")
-        if self.pair.kind != "none" and self.sampler.kind in ("proportional", "pairs") and self.sampler.each == 1:
+        if self.pair.kind != "none" and self.sampler.kind not in ("uniform", "hardest") and self.sampler.each == 1:
             what = f"a pair loss needs several samples of an identity, and '{self.sampler.kind}' draws one"
-            raise InputError(what, "pair.kind", "give --sampler.kind pk, or --sampler.instances 4")
+            remedy = (
+                "give --sampler.instances 4"
+                if self.sampler.kind in OF_ALL
+                else "give --sampler.kind pk, or --sampler.instances 4"
+            )
+            raise InputError(what, "pair.kind", remedy)
 
     @staticmethod
     def upgraded(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ PAIRS = 12  # most confusable pairs of identities, kept for the report
 
 def measure_difficulty(run: TrainingRun, task: ReidTask) -> Difficulty:
     """Compute the difficulty vector of the current step with all ranks, and note its quantiles and duration for the report."""
-    began = time.perf_counter()
-    cosine, nearest = task.difficulty(run.worker.group)
-    version = run.log.step // run.config.sampler.interval
-    difficulty = Difficulty(version, cosine.cpu().numpy(), nearest.int().cpu().numpy())
+    began, config = time.perf_counter(), run.config.sampler
+    cosines, numbers = task.neighbours(config.neighbours_needed(task.identities), run.worker.group)
+    cosine = cosines[:, 0].contiguous().cpu().numpy()
+    difficulty = Difficulty(run.log.step // config.interval, cosine, numbers.int().contiguous().cpu().numpy())
     quantiles = np.quantile(difficulty.cosine, np.linspace(0, 1, QUANTILES)).tolist()
     took = time.perf_counter() - began
     run.log.notes.setdefault("difficulty", []).append({"step": run.log.step, "seconds": took, "quantiles": quantiles})
