@@ -1,25 +1,23 @@
-"""The largest cosine of each identity, updated with one strip of tiles of the cosine matrix after another.
+"""The pairs of a strip of tiles of the cosine matrix whose cosine could be among the k largest of one of its two identities.
 
-N identities, D features, T rows a tile, W tiles a strip.
+Large elements are found through the maxima of groups of adjacent elements. Maxima are vectorised, and few groups are looked into.
+N identities, D features, T rows a tile, W tiles a strip, G groups.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.difficulty.best import NOTHING, Best
+
 GAP = 32  # floats between the rows of a strip: at strides of a power of two they would compete for few cache lines
-
-
-class Nearest(NamedTuple):
-    """The nearest neighbour of each identity."""
-
-    cosine: Tensor
-    """float32 [N], in -1..1: the largest cosine to another identity's row."""
-    nearest: Tensor
-    """int64 [N]: that identity."""
+ACROSS, DOWN = 32, 16  # elements of a row, and of a column, that are a group
+NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # product of a pair that does not exist
 
 
 class Block(NamedTuple):
@@ -29,18 +27,54 @@ class Block(NamedTuple):
     rows: Tensor
 
 
-class Space(NamedTuple):
-    """Memory for a strip of W tiles."""
+class High(NamedTuple):
+    """P elements of a strip: row, column and cosine [P]."""
 
-    products: Tensor  # [T, W T] and a gap between the rows
-    of_rows: Tensor  # [W, T]: the largest product of each row, tile by tile
-    of_columns: Tensor  # [W T]
+    row: Tensor
+    column: Tensor
+    cosine: Tensor
 
 
-def space_for(tile: int, tiles: int, device: torch.device) -> Space:
-    """Allocate memory for a strip of ``tiles`` tiles."""
-    products = torch.empty(tile, tiles * tile + GAP, device=device)
-    return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
+class Near:
+    """The groups of a strip's rows (``side`` 1) or columns (0) that could have one of the k largest cosines of an identity.
+
+    ``products``, contiguous [T, W T or more], times ``unit`` are the cosines within ``error``, which each group has, [n, G] or
+    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``floor`` [n] or [m].
+    """
+
+    def __init__(self, products: Tensor, side: int, error: Tensor, floor: Tensor, k: int, unit: float = 1.0) -> None:
+        self.side, self.unit = side, unit
+        self.groups = products.unflatten(side, (-1, group_of(products.shape[0], side)))
+        tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
+        cosine = tops * unit
+        _raise_floor(floor, cosine - error, k, side)
+        self.first, self.second = _true(cosine.add_(error) >= (floor[:, None] if side else floor))
+        least = (floor[self.first if side else self.second] - error[self.first, self.second]) / unit
+        self.least = least if products.is_floating_point() else least.floor_().int()  # the products are not converted
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def elements(self) -> High:
+        """The elements of the groups that could be such a cosine."""
+        if self.side:  # index_select is faster than indexing
+            some = self.groups.flatten(0, 1).index_select(0, self.first * self.groups.shape[1] + self.second)
+        else:
+            some = self.groups[self.first, :, self.second]
+        place, within = _true(some >= self.least[:, None])
+        first, second, cosine = self.first[place], self.second[place], some[place, within] * self.unit
+        size = some.shape[1]
+        return High(first, second * size + within, cosine) if self.side else High(first * size + within, second, cosine)
+
+
+def group_of(tile: int, side: int) -> int:
+    """The number of adjacent elements of a row (``side`` 1) or column (0) that are a group."""
+    return math.gcd(ACROSS if side else DOWN, tile)
+
+
+def space_for(tile: int, tiles: int, device: torch.device) -> Tensor:
+    """Allocate memory for the cosines of a strip of ``tiles`` tiles, and a gap between its rows, [T, W T + GAP]."""
+    return torch.empty(tile, tiles * tile + GAP, device=device)
 
 
 def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, range]]:
@@ -50,58 +84,48 @@ def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, r
         yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
-def take_strip(best: Nearest, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
+def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor) -> None:
     """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
-    A tile is the same product in any strip. Its maxima are vectorised and taken while it is in the caches. Their positions are
-    slower, and are computed only for rows and columns whose best may rise, soon few. Of equal cosines the smaller number wins.
+    A tile is the same product in any strip. On the diagonal, where it has each pair twice, the one in its identity's row counts.
     """
-    n, count, tile = len(left), sum(map(len, rights)), len(space.products)
+    n, count, tile = len(left), sum(map(len, rights)), len(space)
     for number, right in enumerate(rights):
-        start, end = number * tile, number * tile + len(right)
-        products = torch.mm(left, right.T, out=space.products[:n, start:end])
-        if row == col + start:
-            products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
-        torch.amax(products, 1, out=space.of_rows[number, :n])
-        torch.amax(products, 0, out=space.of_columns[start:end])
-    strip = space.products[:n]
-    strip[:, count : len(rights) * tile] = -2.0
-    top, place = space.of_rows[: len(rights), :n].clamp_(max=1).max(dim=0)  # equal rows give 1.0000002
-    rising = torch.nonzero(top >= best.cosine[row : row + n]).squeeze(1)
-    if len(rising):
-        place = place[rising]
-        within = strip[:, : len(rights) * tile].view(n, -1, tile)[rising, place].clamp_(max=1).argmax(dim=1)
-        _raise(best, row + rising, top[rising], col + place * tile + within)
-    top = space.of_columns[:count].clamp_(max=1)
-    rising = torch.nonzero(top >= best.cosine[col : col + count]).squeeze(1)
-    if len(rising):
-        within = strip.index_select(1, rising).clamp_(max=1).max(dim=0).indices
-        _raise(best, col + rising, top[rising], row + within)
+        start = number * tile
+        torch.mm(left, right.T, out=space[:n, start : start + len(right)])
+    space[n:] = space[:n, count:] = NONE[space.dtype]
+    twice = space[:n, row - col : row - col + n] if col <= row < col + count else space[:0]
+    twice.fill_diagonal_(NONE[space.dtype])  # an identity is not its own neighbour
+    no_error = space.new_zeros(1, 1)
+    for side, first, size, other, others in ((1, row, n, col, count), (0, col, count, row, n)):
+        groups = -(-others // group_of(tile, side))
+        error = no_error.expand((size, groups) if side else (groups, size))
+        high = Near(space, side, error, best.floor[first : first + size], best.k).elements()
+        place, number = (high.row, high.column) if side else (high.column, high.row)
+        best.insert(first, size, place, high.cosine.clamp_(max=1), other + number)  # equal rows give 1.0000002
+        twice.fill_(NONE[space.dtype])
 
 
-def _raise(best: Nearest, rising: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Update ``best`` at ``rising`` with cosines that are at least as large."""
-    was = best.nearest[rising]
-    best.nearest[rising] = torch.where((cosine > best.cosine[rising]) | (nearest < was), nearest, was)
-    best.cosine[rising] = cosine
+def most(values: Tensor, together: int) -> Tensor:
+    """The largest of each ``together`` consecutive values [n], none of them negative; the last group may be smaller."""
+    missing = values.new_zeros(-len(values) % together)
+    return torch.cat([values, missing]).view(-1, together).amax(dim=1)
 
 
-def raise_by_pairs(best: Nearest, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Update best[start : start + count] with pairs: ``place`` within that range, ``cosine``, ``nearest``."""
-    mine = slice(start, start + count)
-    raised = packed(Nearest(best.cosine[mine], best.nearest[mine]))
-    raised.scatter_reduce_(0, place, packed(Nearest(cosine, nearest)), "amax")
-    best.cosine[mine], best.nearest[mine] = unpacked(raised)
+def _raise_floor(floor: Tensor, low: Tensor, k: int, side: int) -> None:
+    """Raise ``floor``, given lower bounds ``low`` of the largest cosine of each group: those of k groups belong to k pairs."""
+    if k == 1:
+        torch.maximum(floor, low.amax(dim=side).clamp_(max=1), out=floor)
+    elif k <= low.shape[side]:
+        new = torch.nonzero(floor == NOTHING).squeeze(1)
+        if len(new):  # later the pairs themselves raise it further
+            floor[new] = low.index_select(1 - side, new).topk(k, dim=side).values.select(side, k - 1).clamp_(NOTHING, 1)
 
 
-def packed(best: Nearest) -> Tensor:
-    """Cosine and number in one int64, ordered by cosine and, for equal cosines, by smaller number."""
-    bits = (best.cosine + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal, their bits are not
-    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
-
-
-def unpacked(pairs: Tensor) -> Nearest:
-    """The inverse of `packed`."""
-    bits = (pairs >> 32).int()
-    cosine = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
-    return Nearest(cosine, 0x7FFFFFFF - (pairs & 0xFFFFFFFF))
+def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each true element [n, m]. Few are true, and NumPy finds them ten times as fast as torch."""
+    if mask.device.type != "cpu":
+        row, column = torch.nonzero(mask, as_tuple=True)
+        return row, column
+    places = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return places // mask.shape[1], places % mask.shape[1]

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.difficulty.tiles import Nearest
+from trainers.difficulty.best import Nearest
 from trainers.difficulty.vector import difficulty, difficulty_of_slice
 from trainers.tasks.backbones import SMALL, Normalise, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
