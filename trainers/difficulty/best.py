@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 NOTHING = -2.0  # below every cosine
+LEAST = -(2**63)  # below every key
 
 
 class Neighbours(NamedTuple):
@@ -31,32 +32,37 @@ class Nearest(NamedTuple):
 
 
 class Best:
-    """The K nearest neighbours of each of N identities among the pairs seen so far. Takes 8 N K + 4 N bytes."""
+    """The K nearest neighbours of each of N identities among the pairs seen so far. Takes 12 N K bytes."""
 
     def __init__(self, count: int, k: int, device: torch.device) -> None:
         self.k = k
         self.keys = packed(torch.full((count, k), NOTHING, device=device), torch.zeros(1, dtype=torch.int64, device=device))
         """int64 [N, K], `packed`, falling."""
-        self.floor = torch.full((count,), NOTHING, device=device)
-        """float32 [N]: a lower bound of each identity's K-th largest cosine; pairs below it need not be inserted."""
+        self.low = torch.full((count, k), NOTHING, device=device)
+        """float32 [N, K], falling: lower bounds of each identity's K largest cosines, also of pairs that are not inserted yet."""
+        self.floor = self.low[:, -1]
+        """float32 [N], a view: pairs below it need not be inserted."""
 
     def insert(self, first: int, count: int, place: Tensor, cosine: Tensor, numbers: Tensor) -> None:
         """Offer pairs to identities first .. first + count - 1: ``place`` [P] within that range, ``cosine`` [P], ``numbers`` [P].
 
         No pair may be offered twice. Each round inserts one pair, the closest left, into the row of each identity that has one.
         """
-        held, keys = self.keys[first : first + count], packed(cosine, numbers)
-        nothing = int(packed(torch.tensor(NOTHING), torch.tensor(0)))
+        held = self.keys[first : first + count]
+        kept = torch.nonzero(cosine >= unpacked(held[:, -1])[0][place]).squeeze(1)
+        if not len(kept):
+            return
+        place, keys = place[kept], packed(cosine[kept], numbers[kept])
         kept = torch.nonzero(keys > held[:, -1][place]).squeeze(1)
         while len(kept):
             place, keys = place[kept], keys[kept]
-            top = keys.new_full((count,), nothing).scatter_reduce_(0, place, keys, "amax")
-            rows = torch.nonzero(top > nothing).squeeze(1)
+            top = keys.new_full((count,), LEAST).scatter_reduce_(0, place, keys, "amax")
+            rows = torch.nonzero(top > LEAST).squeeze(1)
             mine, new = held[rows], top[rows, None]
             held[rows] = mine.maximum(torch.cat([new, mine[:, :-1].minimum(new)], dim=1))  # smaller ones move by a place
             kept = torch.nonzero((keys < top[place]) & (keys > held[:, -1][place])).squeeze(1)
-        part = self.floor[first : first + count]
-        torch.maximum(part, unpacked(held[:, -1])[0], out=part)
+        part = self.low[first : first + count]
+        torch.maximum(part, unpacked(held)[0], out=part)
 
     def merged(self, group: dist.ProcessGroup | None) -> Neighbours:
         """The K nearest of all ranks' pairs, of which no two ranks may have the same; every rank gets the result.

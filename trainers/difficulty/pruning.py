@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from trainers.difficulty.best import Best
-from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, most, space_for, strips, take_strip
+from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, space_for, strips, take_strip
 from trainers.torch_compat import has_int8_products, int8_product
 
 MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
@@ -108,13 +108,12 @@ class Search:
         )
         n, count = len(mine.error), len(others.error)
         products = self._products(mine.numbers, others.numbers)
-        if left.first == right.first and col <= row < col + count:
-            products[:n, row - col : row - col + n].fill_diagonal_(NONE[products.dtype])  # an identity is not its own neighbour
+        keep_half(products, row - col)
         across, down = most(others.error, group_of(self.tile, 1)), most(mine.error, group_of(self.tile, 0))
         error = mine.error[:, None] + (1 + mine.error[:, None]) * across + self._slack
-        rows = Near(products, 1, error, self.best.floor[row : row + n], self.best.k, self.step**2)
+        rows = Near(products, 1, error, self.best.low[row : row + n], self.step**2)
         error = others.error + (1 + others.error) * down[:, None] + self._slack
-        columns = Near(products, 0, error, self.best.floor[col : col + count], self.best.k, self.step**2)
+        columns = Near(products, 0, error, self.best.low[col : col + count], self.step**2)
         if len(rows) + len(columns) > CANDIDATES * (n + count):
             take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
             return []
@@ -136,7 +135,7 @@ class Search:
         """Compute pairs in float32. Those that are above the floor for sure come first: they rule most of the others out."""
         if not found:
             return
-        i, j, cosine = _distinct(Pairs(*map(torch.cat, zip(*found, strict=True))), left.first == right.first)
+        i, j, cosine = _distinct(Pairs(*map(torch.cat, zip(*found, strict=True))))
         mine, others, floor = self._blocks[left.first], self._blocks[right.first], self.best.floor
         error = mine.error[i] + (1 + mine.error[i]) * others.error[j] + self._slack
         low, high = cosine - error, cosine + error
@@ -176,11 +175,9 @@ def cosines(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(wanted, left, right.T, beta=0).values()
 
 
-def _distinct(pairs: Pairs, within: bool) -> Pairs:
-    """Each pair once, by rising left number and then right number; in pairs ``within`` a block the left number is smaller."""
+def _distinct(pairs: Pairs) -> Pairs:
+    """Each pair once, by rising left and then right row."""
     i, j, cosine = pairs
-    if within:
-        i, j = torch.minimum(i, j), torch.maximum(i, j)
     order = torch.argsort((i << 32) | j)
     i, j = i[order], j[order]
     new = torch.ones_like(i, dtype=torch.bool)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.difficulty.best import NOTHING, Best
+from trainers.difficulty.best import Best
 
 GAP = 32  # floats between the rows of a strip: at strides of a power of two they would compete for few cache lines
 ACROSS, DOWN = 32, 16  # elements of a row, and of a column, that are a group
@@ -39,15 +39,15 @@ class Near:
     """The groups of a strip's rows (``side`` 1) or columns (0) that could have one of the k largest cosines of an identity.
 
     ``products``, contiguous [T, W T or more], times ``unit`` are the cosines within ``error``, which each group has, [n, G] or
-    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``floor`` [n] or [m].
+    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``low``, their part of `Best.low`.
     """
 
-    def __init__(self, products: Tensor, side: int, error: Tensor, floor: Tensor, k: int, unit: float = 1.0) -> None:
+    def __init__(self, products: Tensor, side: int, error: Tensor, low: Tensor, unit: float = 1.0) -> None:
         self.side, self.unit = side, unit
         self.groups = products.unflatten(side, (-1, group_of(products.shape[0], side)))
         tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
-        cosine = tops * unit
-        _raise_floor(floor, cosine - error, k, side)
+        cosine, floor = tops * unit, low[:, -1]
+        _raise(low, cosine - error, side)
         self.first, self.second = _true(cosine.add_(error) >= (floor[:, None] if side else floor))
         least = (floor[self.first if side else self.second] - error[self.first, self.second]) / unit
         self.least = least if products.is_floating_point() else least.floor_().int()  # the products are not converted
@@ -87,23 +87,29 @@ def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, r
 def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor) -> None:
     """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
-    A tile is the same product in any strip. On the diagonal, where it has each pair twice, the one in its identity's row counts.
+    A tile is the same product in any strip.
     """
     n, count, tile = len(left), sum(map(len, rights)), len(space)
     for number, right in enumerate(rights):
         start = number * tile
         torch.mm(left, right.T, out=space[:n, start : start + len(right)])
     space[n:] = space[:n, count:] = NONE[space.dtype]
-    twice = space[:n, row - col : row - col + n] if col <= row < col + count else space[:0]
-    twice.fill_diagonal_(NONE[space.dtype])  # an identity is not its own neighbour
+    keep_half(space, row - col)
     no_error = space.new_zeros(1, 1)
     for side, first, size, other, others in ((1, row, n, col, count), (0, col, count, row, n)):
         groups = -(-others // group_of(tile, side))
         error = no_error.expand((size, groups) if side else (groups, size))
-        high = Near(space, side, error, best.floor[first : first + size], best.k).elements()
+        high = Near(space, side, error, best.low[first : first + size]).elements()
         place, number = (high.row, high.column) if side else (high.column, high.row)
         best.insert(first, size, place, high.cosine.clamp_(max=1), other + number)  # equal rows give 1.0000002
-        twice.fill_(NONE[space.dtype])
+
+
+def keep_half(products: Tensor, start: int) -> None:
+    """Leave of a strip's tile on the diagonal, columns ``start`` on, only what is above it: each pair of two identities once."""
+    tile = len(products)
+    if 0 <= start < products.shape[1] // tile * tile:
+        lower = torch.ones(tile, tile, dtype=torch.bool, device=products.device).tril_()
+        products[:, start : start + tile].masked_fill_(lower, NONE[products.dtype])
 
 
 def most(values: Tensor, together: int) -> Tensor:
@@ -112,14 +118,12 @@ def most(values: Tensor, together: int) -> Tensor:
     return torch.cat([values, missing]).view(-1, together).amax(dim=1)
 
 
-def _raise_floor(floor: Tensor, low: Tensor, k: int, side: int) -> None:
-    """Raise ``floor``, given lower bounds ``low`` of the largest cosine of each group: those of k groups belong to k pairs."""
-    if k == 1:
-        torch.maximum(floor, low.amax(dim=side).clamp_(max=1), out=floor)
-    elif k <= low.shape[side]:
-        new = torch.nonzero(floor == NOTHING).squeeze(1)
-        if len(new):  # later the pairs themselves raise it further
-            floor[new] = low.index_select(1 - side, new).topk(k, dim=side).values.select(side, k - 1).clamp_(NOTHING, 1)
+def _raise(low: Tensor, least: Tensor, side: int) -> None:
+    """Raise a part of `Best.low` [n, k], given lower bounds ``least`` of the largest cosine of each group of pairs."""
+    rising = torch.nonzero(least.amax(dim=side) > low[:, -1]).squeeze(1)
+    if len(rising):
+        new = least.index_select(1 - side, rising)
+        low[rising] = torch.cat([low[rising], new if side else new.T], dim=1).topk(low.shape[1]).values.clamp_(max=1)
 
 
 def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
