@@ -48,21 +48,19 @@ class Best:
 
         No pair may be offered twice. Each round inserts one pair, the closest left, into the row of each identity that has one.
         """
-        held = self.keys[first : first + count]
-        kept = torch.nonzero(cosine >= unpacked(held[:, -1])[0][place]).squeeze(1)
-        if not len(kept):
-            return
-        place, keys = place[kept], packed(cosine[kept], numbers[kept])
-        kept = torch.nonzero(keys > held[:, -1][place]).squeeze(1)
-        while len(kept):
-            place, keys = place[kept], keys[kept]
+        held, low = self.keys[first : first + count], self.low[first : first + count]
+        high = torch.nonzero(cosine >= low[:, -1].index_select(0, place)).squeeze(1)
+        place, keys = place.index_select(0, high), packed(cosine.index_select(0, high), numbers.index_select(0, high))
+        while len(place):
             top = keys.new_full((count,), LEAST).scatter_reduce_(0, place, keys, "amax")
-            rows = torch.nonzero(top > LEAST).squeeze(1)
-            mine, new = held[rows], top[rows, None]
-            held[rows] = mine.maximum(torch.cat([new, mine[:, :-1].minimum(new)], dim=1))  # smaller ones move by a place
-            kept = torch.nonzero((keys < top[place]) & (keys > held[:, -1][place])).squeeze(1)
-        part = self.low[first : first + count]
-        torch.maximum(part, unpacked(held)[0], out=part)
+            rows = torch.nonzero(top > held[:, -1]).squeeze(1)
+            mine, new = held.index_select(0, rows), top.index_select(0, rows)[:, None]
+            mine = mine.maximum(torch.cat([new, mine[:, :-1].minimum(new)], dim=1))  # smaller ones move by a place
+            held.index_copy_(0, rows, mine)
+            left = (keys < top.index_select(0, place)) & (keys > held[:, -1].index_select(0, place))
+            left = torch.nonzero(left).squeeze(1)
+            place, keys = place.index_select(0, left), keys.index_select(0, left)
+        torch.maximum(low, unpacked(held)[0], out=low)
 
     def merged(self, group: dist.ProcessGroup | None) -> Neighbours:
         """The K nearest of all ranks' pairs, of which no two ranks may have the same; every rank gets the result.

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from trainers.difficulty.best import Best
-from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, space_for, strips, take_strip
+from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, places_of, space_for, strips, take_strip
 from trainers.torch_compat import has_int8_products, int8_product
 
 MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
 SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # candidates for the range of int8, in standard deviations of a row
-CANDIDATES = 16  # pairs per row and column of a strip up to which single cosines are faster than the strip
+CANDIDATES = 24  # pairs per row and column of a strip up to which single cosines are faster than the strip
 WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that are collected, while the floor rises, before they are computed
 PAIRS = 1 << 16  # pairs that a GPU computes at once
 
@@ -40,11 +40,16 @@ class Approximate(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """P pairs whose cosine could be the largest of one of their identities: rows in either block, approximate cosine [P]."""
+    """P pairs whose cosine could be among the k largest of one of their identities: rows in either block, bounds of it [P]."""
 
     left: Tensor
     right: Tensor
-    cosine: Tensor
+    low: Tensor
+    high: Tensor
+
+    def at(self, places: Tensor) -> "Pairs":
+        """Some of them."""
+        return Pairs(*(column.index_select(0, places) for column in self))
 
 
 def fastest(count: int, features: int, device: torch.device) -> Precision:
@@ -117,7 +122,12 @@ class Search:
         if len(rows) + len(columns) > CANDIDATES * (n + count):
             take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
             return []
-        return [Pairs(here.start + i, there.start + j, cosine) for i, j, cosine in (rows.elements(), columns.elements())]
+        found = []
+        for i, j, cosine in (rows.elements(), columns.elements()):
+            one, other = mine.error.index_select(0, i), others.error.index_select(0, j)
+            error = one + (1 + one) * other + self._slack
+            found.append(Pairs(here.start + i, there.start + j, cosine - error, cosine + error))
+        return found
 
     def _products(self, mine: Tensor, others: Tensor) -> Tensor:
         """q_i q_j of a strip [T, W T], `NONE` where the strip has fewer rows or columns."""
@@ -135,18 +145,19 @@ class Search:
         """Compute pairs in float32. Those that are above the floor for sure come first: they rule most of the others out."""
         if not found:
             return
-        i, j, cosine = _distinct(Pairs(*map(torch.cat, zip(*found, strict=True))))
-        mine, others, floor = self._blocks[left.first], self._blocks[right.first], self.best.floor
-        error = mine.error[i] + (1 + mine.error[i]) * others.error[j] + self._slack
-        low, high = cosine - error, cosine + error
-        sure = (low >= floor[left.first + i]) | (low >= floor[right.first + j])
-        for some in (sure, ~sure):
-            open_ = (high >= floor[left.first + i]) | (high >= floor[right.first + j])
-            kept = torch.nonzero(some & open_).squeeze(1)
-            one, other = i[kept], j[kept]
-            exact = cosines(left.rows, right.rows, one, other).clamp_(max=1)  # equal rows give 1.0000002
-            self.best.insert(left.first, len(left.rows), one, exact, right.first + other)
-            self.best.insert(right.first, len(right.rows), other, exact, left.first + one)
+        pairs = Pairs(*map(torch.cat, zip(*found, strict=True)))
+        pairs = _distinct(pairs.at(places_of(pairs.high >= self._floor(left, right, pairs))))
+        sure = pairs.low >= self._floor(left, right, pairs)
+        for some in (pairs.at(places_of(sure)), pairs.at(places_of(~sure))):
+            i, j, _, _ = some.at(places_of(some.high >= self._floor(left, right, some)))
+            exact = cosines(left.rows, right.rows, i, j).clamp_(max=1)  # equal rows give 1.0000002
+            self.best.insert(left.first, len(left.rows), i, exact, right.first + j)
+            self.best.insert(right.first, len(right.rows), j, exact, left.first + i)
+
+    def _floor(self, left: Block, right: Block, pairs: Pairs) -> Tensor:
+        """The lower floor of the two identities of each pair."""
+        one, other = (self.best.floor[block.first : block.first + len(block.rows)] for block in (left, right))
+        return torch.minimum(one.index_select(0, pairs.left), other.index_select(0, pairs.right))
 
     @property
     def _slack(self) -> float:
@@ -177,12 +188,10 @@ def cosines(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 def _distinct(pairs: Pairs) -> Pairs:
     """Each pair once, by rising left and then right row."""
-    i, j, cosine = pairs
-    order = torch.argsort((i << 32) | j)
-    i, j = i[order], j[order]
-    new = torch.ones_like(i, dtype=torch.bool)
-    new[1:] = (i[1:] != i[:-1]) | (j[1:] != j[:-1])
-    return Pairs(i[new], j[new], cosine[order][new])
+    key, order = torch.sort((pairs.left << 32) | pairs.right)
+    new = torch.ones_like(key, dtype=torch.bool)
+    torch.ne(key[1:], key[:-1], out=new[1:])
+    return pairs.at(order.index_select(0, places_of(new)))
 
 
 def step_for(rows: Tensor) -> float:

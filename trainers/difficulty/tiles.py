@@ -48,8 +48,9 @@ class Near:
         tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
         cosine, floor = tops * unit, low[:, -1]
         _raise(low, cosine - error, side)
-        self.first, self.second = _true(cosine.add_(error) >= (floor[:, None] if side else floor))
-        least = (floor[self.first if side else self.second] - error[self.first, self.second]) / unit
+        near = places_of(cosine.add_(error) >= (floor[:, None] if side else floor))
+        self.first, self.second = _divided(near, error.shape[1])
+        least = floor.index_select(0, self.first if side else self.second).sub_(error.reshape(-1).index_select(0, near)) / unit
         self.least = least if products.is_floating_point() else least.floor_().int()  # the products are not converted
 
     def __len__(self) -> int:
@@ -57,14 +58,15 @@ class Near:
 
     def elements(self) -> High:
         """The elements of the groups that could be such a cosine."""
-        if self.side:  # index_select is faster than indexing
+        if self.side:
             some = self.groups.flatten(0, 1).index_select(0, self.first * self.groups.shape[1] + self.second)
         else:
             some = self.groups[self.first, :, self.second]
-        place, within = _true(some >= self.least[:, None])
-        first, second, cosine = self.first[place], self.second[place], some[place, within] * self.unit
-        size = some.shape[1]
-        return High(first, second * size + within, cosine) if self.side else High(first * size + within, second, cosine)
+        high = places_of(some >= self.least[:, None])
+        place, within = _divided(high, some.shape[1])
+        first, second = self.first.index_select(0, place), self.second.index_select(0, place)
+        (second if self.side else first).mul_(some.shape[1]).add_(within)
+        return High(first, second, some.view(-1).index_select(0, high) * self.unit)
 
 
 def group_of(tile: int, side: int) -> int:
@@ -120,16 +122,21 @@ def most(values: Tensor, together: int) -> Tensor:
 
 def _raise(low: Tensor, least: Tensor, side: int) -> None:
     """Raise a part of `Best.low` [n, k], given lower bounds ``least`` of the largest cosine of each group of pairs."""
-    rising = torch.nonzero(least.amax(dim=side) > low[:, -1]).squeeze(1)
+    rising = places_of(least.amax(dim=side) > low[:, -1])
     if len(rising):
         new = least.index_select(1 - side, rising)
-        low[rising] = torch.cat([low[rising], new if side else new.T], dim=1).topk(low.shape[1]).values.clamp_(max=1)
+        both = torch.cat([low.index_select(0, rising), new if side else new.T], dim=1)
+        low.index_copy_(0, rising, both.topk(low.shape[1]).values.clamp_(max=1))
 
 
-def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each true element [n, m]. Few are true, and NumPy finds them ten times as fast as torch."""
+def places_of(mask: Tensor) -> Tensor:
+    """The places of the true elements of a flattened mask. Few are true, and NumPy finds them ten times as fast as torch."""
     if mask.device.type != "cpu":
-        row, column = torch.nonzero(mask, as_tuple=True)
-        return row, column
-    places = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return places // mask.shape[1], places % mask.shape[1]
+        return torch.nonzero(mask.reshape(-1)).squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _divided(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of places in a matrix [n, width]."""
+    rows = places // width
+    return rows, places - rows * width
