@@ -77,12 +77,13 @@ class Search:
         if not pairs:
             return
         self._blocks = {block.first: self._blocks.get(block.first) or self._approximated(block.rows) for block in (left, right)}
-        found = list[Pairs]()
+        found, waiting = list[Pairs](), 0
         for a, columns in strips(pairs, self.tiles):
-            found += self._look(left, right, a * self.tile, columns[0] * self.tile, len(columns))
-            if sum(len(some.left) for some in found) > WAITING[left.rows.device.type]:
+            new = self._look(left, right, a * self.tile, columns[0] * self.tile, len(columns))
+            found, waiting = [*found, *new], waiting + sum(len(some.left) for some in new)
+            if waiting > WAITING[left.rows.device.type]:
                 self._settle(left, right, found)
-                found.clear()
+                found, waiting = [], 0
         self._settle(left, right, found)
 
     def _approximated(self, rows: Tensor) -> Approximate:
