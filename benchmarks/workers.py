@@ -82,7 +82,7 @@ def train(share: RankSlice, options: Workers, sync: bool) -> dict[str, Any]:
         processors.append(time.process_time() - began)
         began = time.process_time()
     times = {"wall_ms": 1e3 * statistics.median(walls), "processor_ms": 1e3 * statistics.median(processors)}
-    return {"gradient": gradient, "nearest": task.difficulty(group).nearest, "loss": float(step.results["loss"]), **times}
+    return {"gradient": gradient, "nearest": task.neighbours(1, group).numbers, "loss": float(step.results["loss"]), **times}
 
 
 def found_by(world: int, options: Workers, sync: bool) -> dict[str, Any]:

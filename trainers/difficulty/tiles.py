@@ -1,25 +1,23 @@
-"""The largest cosine of each identity, updated with one strip of tiles of the cosine matrix after another.
+"""The pairs of a strip of tiles of the cosine matrix whose cosine could be among the k largest of one of its two identities.
 
-N identities, D features, T rows a tile, W tiles a strip.
+Large elements are found through the maxima of groups of adjacent elements. Maxima are vectorised, and few groups are looked into.
+N identities, D features, T rows a tile, W tiles a strip, G groups.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.difficulty.best import Best
+
 GAP = 32  # floats between the rows of a strip: at strides of a power of two they would compete for few cache lines
-
-
-class Nearest(NamedTuple):
-    """The nearest neighbour of each identity."""
-
-    cosine: Tensor
-    """float32 [N], in -1..1: the largest cosine to another identity's row."""
-    nearest: Tensor
-    """int64 [N]: that identity."""
+ACROSS, DOWN = 32, 16  # elements of a row, and of a column, that are a group
+NONE = {torch.int32: -(2**31), torch.float32: -math.inf}  # product of a pair that does not exist
 
 
 class Block(NamedTuple):
@@ -29,18 +27,56 @@ class Block(NamedTuple):
     rows: Tensor
 
 
-class Space(NamedTuple):
-    """Memory for a strip of W tiles."""
+class High(NamedTuple):
+    """P elements of a strip: row, column and cosine [P]."""
 
-    products: Tensor  # [T, W T] and a gap between the rows
-    of_rows: Tensor  # [W, T]: the largest product of each row, tile by tile
-    of_columns: Tensor  # [W T]
+    row: Tensor
+    column: Tensor
+    cosine: Tensor
 
 
-def space_for(tile: int, tiles: int, device: torch.device) -> Space:
-    """Allocate memory for a strip of ``tiles`` tiles."""
-    products = torch.empty(tile, tiles * tile + GAP, device=device)
-    return Space(products, torch.empty(tiles, tile, device=device), torch.empty(tiles * tile, device=device))
+class Near:
+    """The groups of a strip's rows (``side`` 1) or columns (0) that could have one of the k largest cosines of an identity.
+
+    ``products``, contiguous [T, W T or more], times ``unit`` are the cosines within ``error``, which each group has, [n, G] or
+    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``low``, their part of `Best.low`.
+    """
+
+    def __init__(self, products: Tensor, side: int, error: Tensor, low: Tensor, unit: float = 1.0) -> None:
+        self.side, self.unit = side, unit
+        self.groups = products.unflatten(side, (-1, group_of(products.shape[0], side)))
+        tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
+        cosine, floor = tops * unit, low[:, -1]
+        _raise(low, cosine - error, side)
+        near = places_of(cosine.add_(error) >= (floor[:, None] if side else floor))
+        self.first, self.second = _divided(near, error.shape[1])
+        least = floor.index_select(0, self.first if side else self.second).sub_(error.reshape(-1).index_select(0, near)) / unit
+        self.least = least if products.is_floating_point() else least.floor_().int()  # the products are not converted
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def elements(self) -> High:
+        """The elements of the groups that could be such a cosine."""
+        if self.side:
+            some = self.groups.flatten(0, 1).index_select(0, self.first * self.groups.shape[1] + self.second)
+        else:
+            some = self.groups[self.first, :, self.second]
+        high = places_of(some >= self.least[:, None])
+        place, within = _divided(high, some.shape[1])
+        first, second = self.first.index_select(0, place), self.second.index_select(0, place)
+        (second if self.side else first).mul_(some.shape[1]).add_(within)
+        return High(first, second, some.view(-1).index_select(0, high) * self.unit)
+
+
+def group_of(tile: int, side: int) -> int:
+    """The number of adjacent elements of a row (``side`` 1) or column (0) that are a group."""
+    return math.gcd(ACROSS if side else DOWN, tile)
+
+
+def space_for(tile: int, tiles: int, device: torch.device) -> Tensor:
+    """Allocate memory for the cosines of a strip of ``tiles`` tiles, and a gap between its rows, [T, W T + GAP]."""
+    return torch.empty(tile, tiles * tile + GAP, device=device)
 
 
 def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, range]]:
@@ -50,58 +86,57 @@ def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, r
         yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
-def take_strip(best: Nearest, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Space) -> None:
+def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor) -> None:
     """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
-    A tile is the same product in any strip. Its maxima are vectorised and taken while it is in the caches. Their positions are
-    slower, and are computed only for rows and columns whose best may rise, soon few. Of equal cosines the smaller number wins.
+    A tile is the same product in any strip.
     """
-    n, count, tile = len(left), sum(map(len, rights)), len(space.products)
+    n, count, tile = len(left), sum(map(len, rights)), len(space)
     for number, right in enumerate(rights):
-        start, end = number * tile, number * tile + len(right)
-        products = torch.mm(left, right.T, out=space.products[:n, start:end])
-        if row == col + start:
-            products.fill_diagonal_(-2.0)  # below every cosine: an identity is not its own neighbour
-        torch.amax(products, 1, out=space.of_rows[number, :n])
-        torch.amax(products, 0, out=space.of_columns[start:end])
-    strip = space.products[:n]
-    strip[:, count : len(rights) * tile] = -2.0
-    top, place = space.of_rows[: len(rights), :n].clamp_(max=1).max(dim=0)  # equal rows give 1.0000002
-    rising = torch.nonzero(top >= best.cosine[row : row + n]).squeeze(1)
+        start = number * tile
+        torch.mm(left, right.T, out=space[:n, start : start + len(right)])
+    space[n:] = space[:n, count:] = NONE[space.dtype]
+    keep_half(space, row - col)
+    no_error = space.new_zeros(1, 1)
+    for side, first, size, other, others in ((1, row, n, col, count), (0, col, count, row, n)):
+        groups = -(-others // group_of(tile, side))
+        error = no_error.expand((size, groups) if side else (groups, size))
+        high = Near(space, side, error, best.low[first : first + size]).elements()
+        place, number = (high.row, high.column) if side else (high.column, high.row)
+        best.insert(first, size, place, high.cosine.clamp_(max=1), other + number)  # equal rows give 1.0000002
+
+
+def keep_half(products: Tensor, start: int) -> None:
+    """Leave of a strip's tile on the diagonal, columns ``start`` on, only what is above it: each pair of two identities once."""
+    tile = len(products)
+    if 0 <= start < products.shape[1] // tile * tile:
+        lower = torch.ones(tile, tile, dtype=torch.bool, device=products.device).tril_()
+        products[:, start : start + tile].masked_fill_(lower, NONE[products.dtype])
+
+
+def most(values: Tensor, together: int) -> Tensor:
+    """The largest of each ``together`` consecutive values [n], none of them negative; the last group may be smaller."""
+    missing = values.new_zeros(-len(values) % together)
+    return torch.cat([values, missing]).view(-1, together).amax(dim=1)
+
+
+def _raise(low: Tensor, least: Tensor, side: int) -> None:
+    """Raise a part of `Best.low` [n, k], given lower bounds ``least`` of the largest cosine of each group of pairs."""
+    rising = places_of(least.amax(dim=side) > low[:, -1])
     if len(rising):
-        place = place[rising]
-        within = strip[:, : len(rights) * tile].view(n, -1, tile)[rising, place].clamp_(max=1).argmax(dim=1)
-        _raise(best, row + rising, top[rising], col + place * tile + within)
-    top = space.of_columns[:count].clamp_(max=1)
-    rising = torch.nonzero(top >= best.cosine[col : col + count]).squeeze(1)
-    if len(rising):
-        within = strip.index_select(1, rising).clamp_(max=1).max(dim=0).indices
-        _raise(best, col + rising, top[rising], row + within)
+        new = least.index_select(1 - side, rising)
+        both = torch.cat([low.index_select(0, rising), new if side else new.T], dim=1)
+        low.index_copy_(0, rising, both.topk(low.shape[1]).values.clamp_(max=1))
 
 
-def _raise(best: Nearest, rising: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Update ``best`` at ``rising`` with cosines that are at least as large."""
-    was = best.nearest[rising]
-    best.nearest[rising] = torch.where((cosine > best.cosine[rising]) | (nearest < was), nearest, was)
-    best.cosine[rising] = cosine
+def places_of(mask: Tensor) -> Tensor:
+    """The places of the true elements of a flattened mask. Few are true, and NumPy finds them ten times as fast as torch."""
+    if mask.device.type != "cpu":
+        return torch.nonzero(mask.reshape(-1)).squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def raise_by_pairs(best: Nearest, start: int, count: int, place: Tensor, cosine: Tensor, nearest: Tensor) -> None:
-    """Update best[start : start + count] with pairs: ``place`` within that range, ``cosine``, ``nearest``."""
-    mine = slice(start, start + count)
-    raised = packed(Nearest(best.cosine[mine], best.nearest[mine]))
-    raised.scatter_reduce_(0, place, packed(Nearest(cosine, nearest)), "amax")
-    best.cosine[mine], best.nearest[mine] = unpacked(raised)
-
-
-def packed(best: Nearest) -> Tensor:
-    """Cosine and number in one int64, ordered by cosine and, for equal cosines, by smaller number."""
-    bits = (best.cosine + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal, their bits are not
-    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0x7FFFFFFF - best.nearest)
-
-
-def unpacked(pairs: Tensor) -> Nearest:
-    """The inverse of `packed`."""
-    bits = (pairs >> 32).int()
-    cosine = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
-    return Nearest(cosine, 0x7FFFFFFF - (pairs & 0xFFFFFFFF))
+def _divided(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of places in a matrix [n, width]."""
+    rows = places // width
+    return rows, places - rows * width

@@ -1,12 +1,13 @@
-"""The difficulty vector: for every identity the largest cosine of its classifier row to another identity's row.
+"""The difficulty vector: for every identity the largest cosine of its classifier row to another identity's row; and the k largest.
 
     w_i = W0_i / |W0_i|,   D = W W^T,   c_i = max over n != i of D(i, n)
 
 The result is exact, and D [N, N] is never held in memory. D is symmetric, so only the tiles (a, b) with a <= b are computed, and
-each updates the maxima of its rows and of its columns. A tile's product does not depend on the rank that computes it, and maxima
+each updates the best of its rows and of its columns. A tile's product does not depend on the rank that computes it, and the best
 can be merged in any order, so the result is the same to the bit on any number of ranks, whether each holds all rows
-(`difficulty`) or its slice (`difficulty_of_slice`). For many identities, and on a GPU, approximate products come first, and only
-pairs that could be a maximum are computed in float32 (`trainers.difficulty.pruning`; it says when the last bit may differ).
+(`difficulty`, `neighbours`) or its slice (`difficulty_of_slice`, `neighbours_of_slice`). For many identities, and on a GPU,
+approximate products come first, and only pairs that could be among the best are computed in float32 (`trainers.difficulty.pruning`;
+it says when the last bit may differ).
 
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
@@ -20,56 +21,76 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from datasets.errors import InputError
+from trainers.difficulty.best import Best, Nearest, Neighbours
 from trainers.difficulty.pruning import Precision, Search, fastest
-from trainers.difficulty.tiles import Block, Nearest, packed, space_for, strips, take_strip, unpacked
+from trainers.difficulty.tiles import Block, space_for, strips, take_strip
 
 TILE = {"cpu": 512, "cuda": 8192}  # on a CPU a tile's products fit its caches; on a GPU they occupy it
 STRIP = {"cpu": 4, "cuda": 1}  # adjacent tiles that are reduced together
+MOST = 32  # neighbours of an identity
 BLOCK = {"cpu": 4096, "cuda": 1 << 16}  # rows that are normalised at a time, so that W is not copied whole
 
 
-@torch.no_grad()
 def difficulty(
     rows: Tensor, *, tile: int | None = None, group: dist.ProcessGroup | None = None, precision: Precision | None = None
 ) -> Nearest:
-    """The difficulty of every identity, from classifier rows [N, D] of any float type and any length.
-
-    A row of zeros has cosine 0 to every other. Of equal cosines, the identity with the smallest number is the nearest. With a
-    process group, every rank passes the same rows, computes its slice of the tiles, and gets the whole result. Needs 2 BLOCK D
-    floats (and as many bytes), STRIP T T floats and 32 N bytes besides the rows. ``precision``: of the products that come first;
-    None: the fastest.
-
-    Raises:
-        ValueError: fewer than two identities.
-        InputError: a row is not finite: training has diverged.
-    """
-    tile = tile or TILE[rows.device.type]
-    rank, world = _place(group)
-    search = _search(rows, len(rows), tile, precision)
-    _check_finite(rows, tile, len(rows), 0, None)
-    for left, right, pairs in _visits(rows, tile, rank, world):
-        search.visit(left, right, pairs)
-    return _merged(search.best, group)
+    """The difficulty of every identity: its only neighbour, as `neighbours` finds it for k = 1, with the same errors."""
+    cosine, numbers = neighbours(rows, 1, tile=tile, group=group, precision=precision)
+    return Nearest(cosine[:, 0], numbers[:, 0])
 
 
-@torch.no_grad()
 def difficulty_of_slice(
     rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None,
     precision: Precision | None = None,
 ) -> Nearest:  # fmt: skip
-    """The difficulty of all ``count`` identities, when each rank holds only the rows [n, D] of its slice (`slice_of`).
+    """The difficulty of every identity: its only neighbour, as `neighbours_of_slice` finds it for k = 1, with the same errors."""
+    cosine, numbers = neighbours_of_slice(rows, count, 1, tile=tile, group=group, precision=precision)
+    return Nearest(cosine[:, 0], numbers[:, 0])
 
-    Every rank gets the result that `difficulty` has for all rows together. Rows are first moved so that each rank has whole
-    tiles. Then they are passed around in a ring to half of the other ranks: one of two ranks computes the tiles between their
-    rows. Needs three slices of N D / R floats (and two of as many bytes), STRIP T T floats and 32 N bytes besides the rows.
+
+@torch.no_grad()
+def neighbours(
+    rows: Tensor, k: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None, precision: Precision | None = None
+) -> Neighbours:
+    """The k nearest neighbours of every identity, from classifier rows [N, D] of any float type and any length.
+
+    A row of zeros has cosine 0 to every other. Of equal cosines, the identity with the smaller number is nearer. With a process
+    group, every rank passes the same rows, computes its slice of the tiles, and gets the whole result. Needs 2 BLOCK D floats
+    (and as many bytes), STRIP T T floats and 20 N k + 44 N bytes, the result's 12 N k included, besides the rows. ``precision``:
+    of the products that come first; None: the fastest.
 
     Raises:
-        ValueError: fewer than two identities.
+        ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).
         InputError: a row is not finite: training has diverged.
     """
     tile = tile or TILE[rows.device.type]
     rank, world = _place(group)
-    search, side = _search(rows, count, tile, precision), -(-count // tile)
+    search = _search(rows, len(rows), k, tile, precision)
+    _check_finite(rows, tile, len(rows), 0, None)
+    for left, right, pairs in _visits(rows, tile, rank, world):
+        search.visit(left, right, pairs)
+    return search.best.merged(group)
+
+
+@torch.no_grad()
+def neighbours_of_slice(
+    rows: Tensor, count: int, k: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None,
+    precision: Precision | None = None,
+) -> Neighbours:  # fmt: skip
+    """The k nearest neighbours of all ``count`` identities, when each rank holds only the rows [n, D] of its slice (`slice_of`).
+
+    Every rank gets the result that `neighbours` has for all rows together. Rows are first moved so that each rank has whole
+    tiles. Then they are passed around in a ring to half of the other ranks: one of two ranks computes the tiles between their
+    rows. Needs three slices of N D / R floats (and two of as many bytes), STRIP T T floats and 20 N k + 44 N bytes, the result's
+    12 N k included, besides the rows.
+
+    Raises:
+        ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).
+        InputError: a row is not finite: training has diverged.
+    """
+    tile = tile or TILE[rows.device.type]
+    rank, world = _place(group)
+    search, side = _search(rows, count, k, tile, precision), -(-count // tile)
     _check_finite(rows, tile, count, slice_of(count, rank, world)[0], group)
     w = _unit(rows, tile, torch.empty(rows.shape, device=rows.device))
     w = w if group is None else _to_tiles(w, count, tile, group)
@@ -82,7 +103,7 @@ def difficulty_of_slice(
         for move in moves:
             move.wait()
         guest = coming
-    return _merged(search.best, group)
+    return search.best.merged(group)
 
 
 def slice_of(count: int, rank: int, world: int) -> tuple[int, int]:
@@ -122,23 +143,24 @@ def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
-def _search(rows: Tensor, count: int, tile: int, precision: Precision | None) -> "Plain | Search":
+def _search(rows: Tensor, count: int, k: int, tile: int, precision: Precision | None) -> "Plain | Search":
     """A search among ``count`` identities; ``rows``: all rows, or a rank's slice."""
     if count < 2:
         raise ValueError(f"the difficulty of an identity needs another one; there are {count}")
-    device = rows.device
-    best = Nearest(torch.full((count,), -2.0, device=device), torch.zeros(count, dtype=torch.int64, device=device))
-    precision = precision or fastest(count, rows.shape[1], device)
-    tiles = min(STRIP[device.type], -(-count // tile))
+    if not 1 <= k <= min(MOST, count - 1):
+        raise ValueError(f"k = {k} neighbours of {count} identities: must be from 1 to {min(MOST, count - 1)}")
+    best = Best(count, k, rows.device)
+    precision = precision or fastest(count, rows.shape[1], rows.device)
+    tiles = min(STRIP[rows.device.type], -(-count // tile))
     return Plain(best, tile, tiles) if precision == "float32" else Search(best, tile, tiles, precision)
 
 
 class Plain:
     """Updates ``best`` with the float32 cosines of the blocks that it visits."""
 
-    def __init__(self, best: Nearest, tile: int, tiles: int) -> None:
+    def __init__(self, best: Best, tile: int, tiles: int) -> None:
         self.best, self.tile, self.tiles = best, tile, tiles
-        self._space = space_for(tile, tiles, best.cosine.device)
+        self._space = space_for(tile, tiles, best.floor.device)
 
     def visit(self, left: Block, right: Block, pairs: Sequence[tuple[int, int]]) -> None:
         """Search the tiles ``pairs`` (a, b) between two blocks, or within one."""
@@ -203,14 +225,6 @@ def _check_finite(rows: Tensor, tile: int, count: int, first: int, group: dist.P
         numbers = torch.nonzero(bad).flatten().tolist()
         what = f"classifier rows are not finite (first: {numbers[:5]} of {len(numbers)}): training has diverged"
         raise InputError(what, "the difficulty vector", "lower --optim.lr, or give more --optim.warmup")
-
-
-def _merged(best: Nearest, group: dist.ProcessGroup | None) -> Nearest:
-    """The maximum over all ranks."""
-    merged = packed(best)
-    if group is not None:
-        dist.all_reduce(merged, dist.ReduceOp.MAX, group=group)
-    return unpacked(merged)
 
 
 def _rows_of(count: int, tile: int, rank: int, world: int) -> tuple[int, int]:

@@ -67,7 +67,6 @@ def test_neighbours_are_those_of_the_largest_cosines(k: int) -> None:
     expected = np.argsort(-plain, axis=1)[:, :k]
     np.testing.assert_array_equal(numbers.numpy(), expected)
     np.testing.assert_allclose(cosines.numpy(), np.take_along_axis(plain, expected, 1), atol=1e-6)
-    assert torch.equal(numbers[:, 0], model.difficulty(None).nearest)
 
 
 def test_dropout_acts_in_training_alone() -> None:

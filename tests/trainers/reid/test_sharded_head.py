@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.difficulty.vector import difficulty, slice_of
+from trainers.difficulty.vector import neighbours, slice_of
 from trainers.engine.checkpoint import read_state, write_state
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.engine.training import STATE
@@ -128,7 +128,7 @@ def reid_task(group: dist.ProcessGroup | None, centres: int = 1) -> ReidTask:
 
 def start_and_difficulty(rank: int, centres: int) -> tuple[Tensor, Tensor, Tensor]:
     task = reid_task(dist.group.WORLD, centres)
-    return task.classifier, *task.difficulty(dist.group.WORLD)
+    return task.classifier, *task.neighbours(1, dist.group.WORLD)
 
 
 def neighbours_of(rank: int, k: int) -> tuple[Tensor, Tensor]:
@@ -146,12 +146,12 @@ def test_neighbours_do_not_depend_on_the_number_of_ranks(k: int) -> None:
 @pytest.mark.parametrize("centres", [1, 3])
 def test_start_and_difficulty_do_not_depend_on_the_number_of_ranks(centres: int) -> None:
     whole = reid_task(None, centres)
-    cosine, nearest = difficulty(whole.classifier)
+    expected = neighbours(whole.classifier, 1)
     ranks = on_ranks(2, start_and_difficulty, centres)
     assert torch.equal(torch.cat([rows for rows, _, _ in ranks]), whole.classifier)
     for _, found, other in ranks:
-        assert torch.equal(found, cosine)
-        assert torch.equal(other, nearest)
+        assert torch.equal(found, expected.cosine)
+        assert torch.equal(other, expected.numbers)
 
 
 def test_random_rows_are_the_same_however_they_are_cut() -> None:

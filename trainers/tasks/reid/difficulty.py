@@ -43,7 +43,8 @@ def difficulty_figures(config: SamplerConfig, version: int, log: TrainingLog) ->
 
 def most_confusable(run: TrainingRun, task: ReidTask) -> list[tuple[int, int, float]]:
     """The pairs of identities (a < b) whose rows have the largest cosines, with these; computed with all ranks."""
-    cosine, nearest = task.difficulty(run.worker.group)
+    cosines, numbers = task.neighbours(1, run.worker.group)
+    cosine, nearest = cosines[:, 0], numbers[:, 0]
     highest = cosine.topk(min(4 * PAIRS, len(cosine)))
     rows = zip(highest.indices.tolist(), nearest[highest.indices].tolist(), highest.values.tolist(), strict=True)
     pairs = {(min(a, b), max(a, b)): value for a, b, value in rows}

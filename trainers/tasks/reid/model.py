@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from trainers.difficulty.tiles import Nearest
-from trainers.difficulty.vector import difficulty, difficulty_of_slice, slice_of
+from trainers.difficulty.best import Neighbours
+from trainers.difficulty.vector import neighbours, neighbours_of_slice
 from trainers.tasks.backbones import SMALL, Normalise, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.heads import build_head
@@ -123,18 +123,11 @@ class ReidTask(nn.Module):
         """The rows W0 [N, D], or this rank's of a parallel head: a detached view, which changes with training."""
         return self.head.rows.detach()
 
-    def difficulty(self, group: dist.ProcessGroup | None) -> Nearest:
-        """The difficulty vector of all identities, computed with all ranks."""
+    def neighbours(self, k: int, group: dist.ProcessGroup | None) -> Neighbours:
+        """The k nearest identities of each, computed with all ranks; the first of them are the difficulty vector."""
         if isinstance(self.head, ShardedHead):
-            return difficulty_of_slice(self.classifier, self.identities, group=group)
-        return difficulty(self.classifier, group=group)
-
-    def neighbours(self, k: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-        """The k nearest identities of each, the nearest first: cosines float32 [N, k], numbers int64 [N, k]; with all ranks."""
-        if k > 1:
-            return _neighbours(self, k, group)
-        cosine, nearest = self.difficulty(group)
-        return cosine[:, None], nearest[:, None]
+            return neighbours_of_slice(self.classifier, self.identities, k, group=group)
+        return neighbours(self.classifier, k, group=group)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["labels"]
@@ -146,18 +139,3 @@ class ReidTask(nn.Module):
             pair = self.pair(before, after, labels)
             result |= {"loss": loss + self.pair_weight * pair, "pair_loss": pair.detach()}
         return result
-
-
-def _neighbours(task: ReidTask, k: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """TEMPORARY, until `trainers.difficulty.vector` has ``neighbours`` and ``neighbours_of_slice``: holds the matrix [N, N]."""
-    rows = task.classifier
-    if isinstance(task.head, ShardedHead) and group is not None:
-        rank, world = dist.get_rank(group), dist.get_world_size(group)
-        whole = rows.new_zeros(task.identities, rows.shape[1])
-        whole[slice(*slice_of(task.identities, rank, world))] = rows
-        dist.all_reduce(whole, group=group)
-        rows = whole
-    rows = nn.functional.normalize(rows.float())
-    cosines = (rows @ rows.T).clamp_(max=1).fill_diagonal_(-2)
-    found = cosines.sort(dim=1, descending=True, stable=True)  # of equal cosines, the smaller number first
-    return found.values[:, :k], found.indices[:, :k]
