@@ -39,7 +39,8 @@ class HeadConfig:
         if self.kind != "softmax" and self.kind not in _MARGIN:
             raise InputError("unknown head", self.kind, f"use one of softmax, {', '.join(_MARGIN)}")
         if self.kind == "softmax" and (self.margin is not None or self.scale is not None):
-            raise InputError("the softmax head takes no margin and no scale", "", "leave them out, or choose cosface")
+            remedy = "leave them out (of a preset: --head.margin None --head.scale None), or choose cosface"
+            raise InputError("the softmax head takes no margin and no scale", "", remedy)
         if self.kind != "softmax":
             margin, scale = self.resolved(identities=2)
             largest = _LARGEST_MARGIN[self.kind]
