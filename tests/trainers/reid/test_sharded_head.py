@@ -132,7 +132,8 @@ def start_and_difficulty(rank: int, centres: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def neighbours_of(rank: int, k: int) -> tuple[Tensor, Tensor]:
-    return reid_task(dist.group.WORLD).neighbours(k, dist.group.WORLD)
+    cosine, numbers = reid_task(dist.group.WORLD).neighbours(k, dist.group.WORLD)
+    return cosine, numbers
 
 
 @pytest.mark.parametrize("k", [1, 4])
