@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from trainers.difficulty.best import Best
-from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, places_of, space_for, strips, take_strip
+from trainers.difficulty.best import Best, places_of
+from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, space_for, strips, take_strip
 from trainers.torch_compat import has_int8_products, int8_product
 
 MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
