@@ -121,7 +121,7 @@ class Search:
         error = others.error + (1 + others.error) * down[:, None] + self._slack
         columns = Near(products, 0, error, self.best.low[col : col + count], self.step**2)
         if len(rows) + len(columns) > CANDIDATES * (n + count):
-            take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
+            take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space, new=False)
             return []
         found = []
         for i, j, cosine in (rows.elements(), columns.elements()):

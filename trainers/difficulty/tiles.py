@@ -38,15 +38,17 @@ class Near:
     """The groups of a strip's rows (``side`` 1) or columns (0) that could have one of the k largest cosines of an identity.
 
     ``products``, contiguous [T, W T or more], times ``unit`` are the cosines within ``error``, which each group has, [n, G] or
-    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``low``, their part of `Best.low`.
+    [G, m]. n rows and m columns of the strip exist; elsewhere ``products`` is `NONE`. Raises ``low``, their part of `Best.low`,
+    if the strip is new: a pair counts there only once.
     """
 
-    def __init__(self, products: Tensor, side: int, error: Tensor, low: Tensor, unit: float = 1.0) -> None:
+    def __init__(self, products: Tensor, side: int, error: Tensor, low: Tensor, unit: float = 1.0, new: bool = True) -> None:
         self.side, self.unit = side, unit
         self.groups = products.unflatten(side, (-1, group_of(products.shape[0], side)))
         tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
         cosine, floor = tops * unit, low[:, -1]
-        _raise(low, cosine - error, side)
+        if new:
+            _raise(low, cosine - error, side)
         near = places_of(cosine.add_(error) >= (floor[:, None] if side else floor))
         self.first, self.second = _divided(near, error.shape[1])
         least = floor.index_select(0, self.first if side else self.second).sub_(error.reshape(-1).index_select(0, near)) / unit
@@ -85,10 +87,12 @@ def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, r
         yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
-def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor) -> None:
+def take_strip(
+    best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor, new: bool = True
+) -> None:
     """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
-    A tile is the same product in any strip.
+    A tile is the same product in any strip. A strip is ``new`` unless approximate products have raised `Best.low`.
     """
     n, count, tile = len(left), sum(map(len, rights)), len(space)
     for number, right in enumerate(rights):
@@ -100,7 +104,7 @@ def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col
     for side, first, size, other, others in ((1, row, n, col, count), (0, col, count, row, n)):
         groups = -(-others // group_of(tile, side))
         error = no_error.expand((size, groups) if side else (groups, size))
-        high = Near(space, side, error, best.low[first : first + size]).elements()
+        high = Near(space, side, error, best.low[first : first + size], new=new).elements()
         place, number = (high.row, high.column) if side else (high.column, high.row)
         best.insert(first, size, place, high.cosine.clamp_(max=1), other + number)  # equal rows give 1.0000002
 
