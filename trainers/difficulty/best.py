@@ -61,7 +61,7 @@ class Best:
     def merged(self, group: dist.ProcessGroup | None) -> Neighbours:
         """The K nearest of all ranks' pairs, of which no two ranks may have the same; every rank gets the result.
 
-        K rounds, each of which sends 8 N bytes: the largest of what is left on each rank. Takes 12 N K + 40 N bytes beside what
+        K rounds, each of which sends 8 N bytes: the largest of what is left on each rank. Takes 12 N K + 44 N bytes beside what
         is held.
         """
         cosine, numbers = torch.empty(self.keys.shape, device=self.keys.device), torch.empty_like(self.keys)

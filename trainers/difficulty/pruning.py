@@ -1,12 +1,12 @@
-"""Finds each identity's nearest neighbour with approximate products; exact cosines are computed only where they can matter.
+"""Finds each identity's k nearest neighbours with approximate products; exact cosines are computed only where they can matter.
 
 A row of length 1 is w = s q + r. On a CPU q is int8, whose products are exact and, with VNNI, take a quarter of the time of
 float32; on a GPU q is bfloat16 and s = 1. With e = |r|, the length of the residual, Cauchy-Schwarz bounds every cosine:
 
     |w_i w_j - s^2 q_i q_j| <= e_i + (1 + e_i) e_j
 
-Only pairs that by this bound could still be the largest cosine of one of their identities are recomputed in float32. The bound is
-computed from the residuals of the rows, so it holds for any rows. N identities, D features, T rows a tile, W tiles a strip.
+Only pairs that by this bound could still be among the k largest of one of their identities are recomputed in float32. The bound
+is computed from the residuals of the rows, so it holds for any rows. N identities, D features, T rows a tile, W tiles a strip.
 """
 
 import math
@@ -25,7 +25,7 @@ from trainers.torch_compat import has_int8_products, int8_product
 
 MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
 SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # candidates for the range of int8, in standard deviations of a row
-CANDIDATES = 24  # pairs per row and column of a strip up to which single cosines are faster than the strip
+CANDIDATES = 24  # groups with near pairs, per row and column of a strip, up to which single cosines are faster than the strip
 WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that are collected, while the floor rises, before they are computed
 PAIRS = 1 << 16  # pairs that a GPU computes at once
 

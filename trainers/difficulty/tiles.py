@@ -87,9 +87,7 @@ def strips(tiles: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, r
         yield from ((a, range(first, min(first + most, columns[-1] + 1))) for first in columns[::most])
 
 
-def take_strip(
-    best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor, new: bool = True
-) -> None:
+def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col: int, space: Tensor, new: bool = True) -> None:
     """Update ``best`` with the cosines between rows ``left``, from number ``row`` on, and tiles ``rights``, from ``col`` on.
 
     A tile is the same product in any strip. A strip is ``new`` unless approximate products have raised `Best.low`.
