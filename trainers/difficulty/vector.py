@@ -56,8 +56,8 @@ def neighbours(
 
     A row of zeros has cosine 0 to every other. Of equal cosines, the identity with the smaller number is nearer. With a process
     group, every rank passes the same rows, computes its slice of the tiles, and gets the whole result. Needs 2 BLOCK D floats
-    (and as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the result's 12 N k included, besides the rows. ``precision``:
-    of the products that come first; None: the fastest.
+    (and as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the result's 12 N k included, besides the rows.
+    ``precision``: of the products that come first; None: the fastest.
 
     Raises:
         ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).
@@ -81,8 +81,8 @@ def neighbours_of_slice(
 
     Every rank gets the result that `neighbours` has for all rows together. Rows are first moved so that each rank has whole
     tiles. Then they are passed around in a ring to half of the other ranks: one of two ranks computes the tiles between their
-    rows. Needs three slices of N D / R floats (and two of as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the result's
-    12 N k included, besides the rows.
+    rows. Needs three slices of N D / R floats (and two of as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the
+    result's 12 N k included, besides the rows.
 
     Raises:
         ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).
