@@ -179,12 +179,13 @@ class Search:
 def cosines(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Products of rows left[i] and right[j], [P]; i rises. A pair's does not depend on the others, nor on which is left."""
     if left.is_cuda:
-        parts = zip(i.split(PAIRS), j.split(PAIRS), strict=True)
+        parts = zip(torch.split(i, PAIRS), torch.split(j, PAIRS), strict=True)
         return torch.cat([torch.sum(left.index_select(0, a).mul_(right.index_select(0, b)), dim=1) for a, b in parts])
     starts = torch.searchsorted(i, torch.arange(len(left) + 1))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # "Sparse CSR tensor support is in beta state"
         wanted = torch.sparse_csr_tensor(starts, j, torch.zeros(len(j)), (len(left), len(right)))
-    return torch.sparse.sampled_addmm(wanted, left, right.T, beta=0).values()
+    found: Tensor = torch.sparse.sampled_addmm(wanted, left, right.T, beta=0).values()
+    return found
 
 
 def _distinct(pairs: Pairs) -> Pairs:

@@ -103,8 +103,8 @@ def take_strip(best: Best, left: Tensor, rights: Sequence[Tensor], row: int, col
         groups = -(-others // group_of(tile, side))
         error = no_error.expand((size, groups) if side else (groups, size))
         high = Near(space, side, error, best.low[first : first + size], new=new).elements()
-        place, number = (high.row, high.column) if side else (high.column, high.row)
-        best.insert(first, size, place, high.cosine.clamp_(max=1), other + number)  # equal rows give 1.0000002
+        place, numbers = (high.row, high.column) if side else (high.column, high.row)
+        best.insert(first, size, place, high.cosine.clamp_(max=1), other + numbers)  # equal rows give 1.0000002
 
 
 def keep_half(products: Tensor, start: int) -> None:
