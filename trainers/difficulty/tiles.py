@@ -44,7 +44,7 @@ class Near:
 
     def __init__(self, products: Tensor, side: int, error: Tensor, low: Tensor, unit: float = 1.0, new: bool = True) -> None:
         self.side, self.unit = side, unit
-        self.groups = products.unflatten(side, (-1, group_of(products.shape[0], side)))
+        self.groups = torch.unflatten(products, side, (-1, group_of(products.shape[0], side)))
         tops = self.groups.amax(dim=side + 1)[: error.shape[0], : error.shape[1]]
         cosine, floor = tops * unit, low[:, -1]
         if new:
