@@ -1,6 +1,7 @@
 """What the exact difficulty vector costs: our half of the products with their maxima against one plain W W^T by the BLAS.
 
     python -m benchmarks.difficulty [--sizes 10000 30000] [--features 512] [--json]
+    python -m benchmarks.difficulty --neighbours 8 --twins 0.1     # also the eight nearest of each, on clustered rows
 
 Both work on the same W with the same number of threads and take turns; ratios are taken within a turn. Time is the
 processor's, so that what else runs on the machine counts less. The plain product is made strip by strip into the same memory,
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from datasets.command_line import parse
 from datasets.errors import run_main
-from trainers.difficulty.vector import difficulty
+from trainers.difficulty.vector import difficulty, neighbours
 from trainers.reports.console import summary_table
 
 STRIP = 4096  # rows of the plain product at a time
@@ -37,6 +38,10 @@ class Cost:
     turns: int = 3
     threads: int = 1
     """Threads of both."""
+    neighbours: int = 0
+    """Time the so many nearest neighbours of each identity too; 0: not."""
+    twins: float = 0.0
+    """Share of the rows that are near-duplicates of other rows (cosine 0.96)."""
     json: bool = False
 
 
@@ -68,22 +73,37 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
+def rows_for(count: int, options: Cost) -> Tensor:
+    """Random rows; a share of them are other rows with noise."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(count, options.features, generator=random)
+    twins = torch.randperm(count, generator=random)[: int(options.twins * count)]
+    others = torch.randint(0, count, (len(twins),), generator=random)
+    rows[twins] = rows[others] + 0.3 * torch.randn(len(twins), options.features, generator=random)
+    return rows
+
+
 def measure(count: int, options: Cost) -> dict[str, float]:
     """One size, all turns."""
     space = torch.zeros(min(STRIP, count), count)
-    rows = torch.randn(count, options.features, generator=torch.Generator().manual_seed(0))
-    memory, turns = peak(lambda: difficulty(rows)), []
-    for _ in range(options.turns):
-        turns.append((seconds(lambda: difficulty(rows)), seconds(lambda: plain(rows, space))))
-    ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
-    return {
+    rows, k = rows_for(count, options), options.neighbours
+    works: list[Callable[[], object]] = [lambda: difficulty(rows), lambda: plain(rows, space)]
+    works += [lambda: neighbours(rows, k)] if k else []
+    memory = [peak(work) for work in (works[0], works[-1])]
+    turns = [[seconds(work) for work in works] for _ in range(options.turns)]
+    ours, theirs, *more = (statistics.median(column) for column in zip(*turns, strict=True))
+    result = {
         "identities": count,
         "seconds": ours,
         "plain_seconds": theirs,
-        "ratio": statistics.median(a / b for a, b in turns),
+        "ratio": statistics.median(turn[0] / turn[1] for turn in turns),
         "w_mib": rows.numel() * 4 / MIB,
-        "peak_mib": memory,
+        "peak_mib": memory[0],
     }
+    if k:
+        ratio = statistics.median(turn[2] / turn[0] for turn in turns)
+        result |= {"neighbours_seconds": more[0], "neighbours_ratio": ratio, "neighbours_peak_mib": memory[1]}
+    return result
 
 
 def main(options: Cost) -> None:
@@ -95,9 +115,11 @@ def main(options: Cost) -> None:
         print(json.dumps({"options": asdict(options), "results": results}))
         return
     columns = ["identities", "difficulty, CPU s", "plain W W^T, CPU s", "ratio", "W, MiB", "peak above W, MiB"]
+    if options.neighbours:
+        columns += [f"top-{options.neighbours}, CPU s", "to top-1", "its peak above W, MiB"]
     rows = [
         [f"{r['identities']:,.0f}", f"{r['seconds']:.3f}", f"{r['plain_seconds']:.3f}", f"{r['ratio']:.3f}",
-         f"{r['w_mib']:.0f}", f"{r['peak_mib']:.0f}"]
+         f"{r['w_mib']:.0f}", f"{r['peak_mib']:.0f}", *(f"{value:.3f}" for name, value in r.items() if "neighbours" in name)]
         for r in results
     ]  # fmt: skip
     summary_table(f"{options.features} features, {options.threads} threads, {options.turns} turns", columns, rows)

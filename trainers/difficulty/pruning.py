@@ -1,12 +1,12 @@
-"""Finds each identity's nearest neighbour with approximate products; exact cosines are computed only where they can matter.
+"""Finds each identity's k nearest neighbours with approximate products; exact cosines are computed only where they can matter.
 
 A row of length 1 is w = s q + r. On a CPU q is int8, whose products are exact and, with VNNI, take a quarter of the time of
 float32; on a GPU q is bfloat16 and s = 1. With e = |r|, the length of the residual, Cauchy-Schwarz bounds every cosine:
 
     |w_i w_j - s^2 q_i q_j| <= e_i + (1 + e_i) e_j
 
-Only pairs that by this bound could still be the largest cosine of one of their identities are recomputed in float32. The bound is
-computed from the residuals of the rows, so it holds for any rows. N identities, D features, T rows a tile, W tiles a strip.
+Only pairs that by this bound could still be among the k largest of one of their identities are recomputed in float32. The bound
+is computed from the residuals of the rows, so it holds for any rows. N identities, D features, T rows a tile, W tiles a strip.
 """
 
 import math
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from trainers.difficulty.best import Best
-from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, places_of, space_for, strips, take_strip
+from trainers.difficulty.best import Best, places_of
+from trainers.difficulty.tiles import ACROSS, NONE, Block, Near, group_of, keep_half, most, space_for, strips, take_strip
 from trainers.torch_compat import has_int8_products, int8_product
 
 MIN_IDENTITIES = 4096  # identities from which int8 is faster than float32
 SCALES = (3.0, 3.6, 4.2, 5.0, 6.0, 9.0, 14.0)  # candidates for the range of int8, in standard deviations of a row
-CANDIDATES = 24  # pairs per row and column of a strip up to which single cosines are faster than the strip
+CANDIDATES = 24  # groups with near pairs, per row and column of a strip, up to which single cosines are faster than the strip
 WAITING = {"cpu": 1 << 17, "cuda": 1 << 22}  # pairs that are collected, while the floor rises, before they are computed
 PAIRS = 1 << 16  # pairs that a GPU computes at once
 
@@ -121,7 +121,7 @@ class Search:
         error = others.error + (1 + others.error) * down[:, None] + self._slack
         columns = Near(products, 0, error, self.best.low[col : col + count], self.step**2)
         if len(rows) + len(columns) > CANDIDATES * (n + count):
-            take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space)
+            take_strip(self.best, left.rows[here], torch.split(right.rows[there], self.tile), row, col, self._space, new=False)
             return []
         found = []
         for i, j, cosine in (rows.elements(), columns.elements()):
@@ -179,12 +179,13 @@ class Search:
 def cosines(left: Tensor, right: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Products of rows left[i] and right[j], [P]; i rises. A pair's does not depend on the others, nor on which is left."""
     if left.is_cuda:
-        parts = zip(i.split(PAIRS), j.split(PAIRS), strict=True)
+        parts = zip(torch.split(i, PAIRS), torch.split(j, PAIRS), strict=True)
         return torch.cat([torch.sum(left.index_select(0, a).mul_(right.index_select(0, b)), dim=1) for a, b in parts])
     starts = torch.searchsorted(i, torch.arange(len(left) + 1))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # "Sparse CSR tensor support is in beta state"
         wanted = torch.sparse_csr_tensor(starts, j, torch.zeros(len(j)), (len(left), len(right)))
-    return torch.sparse.sampled_addmm(wanted, left, right.T, beta=0).values()
+    found: Tensor = torch.sparse.sampled_addmm(wanted, left, right.T, beta=0).values()
+    return found
 
 
 def _distinct(pairs: Pairs) -> Pairs:

@@ -1,4 +1,4 @@
-"""The difficulty vector: for every identity the largest cosine of its classifier row to another identity's row; and the k largest.
+"""The difficulty vector, for every identity the largest cosine of its classifier row to another identity's, and the k largest.
 
     w_i = W0_i / |W0_i|,   D = W W^T,   c_i = max over n != i of D(i, n)
 
@@ -6,8 +6,8 @@ The result is exact, and D [N, N] is never held in memory. D is symmetric, so on
 each updates the best of its rows and of its columns. A tile's product does not depend on the rank that computes it, and the best
 can be merged in any order, so the result is the same to the bit on any number of ranks, whether each holds all rows
 (`difficulty`, `neighbours`) or its slice (`difficulty_of_slice`, `neighbours_of_slice`). For many identities, and on a GPU,
-approximate products come first, and only pairs that could be among the best are computed in float32 (`trainers.difficulty.pruning`;
-it says when the last bit may differ).
+approximate products come first, and only pairs that could be among the best are computed in float32
+(`trainers.difficulty.pruning`; it says when the last bit may differ).
 
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
@@ -56,8 +56,8 @@ def neighbours(
 
     A row of zeros has cosine 0 to every other. Of equal cosines, the identity with the smaller number is nearer. With a process
     group, every rank passes the same rows, computes its slice of the tiles, and gets the whole result. Needs 2 BLOCK D floats
-    (and as many bytes), STRIP T T floats and 20 N k + 44 N bytes, the result's 12 N k included, besides the rows. ``precision``:
-    of the products that come first; None: the fastest.
+    (and as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the result's 12 N k included, besides the rows.
+    ``precision``: of the products that come first; None: the fastest.
 
     Raises:
         ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).
@@ -81,8 +81,8 @@ def neighbours_of_slice(
 
     Every rank gets the result that `neighbours` has for all rows together. Rows are first moved so that each rank has whole
     tiles. Then they are passed around in a ring to half of the other ranks: one of two ranks computes the tiles between their
-    rows. Needs three slices of N D / R floats (and two of as many bytes), STRIP T T floats and 20 N k + 44 N bytes, the result's
-    12 N k included, besides the rows.
+    rows. Needs three slices of N D / R floats (and two of as many bytes), (STRIP + 1) T T floats and 24 N k + 44 N bytes, the
+    result's 12 N k included, besides the rows.
 
     Raises:
         ValueError: fewer than two identities, or k not in 1 .. min(32, N - 1).

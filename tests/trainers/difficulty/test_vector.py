@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.errors import InputError
 from trainers.difficulty import vector
-from trainers.difficulty.pruning import SCALES, Pairs, Precision, Search, step_for
 from trainers.difficulty.best import Nearest
+from trainers.difficulty.pruning import SCALES, Pairs, Precision, Search, step_for
 from trainers.difficulty.tiles import Block, strips
 from trainers.difficulty.vector import difficulty, difficulty_of_slice, ring_tiles, slice_of, tiles_of
 
