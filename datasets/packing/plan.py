@@ -7,7 +7,7 @@ in random order. An identity's samples are cut into blocks, and blocks fill shar
 import posixpath
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
