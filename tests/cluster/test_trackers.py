@@ -7,10 +7,13 @@ from typing import Any
 import mlflow
 import pytest
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.logger import LoggerCallback
 
 from cluster import trackers
 from cluster.errors import ClusterError
-from cluster.sweep import SweepConfig, Trial, sweep
+from cluster.sweep import SweepConfig, sweep
+from cluster.sweep import Trial as Result
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,7 +28,7 @@ def run(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
     return {"score": settings["x"] + 0.2, "step": 20}
 
 
-def run_twice(tracker: trackers.Tracker, folder: Path) -> list[Trial]:
+def run_twice(tracker: trackers.Tracker, folder: Path) -> list[Result]:
     """The trials of a sweep of which one failed at first and was resumed."""
     (folder / "broken").touch()
     what = {"space": {"x": tune.grid_search([1, 2])}, "config": SweepConfig(trials=1, track=(tracker,))}
@@ -36,6 +39,29 @@ def run_twice(tracker: trackers.Tracker, folder: Path) -> list[Trial]:
     return sweep(partial(run, folder), **what, **where, resume=True)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of MLflow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_a_trial_reports_reaches_mlflow_by_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Tune calls it: a trial that ends, and goes on after a resume."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for resumed in (False, True):
+        trial = Trial("stub", config={"x": 1}, trial_id="13650_00000", stub=True)
+        (callback,) = trackers.tracker_callbacks(("mlflow",), "s")
+        assert isinstance(callback, LoggerCallback)
+        callback.setup()
+        callback.log_trial_start(trial)
+        step = 20 if resumed else 10
+        own = {"training_iteration": 1, "pid": 7, "done": False, "trial_id": trial.trial_id, "config": trial.config}
+        callback.log_trial_result(1, trial, {**own, "score": step / 100, "step": step, "loss": float("nan")})
+        callback.log_trial_end(trial)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (kept,) = client.search_runs([client.get_experiment_by_name("s").experiment_id])
+    assert kept.data.params == {"x": "1"}
+    assert kept.data.metrics == {"score": 0.2, "step": 20}
+    assert [(point.step, point.value) for point in client.get_metric_history(kept.info.run_id, "score")] == [(10, 0.1), (20, 0.2)]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of the packages
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
