@@ -165,7 +165,8 @@ def test_a_wrong_space_is_refused_in_one_line(text: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("optim.lrr=1,2", "error: unknown option optim.lrr: did you mean optim.lr?"),
     ("lr=1,2", "error: unknown option lr: did you mean optim.lr?"),
-    ("sampler.kind=pk,even", "error: --sampler.kind is 'even': give one of uniform, pk, hardest, proportional, pairs, neighbours"),
+    ("sampler.kind=pk,even",
+     "error: --sampler.kind is 'even': give one of uniform, pk, hardest, proportional, pairs, neighbours"),
     ("optim.warmup=int:1.5:2", "error: --optim.warmup is '1.5': give a whole number"),
     ("optim.lr=log:a:1", "error: --optim.lr is 'a': give a number"),
 ])  # fmt: skip
