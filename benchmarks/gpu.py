@@ -1,7 +1,7 @@
 """What only a GPU shows: is everything right there, and how fast. No Ray, no network, no data; at most eight minutes.
 
     bash benchmarks/gpu.sh                  on a machine with a GPU
-    bash benchmarks/gpu.sh --rehearse       small sizes, on any machine: a rehearsal on the CPU takes some minutes
+    bash benchmarks/gpu.sh --rehearse       small sizes, on any machine: half a minute on two cores
     bash benchmarks/gpu.sh --parts jobs head --to figures.json
 
     exact   nearest and 8 nearest identities by bfloat16 products, against float32 products of all pairs
@@ -23,16 +23,19 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from benchmarks.difficulty import STRIP, Cost, plain, rows_for
 from datasets.command_line import parse
 from datasets.errors import run_main
 from trainers.difficulty.vector import neighbours
@@ -48,7 +51,6 @@ Part = Literal["exact", "speed", "jobs", "steps", "copies", "head", "loader"]
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FEATURES = 512
-NEAR = 0.15  # length of what a look-alike's row differs by
 ENOUGH = 10**11  # products D N^2 up to which three turns are timed, else one
 
 
@@ -56,7 +58,7 @@ ENOUGH = 10**11  # products D N^2 up to which three turns are timed, else one
 class Gpu:
     """Check and time what only a GPU shows."""
 
-    parts: tuple[Part, ...] = ("exact", "speed", "jobs", "steps", "copies", "head", "loader")
+    parts: tuple[Part, ...] = get_args(Part)
     rehearse: bool = False
     """Small sizes."""
     to: str = ""
@@ -69,10 +71,7 @@ class Gpu:
 
 def rows_of(count: int) -> Tensor:
     """Rows [N, 512], a tenth of them look-alikes of others, as after some training."""
-    rows = torch.randn(count, FEATURES, generator=torch.Generator(DEVICE).manual_seed(0), device=DEVICE)
-    some = count // 10
-    rows[-some:] = rows[:some] + NEAR * rows[-some:]
-    return rows
+    return rows_for(count, Cost(twins=0.1)).to(DEVICE)
 
 
 def seconds(work: Callable[[], object], turns: int = 3) -> float:
@@ -116,24 +115,17 @@ def speed(options: Gpu) -> Iterator[Figures]:
     """Seconds of the pruned search, of plain tiles, and of the bare products."""
     for count in options.of((10_000, 100_000, 300_000, 1_000_000), (1_000, 4_000)):
         rows, turns = rows_of(count), 3 if count * count * FEATURES < ENOUGH else 1
-        half = rows.bfloat16()
-        space = torch.empty(min(count, 8192), count, dtype=torch.bfloat16, device=DEVICE)
-
-        def bare(half: Tensor = half, space: Tensor = space) -> None:
-            for first in range(0, len(half), len(space)):
-                part = half[first : first + len(space)]
-                torch.mm(part, half.T, out=space[: len(part)])
-
-        took = {f"top_{k}": seconds(lambda k=k, r=rows: neighbours(r, k, precision="bfloat16"), turns) for k in (1, 8)}  # type: ignore[misc]
+        took = {f"top_{k}": seconds(partial(neighbours, rows, k, precision="bfloat16"), turns) for k in (1, 8)}
         if count <= 300_000:
-            took["plain_float32"] = seconds(lambda r=rows: neighbours(r, 1, precision="float32"), turns)  # type: ignore[misc]
-        yield {"identities": count, **took, "cublas_bfloat16": seconds(bare, turns)}
+            took["plain_float32"] = seconds(partial(neighbours, rows, 1, precision="float32"), turns)
+        space = torch.empty(min(count, STRIP), count, dtype=torch.bfloat16, device=DEVICE)
+        yield {"identities": count, **took, "cublas_bfloat16": seconds(partial(plain, rows.bfloat16(), space), turns)}
 
 
 def jobs(options: Gpu) -> Iterator[Figures]:
     """Small runs of every job, those of the tests."""
     for run_of in importlib.import_module("jobs").RUNS:  # of the tests; gpu.sh puts them on the path
-        with tempfile.TemporaryDirectory() as folder, quiet():
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             began = time.perf_counter()
             train = run_of(Path(folder), name="run", runs=f"{folder}/runs", checkpoint_every=2, record_every=1)
             train = replace(train, cluster=replace(train.cluster, local=True))
@@ -175,7 +167,7 @@ def copies(options: Gpu) -> Iterator[Figures]:
     images = torch.randint(256, (options.of(256, 8), 3, 256, 128), dtype=torch.uint8)
     for kind in ("page-locked", "other") if GPU else ("other",):
         held = images.pin_memory() if kind == "page-locked" else images
-        took = seconds(lambda held=held: held.to(DEVICE, non_blocking=True, copy=True), 10)  # type: ignore[misc]
+        took = seconds(partial(held.to, DEVICE, non_blocking=True, copy=True), 10)
         yield {"memory": kind, "gb_per_s": images.numel() / took / 1e9}
 
 
@@ -237,17 +229,6 @@ def loader(options: Gpu) -> Iterator[Figures]:
             pass
         rate = sizes.batch * count / (time.perf_counter() - began)
     yield {"loader_processes": workers, "samples_per_s": rate, "resnet50_images_per_s": images_per_second(options, amp=True)}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing of a run's own output."""
-    out = sys.stdout
-    with Path(os.devnull).open("w") as sys.stdout:
-        try:
-            yield
-        finally:
-            sys.stdout = out
 
 
 PARTS: dict[Part, Callable[[Gpu], Iterator[Figures]]] = {
