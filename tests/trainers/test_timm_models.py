@@ -18,12 +18,13 @@ from trainers.engine.export import export_onnx, export_program
 from trainers.engine.loop import steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.tasks.attributes.model import Attributes, FaceModelConfig
-from trainers.tasks.backbones import Normalise, SmallNet, build_backbone, build_level_backbone, check_backbone, try_model
+from trainers.tasks.backbones import Normalise, build_backbone, build_level_backbone, check_backbone, try_model
 from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.export import export_detector
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
 from trainers.tasks.reid.pooling import Pooling
+from trainers.tasks.small_net import SmallNet
 from trainers.tasks.timm_models import TimmMap, build_timm
 from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, check_clips
 from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask
@@ -206,13 +207,14 @@ def test_other_jobs_start_without_timm() -> None:
 def test_timm_finds_our_models_once_their_module_is_imported() -> None:
     import trainers.tasks.timm_registry  # noqa: F401
 
-    assert timm.is_model("hardshard_small")
-    model = timm.create_model("hardshard_small", num_classes=7)
-    assert isinstance(model, SmallNet)
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-    assert timm.create_model("hardshard_small", num_classes=0)(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
-    with pytest.raises(ValueError, match="no pretrained weights"):
-        timm.create_model("hardshard_small", pretrained=True)
+    for name, features in {"hardshard_small_v2": 1152, "hardshard_small": 128}.items():
+        assert timm.is_model(name)
+        model = timm.create_model(name, num_classes=7)
+        assert isinstance(model, SmallNet)
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+        assert timm.create_model(name, num_classes=0)(torch.zeros(2, 3, 32, 32)).shape == (2, features)
+        with pytest.raises(ValueError, match="no pretrained weights"):
+            timm.create_model(name, pretrained=True)
 
 
 # Jobs

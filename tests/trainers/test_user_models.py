@@ -16,12 +16,13 @@ from trainers.engine.export import export_onnx, export_program
 from trainers.engine.loop import steps
 from trainers.engine.optim import OptimConfig, build_optimiser
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
-from trainers.tasks.backbones import SMALL, build_backbone, build_level_backbone, check_backbone, try_model
+from trainers.tasks.backbones import build_backbone, build_level_backbone, check_backbone, try_model
 from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, DetectionTask, TeacherConfig
 from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.export import export_detector
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.model import Embedder, ModelConfig, ReidTask
+from trainers.tasks.small_net import SMALL
 from trainers.tasks.user_models import build_users, check_users
 from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, check_clips
 from trainers.tasks.video.sequence_model import SequenceModel, SequenceModelConfig, SequenceTask

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+from trainers.tasks.small_net import OLD, SMALL, small_net
 from trainers.tasks.timm_models import (
     Size,
     TimmLevels,
@@ -34,7 +35,6 @@ from trainers.tasks.user_models import (
 )  # fmt: skip
 from trainers.tasks.weights import check_weights, is_file, load_weights, report_of
 
-SMALL = "hardshard_small"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
 LEVELS = 3  # feature maps of a backbone that are returned: the deepest of each size
 # Classifiers that take any image size and end in one flat vector before an `fc` or `classifier`.
@@ -51,7 +51,7 @@ def torchvision_models() -> Any:
 def backbone_names() -> list[str]:
     """The names of `build_backbone`'s own, sorted; it also takes "small" for ours, timm's models and user models."""
     models = torchvision_models()
-    return sorted([SMALL, *models.list_models(module=models, include=_FAMILIES)])
+    return sorted([OLD, SMALL, *models.list_models(module=models, include=_FAMILIES)])
 
 
 def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
@@ -67,10 +67,10 @@ def check_backbone(name: str, weights: str = "", last_stride: int = 2) -> str:
         check_weights(weights, timm_weights(name), name)
     else:
         name = SMALL if name == "small" else name
-        if name != SMALL and name not in (names := backbone_names()):
+        if name not in (OLD, SMALL) and name not in (names := backbone_names()):
             close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
             raise InputError("unknown backbone", name, f"did you mean {', '.join(close)}?" if close else f"try {SMALL}")
-        known = [] if name == SMALL else list(torchvision_models().get_model_weights(name).__members__)
+        known = [] if name in (OLD, SMALL) else list(torchvision_models().get_model_weights(name).__members__)
         check_weights(weights, known, name)
     if last_stride not in (1, 2):
         raise InputError("the last stride must be 1 or 2", str(last_stride))
@@ -136,7 +136,7 @@ def _build_torchvisions(name: str, weights: str, last_stride: int) -> tuple[nn.M
     """A model of torchvision, or our small one, without its classifier; and its features."""
     named = None if is_file(weights) else weights or None
     try:
-        model: Any = SmallNet() if name == SMALL else torchvision_models().get_model(name, weights=named)
+        model: Any = small_net(name) if name in (OLD, SMALL) else torchvision_models().get_model(name, weights=named)
     except OSError as error:
         remedy = "download them into TORCH_HOME on a machine with a network, or train without weights"
         raise InputError(f"the weights of {name} cannot be downloaded", f"{weights} ({error})", remedy) from error
@@ -266,42 +266,3 @@ class LastMap(WithLevels):
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # one of the tensors that the other returns
         return super().forward(images)["0"]
-
-
-def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
-
-
-class _Stage(nn.Module):
-    """A convolution of stride 2, then residual ones: [B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
-
-    def __init__(self, inputs: int, outputs: int, residuals: int) -> None:
-        super().__init__()
-        self.halve = _conv(inputs, outputs, stride=2)
-        self.residuals = nn.ModuleList(_conv(outputs, outputs, stride=1) for _ in range(residuals))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.halve(x).relu_()
-        for residual in self.residuals:
-            x = (residual(x) + x).relu_()
-        return x
-
-
-class SmallNet(nn.Module):
-    """A four-stage residual network of about 0.4M parameters, for glyphs and small person crops on a CPU.
-
-    Images [B, 3, H, W], H and W at least 16 -> scores [B, classes], or pooled features [B, 128] if ``num_classes`` is 0. The
-    last map is 1/16 of the image's height and width, with 128 channels. The early stages have one convolution each, as their maps
-    are large; most parameters are in the last stage.
-    """
-
-    def __init__(self, num_classes: int = 1000) -> None:
-        super().__init__()
-        self.stages = nn.Sequential(_Stage(3, 16, 0), _Stage(16, 32, 0), _Stage(32, 64, 0), _Stage(64, 128, 2))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(128, num_classes) if num_classes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(self.stages(x)).flatten(1)
-        scores: Tensor = self.fc(pooled)
-        return scores

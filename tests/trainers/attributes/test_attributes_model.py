@@ -15,7 +15,7 @@ EVEN = dict.fromkeys(ALL, 1.0)
 CONFIG = FaceModelConfig(width=8)
 
 
-def model(tasks: tuple[str, ...] = ALL, *, single: bool = False, backbone: str = "hardshard_small") -> Attributes:
+def model(tasks: tuple[str, ...] = ALL, *, single: bool = False, backbone: str = "hardshard_small_v2") -> Attributes:
     torch.manual_seed(0)
     return Attributes(FaceModelConfig(backbone=backbone, width=8), tasks, single=single)
 
@@ -28,7 +28,7 @@ def batch(count: int, tasks: tuple[str, ...] = ALL, seed: int = 0) -> dict[str, 
     return {"images": torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=rng), "targets": targets}
 
 
-@pytest.mark.parametrize("backbone", ["hardshard_small", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("backbone", ["hardshard_small_v2", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_the_decoupling_part_changes_no_output_when_it_comes(backbone: str) -> None:
     faces, images = model(backbone=backbone).eval(), batch(3)["images"]
     before = faces(images)

@@ -72,7 +72,7 @@ def test_stripes_are_means_of_rows_from_top_to_bottom(parts: int, more: int) -> 
     np.testing.assert_allclose(Stripes(parts)(maps).numpy(), expected, rtol=1e-5)
 
 
-CNNS = ("small", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf")
+CNNS = ("hardshard_small", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf")
 
 
 @pytest.mark.parametrize("name", CNNS)

@@ -24,7 +24,7 @@ def task(head: HeadConfig | None = None, identities: int = 4, pair: PairConfig |
     return ReidTask(ModelConfig(embedding=16, **model), head or HeadConfig(), identities, pair=pair or PairConfig())
 
 
-@pytest.mark.parametrize("backbone", ["hardshard_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("backbone", ["hardshard_small_v2", "shufflenet_v2_x0_5"])
 def test_features_have_the_embeddings_width(backbone: str) -> None:
     embedder = Embedder(ModelConfig(backbone, embedding=24)).eval()
     before, after = embedder.features(images(3, 64, 32))

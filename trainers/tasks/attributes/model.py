@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks
 from trainers.tasks.attributes.losses import TASKS, loss_sum, values_of
-from trainers.tasks.backbones import SMALL, Normalise, build_level_backbone, check_backbone
+from trainers.tasks.backbones import Normalise, build_level_backbone, check_backbone
+from trainers.tasks.small_net import SMALL, with_full_name
 from trainers.tasks.timm_models import Size
 from trainers.tasks.weights import resolved_weights
 
@@ -38,9 +39,11 @@ class FaceModelConfig:
     width: int = 64
     """Width of the decoupling part's tokens."""
 
+    upgraded = staticmethod(with_full_name)
+
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
-        check_backbone(self.backbone, self.weights)
+        object.__setattr__(self, "backbone", check_backbone(self.backbone, self.weights))
         object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if self.width < 1:
             raise InputError("the decoupling part needs a width of at least 1", str(self.width))

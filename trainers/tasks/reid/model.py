@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from trainers.difficulty.best import Neighbours
 from trainers.difficulty.vector import neighbours, neighbours_of_slice
-from trainers.tasks.backbones import SMALL, Normalise, check_backbone
+from trainers.tasks.backbones import Normalise, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.heads import build_head
 from trainers.tasks.reid.pooling import Pooling, build_pooled
 from trainers.tasks.reid.sharded_head import ShardedHead
+from trainers.tasks.small_net import SMALL, with_full_name
 from trainers.tasks.timm_models import Size
 from trainers.tasks.weights import resolved_weights
 
@@ -41,9 +42,11 @@ class ModelConfig:
     parts: int = 6
     """Stripes of pooling by stripes."""
 
+    upgraded = staticmethod(with_full_name)
+
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights and for values out of range."""
-        check_backbone(self.backbone, self.weights, self.last_stride)
+        object.__setattr__(self, "backbone", check_backbone(self.backbone, self.weights, self.last_stride))
         object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if self.parts < 1:
             raise InputError("stripes must be at least one", str(self.parts), "give --model.parts of 1 or more")

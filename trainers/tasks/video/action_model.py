@@ -14,7 +14,8 @@ from torchvision import models
 
 from datasets.errors import InputError
 from datasets.loading.clips import ClipConfig
-from trainers.tasks.backbones import SMALL, check_backbone, statistics, try_model
+from trainers.tasks.backbones import check_backbone, statistics, try_model
+from trainers.tasks.small_net import SMALL, with_full_name
 from trainers.tasks.user_models import DOCS, build_users, check_users, described, is_users
 from trainers.tasks.video.c3d import WIDTH
 from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
@@ -47,6 +48,8 @@ class ActionModelConfig:
     """cnn_lstm: width of the LSTM."""
     dropout: float = 0.5
 
+    upgraded = staticmethod(with_full_name)
+
     def __post_init__(self) -> None:
         """Raises InputError for an unknown name, backbone or weights."""
         if is_users(self.name):
@@ -55,7 +58,7 @@ class ActionModelConfig:
             close = difflib.get_close_matches(self.name.lower(), action_model_names(), n=3, cutoff=0.4)
             raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")
         if self.name == "cnn_lstm":
-            check_backbone(self.backbone, self.weights)
+            object.__setattr__(self, "backbone", check_backbone(self.backbone, self.weights))
             object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         elif not is_users(self.name):
             source = "googlenet" if self.name == "i3d" else self.name

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from trainers.tasks.backbones import SMALL, build_backbone
+from trainers.tasks.backbones import build_backbone
+from trainers.tasks.small_net import SMALL
 from trainers.tasks.timm_models import Size
 from trainers.torch_compat import register_model
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from datasets.errors import InputError
-from trainers.tasks.backbones import SMALL, Normalise, build_backbone, check_backbone
+from trainers.tasks.backbones import Normalise, build_backbone, check_backbone
+from trainers.tasks.small_net import SMALL, with_full_name
 from trainers.tasks.timm_models import Size
 from trainers.tasks.video.ctc_loss import ctc, even_targets, frame_wise
 from trainers.tasks.weights import resolved_weights
@@ -41,9 +42,11 @@ class SequenceModelConfig:
     dropout: float = 0.3
     """Dropout of the frames' features."""
 
+    upgraded = staticmethod(with_full_name)
+
     def __post_init__(self) -> None:
         """Raises InputError for an unknown backbone or weights."""
-        check_backbone(self.backbone, self.weights)
+        object.__setattr__(self, "backbone", check_backbone(self.backbone, self.weights))
         object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if min(self.hidden, self.layers) < 1 or not 0 <= self.dropout < 1:
             raise InputError("model.hidden and model.layers must be at least 1, model.dropout at least 0 and below 1", "model")
