@@ -183,6 +183,7 @@ def _downloaded(url: str) -> bytes:
             data: bytes = answer.read()  # at once: only then is a shorter answer than announced an error
             return data
     except HTTPError as error:
+        error.close()  # it is the answer, with an open connection
         raise InputError(f"the server answers {error.code} {error.reason}", shown(url), "correct the URL") from error
     except (OSError, HTTPException, ValueError) as error:
         what = f"the weights cannot be downloaded ({error or type(error).__name__})"
