@@ -80,7 +80,7 @@ def _boxes(index: Index) -> dict[str, int]:
 
 def faults(index: Index, read: bool, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
     """Yield every difference between shards and index, in words; with ``read``, also those in the shards' content."""
-    objects = open_objects(index.url)
+    objects = open_objects(index.shards_url)
     there = objects.sizes()
     for number, shard in enumerate(index.shards):
         size = there.get(shard.name)
