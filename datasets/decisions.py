@@ -22,6 +22,7 @@ from datasets.shards.index import Index, split_of
 from datasets.text_files import csv_rows, number_of
 
 Kind = Literal["same", "mixture", "wrong"]
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 COLUMNS = ("accept", "kind", "probability", "identity", "other", "keys")
 REFUSE = "correct the line, or set its accept to no"
 
@@ -90,18 +91,18 @@ def decisions_of(text: str, where: str, index: Index) -> tuple[list[Decision], i
     """
     training, found, refused = Training(index), list[Decision](), 0
     lines: dict[int, str] = {}
-    for place, row in csv_rows(text, where, COLUMNS):
-        accept, kind, probability, *cells = (row[name].strip() for name in COLUMNS)
-        if accept not in ("yes", "no"):
-            raise InputError(f"accept is '{accept}'", place, "write yes or no")
-        if kind not in get_args(Kind):
-            raise InputError(f"kind is '{kind}'", place, f"write {', '.join(get_args(Kind))}")
-        if not 0 <= number_of(probability, "probability", place) <= 1:
-            raise InputError(f"probability is {probability}", place, "write a number from 0 to 1")
-        if accept == "no":
+    for place, cells in csv_rows(text, where, COLUMNS):
+        row = {name: cells[name].strip() for name in COLUMNS}
+        if row["accept"] not in ("yes", "no"):
+            raise InputError(f"accept is '{row['accept']}'", place, "write yes or no")
+        if row["kind"] not in KINDS:
+            raise InputError(f"kind is '{row['kind']}'", place, f"write {', '.join(KINDS)}")
+        if not 0 <= number_of(row["probability"], "probability", place) <= 1:
+            raise InputError(f"probability is {row['probability']}", place, "write a number from 0 to 1")
+        if row["accept"] == "no":
             refused += 1
             continue
-        decision = _decision(kind, *cells, training, place)
+        decision = _decision(row, training, place)
         for sample in decision.samples:
             if sample in lines:
                 what = f"image '{index.keys[sample]}' is named twice"
@@ -111,7 +112,8 @@ def decisions_of(text: str, where: str, index: Index) -> tuple[list[Decision], i
     return found, refused
 
 
-def _decision(kind: str, identity: str, other: str, keys: str, training: Training, place: str) -> Decision:
+def _decision(row: Mapping[str, str], training: Training, place: str) -> Decision:
+    kind, identity, other = KINDS[row["kind"]], row["identity"], row["other"]
     training.check(identity, place)
     if kind == "mixture" and other:
         raise InputError(f"a mixture with another identity, '{other}'", place, "write kind wrong to give the images to it")
@@ -119,7 +121,7 @@ def _decision(kind: str, identity: str, other: str, keys: str, training: Trainin
         training.check(other, place)
     if other == identity:
         raise InputError(f"identity and other are both '{identity}'", place, REFUSE)
-    return Decision(kind, identity, other, () if kind == "same" else tuple(training.samples(identity, keys, place)))
+    return Decision(kind, identity, other, () if kind == "same" else tuple(training.samples(identity, row["keys"], place)))
 
 
 def renamed(decisions: Sequence[Decision], names: Sequence[str]) -> list[str | None]:

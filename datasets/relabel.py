@@ -6,13 +6,12 @@ The shards and the set's own index do not change. All commands take the new inde
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
 from datasets.command_line import POSITIONAL, parse
-from datasets.decisions import Kind, decisions_of, renamed
+from datasets.decisions import KINDS, decisions_of, renamed
 from datasets.errors import InputError, printable, run_main
 from datasets.object_storage import open_objects
 from datasets.shards.index import BOXES, MANIFEST, PACKING, Index, link, read_index, write_index
@@ -78,12 +77,13 @@ def relabel(url: str, decisions: str, destination: str) -> list[str]:
     folder, _, name = open_objects(decisions).url.rpartition("/")
     text = text_of(open_objects(folder or "/").get(name), decisions)
     accepted, refused = decisions_of(text, decisions, index)
-    names = [index.identities[identity] for identity in index.identity_of(np.arange(len(index)))]
+    identities = list(index.identities)
+    names = [identities[number] for number in index.identity_of(np.arange(len(index)))]
     found = write_relabelled(index, renamed(accepted, names), destination)
-    counts = Counter(decision.kind for decision in accepted)
+    counts = Counter[str](decision.kind for decision in accepted)
     return [
-        f"applied {', '.join(f'{counts[kind]:,} {kind}' for kind in get_args(Kind))}; {refused:,} not accepted",
-        f"identities: {len(index.identities):,} before, {len(found.identities):,} after",
+        f"applied {', '.join(f'{counts[kind]:,} {kind}' for kind in KINDS)}; {refused:,} not accepted",
+        f"identities: {len(identities):,} before, {len(found.identities):,} after",
         f"images: {len(index):,} before, {len(found):,} after",
         f"the new index is at {found.url}, its shards at {found.shards_url}",
     ]

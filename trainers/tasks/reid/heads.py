@@ -37,18 +37,6 @@ class Softmax(nn.Module):
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), logits.detach().argmax(dim=1)
 
 
-def filtered(cosines: Tensor, own: tuple[Tensor, Tensor], threshold: float | None) -> Tensor:
-    """Return cosines [B, n] with 0, and no gradient, for other identities that are nearer to a sample than the threshold.
-
-    ``own``: samples and columns of the samples' own identities, which stay. None: nothing is filtered.
-    Source: the inter-class filtering of insightface's recognition/arcface_torch, losses.py.
-    """
-    if threshold is None:
-        return cosines
-    near = cosines.detach() > threshold
-    return cosines.masked_fill(near.index_put(own, near.new_zeros(())), 0)
-
-
 def build_head(
     config: HeadConfig, identities: int, dim: int, group: dist.ProcessGroup | None = None
 ) -> "Softmax | Margin | AdaFace":

@@ -15,8 +15,8 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from trainers.engine.distributed import gathered
+from trainers.tasks.reid.class_filter import filtered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
-from trainers.tasks.reid.heads import filtered
 
 
 class _SafeArcFaceLoss(losses.ArcFaceLoss):
@@ -42,7 +42,7 @@ class Margin(nn.Module):
     """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, that of the true identity lowered by a margin.
 
     With several centres an identity's cosine is that of its nearest centre.
-    ``threshold``: of `filtered`; `trainers.tasks.reid.model.ReidTask` sets it.
+    ``threshold``: of `trainers.tasks.reid.class_filter.filtered`; `ReidTask.prepare` sets it.
     Always computed in float32, also under autocast: pytorch-metric-learning's losses convert their own parameter, permanently, to
     the dtype of the features that they get.
     """

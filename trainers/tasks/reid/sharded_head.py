@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from trainers.difficulty.vector import slice_of
 from trainers.engine.distributed import gather, gathered
+from trainers.tasks.reid.class_filter import filtered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
-from trainers.tasks.reid.heads import filtered
 
 BLOCK = 1024  # initial rows are drawn in blocks of this size, whichever rank holds them
 
