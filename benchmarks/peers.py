@@ -39,7 +39,7 @@ class Job:
     @property
     def shards(self) -> list[str]:
         """Addresses of our tar files for those who read plain files; of S3 as they are read without credentials."""
-        names = [f"{self.index.url}/{shard.name}" for shard in self.index.shards]
+        names = [self.index.shard_url(number) for number in range(len(self.index.shards))]
         return [presigned(name) if name.startswith("s3://") else name for name in names]
 
     def fresh(self) -> str:
@@ -201,7 +201,7 @@ def start_ray(job: Job) -> Iterator[Any]:
 
         address = urlsplit(os.environ["AWS_ENDPOINT_URL"])
         options["filesystem"] = S3FileSystem(endpoint_override=address.netloc, scheme=address.scheme)
-    names = [f"{job.index.url}/{shard.name}".removeprefix("s3://") for shard in job.index.shards]
+    names = [job.index.shard_url(number).removeprefix("s3://") for number in range(len(job.index.shards))]
     data = ray.data.read_webdataset(names * 100, decoder=None, **options)
     decoded = data.map_batches(of_table, batch_size=job.batch, batch_format="pyarrow")
     return iter(decoded.iter_batches(batch_size=job.batch, prefetch_batches=2))

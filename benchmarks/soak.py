@@ -78,7 +78,7 @@ def credentials(key: str, folder: Path) -> None:
 
 def damage(index: Index, block: int) -> set[str]:
     """Flip a bit of a stored block; returns the addresses of its samples, by which errors must name them."""
-    objects, name = open_objects(index.url), index.shards[index.blocks["shard"][block]].name
+    objects, name = open_objects(index.shards_url), index.shards[index.blocks["shard"][block]].name
     data = bytearray(objects.get(name))
     data[int(index.blocks["offset"][block] + index.blocks["size"][block] // 2)] ^= 1
     objects.put(name, bytes(data))

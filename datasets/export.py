@@ -13,18 +13,16 @@ import sqlite3
 import struct
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Literal, cast
 
 from datasets.command_line import POSITIONAL, parse
-from datasets.errors import InputError, printable, run_main
+from datasets.errors import InputError, run_main
 from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.shards.index import Index, Shard, check_shards, read_index
-from datasets.shards.tar import member_path, members, padded
-from datasets.shards.tar_reader import TarReader, no_part_of_a_sample
+from datasets.shards.tar_reader import Samples, TarReader, samples_of
 
 Form = Literal["dali", "wids", "energon"]
 META = ".nv-meta"
@@ -43,24 +41,6 @@ CREATE INDEX idx_sample_parts_full
 """  # created after all rows are inserted
 
 
-class Part(NamedTuple):
-    """A member of a shard; ``start`` and ``offset``: where its header and its data begin; ``size``: bytes of the data."""
-
-    key: str
-    ending: str
-    start: int
-    offset: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        """The member's name in the tar."""
-        return f"{self.key}.{self.ending}"
-
-
-Samples = list[list[Part]]  # the samples of a shard, in the order of the tar
-
-
 def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = lambda _: None) -> Index:
     """Write these formats beside a set's shards, replacing older ones. The main file of each format is written last.
 
@@ -69,7 +49,7 @@ def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = la
     """
     index = read_index(url)
     check_shards(index)
-    objects = open_objects(url)
+    objects = open_objects(index.shards_url)
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         table = Table(Path(folder) / "index.sqlite")
@@ -80,7 +60,7 @@ def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = la
                 objects.put(shard.name.removesuffix(".tar") + ".idx", dali_index(samples))
             if "energon" in forms:
                 objects.put(f"{shard.name}.idx", energon_offsets(samples))
-                table.add(number, samples, index.url)
+                table.add(number, samples, index.shards_url)
             done(shard)
         table.close()
         if "energon" in forms:
@@ -93,23 +73,13 @@ def export(url: str, forms: tuple[Form, ...], done: Callable[[Shard], None] = la
 
 
 def walk(objects: Folder | Bucket, shard: Shard) -> Samples:
-    """Return a shard's samples: runs of members whose names are equal up to the first dot after the last slash."""
+    """Return a shard's samples."""
     where = f"{objects.url}/{shard.name}"
     if isinstance(objects, Folder):
         with Path(where).open("rb") as file:
-            parts = list(_parts(file, where, "r:"))
-    else:
-        reader = TarReader(objects, shard.name, shard.size, lambda _: None, keep=False)
-        parts = list(_parts(cast(IO[bytes], reader), where, "r|", shard.size))
-    return [list(sample) for _, sample in groupby(parts, lambda part: part.key)]
-
-
-def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None = None) -> Iterator[Part]:
-    for member in members(stream, where, mode, size):
-        if not member.isdir() and not no_part_of_a_sample(member, member_path(member.name)):
-            folder, slash, file = member.name.rpartition("/")
-            stem, _, ending = file.partition(".")
-            yield Part(printable(folder + slash + stem), printable(ending), member.offset, member.offset_data, member.size)
+            return samples_of(file, where, "r:")
+    reader = TarReader(objects, shard.name, shard.size, lambda _: None, keep=False)
+    return samples_of(cast(IO[bytes], reader), where, "r|", shard.size)
 
 
 def dali_index(samples: Samples) -> bytes:
@@ -121,13 +91,14 @@ def dali_index(samples: Samples) -> bytes:
 def wids_index(index: Index, counts: dict[str, int]) -> str:
     """Return wids' JSON: the shards with their sizes and numbers of samples. URLs are relative to the file."""
     shards = [{"url": shard.name, "nsamples": counts[shard.name], "filesize": shard.size} for shard in index.shards]
-    name = index.url.rstrip("/").rpartition("/")[2]
+    name = index.shards_url.rpartition("/")[2]
     return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}, indent=2)
 
 
 def energon_offsets(samples: Samples) -> bytes:
     """Return Energon's offsets as unsigned 64-bit numbers: where each sample begins, and where the last one ends."""
-    return struct.pack(f"<{len(samples) + 1}Q", *(sample[0].start for sample in samples), _end(samples[-1]) if samples else 0)
+    end = samples[-1][-1].end if samples else 0
+    return struct.pack(f"<{len(samples) + 1}Q", *(sample[0].start for sample in samples), end)
 
 
 def energon_files(index: Index, counts: dict[str, int]) -> dict[str, str]:
@@ -152,7 +123,7 @@ class Table:
     def add(self, shard: int, samples: Samples, url: str) -> None:
         """Add rows for the samples of a shard, and for the tar members of each. ``shard``: its number; ``url``: its address, for
         error messages."""
-        rows = [(shard, s[0].key, number, s[0].start, _end(s) - s[0].start) for number, s in enumerate(samples)]
+        rows = [(shard, s[0].key, number, s[0].start, s[-1].end - s[0].start) for number, s in enumerate(samples)]
         parts = [(shard, n, part.ending, part.offset, part.size) for n, sample in enumerate(samples) for part in sample]
         try:
             self._database.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", rows)
@@ -165,10 +136,6 @@ class Table:
         self._database.executescript(LOOKUPS)
         self._database.commit()
         self._database.close()
-
-
-def _end(sample: list[Part]) -> int:
-    return sample[-1].offset + padded(sample[-1].size)
 
 
 @dataclass(frozen=True)
@@ -185,7 +152,7 @@ def main() -> None:
     """The command."""
     args = parse(Export, "python -m datasets.export")
     index = export(args.url, args.forms)
-    print(f"exported the index of {len(index.shards)} shards at {index.url} for {', '.join(args.forms)}")
+    print(f"exported the index of {len(index.shards)} shards at {index.shards_url} for {', '.join(args.forms)}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         data.train, sampler, config.loader, config.augment, config.cache, table, data.etags,
         RankSlice(worker.rank, worker.world), config.seed, run.log.step, config.steps,
     )  # fmt: skip
+    task.prepare(run.log.step)
     for step in run.steps(stream, config.optim, samples=len(data.train), table=table):
+        task.prepare(step.done)
         run.log.notes["batches"] = google_crc32c.extend(run.log.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
         table.note(step.done)
         if step.done % sampler.interval == 0:

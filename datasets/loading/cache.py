@@ -140,7 +140,8 @@ class NodeCache:
     def copy(self, number: int) -> CachedShard | None:
         """Open or create the copy of a shard like `shard`, but leave it to the caller to keep it open."""
         shard, (first, last) = self.index.shards[number], self.index.blocks_of_shard(number)
-        identity = hashlib.sha256(repr((self.index.url, shard, self.etags.get(f"{self.index.url}/{shard.name}"))).encode())
+        etag = self.etags.get(self.index.shard_url(number))
+        identity = hashlib.sha256(repr((self.index.shards_url, shard, etag)).encode())
         identity.update(self.index.blocks["offset"][first:last].tobytes())  # another index may define other blocks
         with self._errors():
             try:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -83,14 +82,14 @@ class FolderStore:
         return given
 
     def _open(self, shard: int) -> int:
-        path = Path(self.index.url) / self.index.shards[shard].name
+        path = self.index.shard_url(shard)
         if len(self._files) >= OPEN:
             os.close(self._files.pop(next(iter(self._files))))  # the one opened first
         try:
             file = self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             remedy = "copy the shard there again, or pack again"
-            raise InputError(f"the shard cannot be opened ({error.strerror})", str(path), remedy) from error
+            raise InputError(f"the shard cannot be opened ({error.strerror})", path, remedy) from error
         return file
 
     def fill(self, shards: Sequence[int]) -> None:
@@ -112,7 +111,7 @@ class BucketStore:
     def __init__(self, index: Index, etags: dict[str, str], cache: CacheConfig) -> None:
         self.index, self.etags = index, etags
         self.counts = dict.fromkeys(COUNTS, 0)
-        self._remote = _connect(index.url)
+        self._remote = _connect(index.shards_url)
         self._cache = NodeCache(cache, index, etags) if cache.gib else None
         self._pool, self._span_pool = ThreadPoolExecutor(IN_FLIGHT, "get"), ThreadPoolExecutor(SPANS_IN_FLIGHT, "span")
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -234,9 +233,9 @@ class BucketStore:
 
     def _get_range(self, shard: int, start: int, end: int) -> memoryview:
         name = self.index.shards[shard].name
-        where = f"{self.index.url}/{name} bytes {start}-{end - 1}"
+        where = f"{self.index.shard_url(shard)} bytes {start}-{end - 1}"
         options: dict[str, Any] = {"range": (start, end)}
-        if etag := self.etags.get(f"{self.index.url}/{name}"):
+        if etag := self.etags.get(self.index.shard_url(shard)):
             options["if_match"] = etag
         latest, renewed = time.monotonic() + PATIENCE, False
         for tried in range(1, TRIES + 1):
@@ -269,7 +268,7 @@ class BucketStore:
         """Get new credentials, once for all refused GETs: the old ones may have expired."""
         with self._lock:
             if self._remote is refused:
-                self._remote = _connect(self.index.url)
+                self._remote = _connect(self.index.shards_url)
 
     def close(self) -> None:
         """End the threads; pending retries are cancelled."""
@@ -311,15 +310,15 @@ Store = FolderStore | BucketStore | JoinedStore
 
 
 def open_store(index: Index, etags: dict[str, str], cache: CacheConfig) -> Store:
-    """Open the store for a set's URL. ``etags``: ETag of every shard in a bucket; a GET fails if the shard has another one."""
+    """Open the store for a set's shards. ``etags``: ETag of every shard in a bucket; a GET fails if the shard has another one."""
     if isinstance(index, Joined):
         return JoinedStore(index, etags, cache)
-    return BucketStore(index, etags, cache) if index.url.startswith("s3://") else FolderStore(index)
+    return BucketStore(index, etags, cache) if index.shards_url.startswith("s3://") else FolderStore(index)
 
 
 def shard_etags(index: Index) -> dict[str, str]:
     """Return the current ETag of each shard in a bucket, by the shard's URL; none for a folder."""
-    buckets = [objects for objects in (open_objects(part.url) for part in index.parts) if isinstance(objects, Bucket)]
+    buckets = [objects for objects in (open_objects(part.shards_url) for part in index.parts) if isinstance(objects, Bucket)]
     return {f"{bucket.url}/{name}": etag for bucket in buckets for name, etag in bucket.etags().items()}
 
 
@@ -329,7 +328,7 @@ def read_samples(index: Index, samples: Sequence[int] | Int64s) -> list[Sample]:
     if isinstance(index, Joined):
         parts = list(index.divide(chosen))
         return _in_order(parts, [read_samples(index.sets[part.number], part.samples) for part in parts])
-    objects = open_objects(index.url)
+    objects = open_objects(index.shards_url)
     if isinstance(objects, Bucket):
         table, blocks = index.samples, index.samples["block"][chosen]
         whole = dict.fromkeys(blocks.tolist())

@@ -10,6 +10,9 @@ Shards are plain WebDataset tar files. The index is stored beside them, in Parqu
     index/boxes.parquet        only if images have boxes: lists of corners, class, ignored (`datasets.shards.boxes`); per sample
     index/clips.parquet        only if identities are clips: file, frames, actions, frame_actions; one row per identity
 
+An index may also lie elsewhere than its shards (`datasets.relabel`). Its index.json then has ``shards_at``: the URL of the folder
+or prefix that holds them; or, from a folder inside or beside theirs, a relative path, so that both can be moved together.
+
 A *block* is a run of one identity's members in one shard, from its first tar header to the end of its last member. It is
 fetched by one ranged read. A sample's ``offset`` is where its image bytes begin in the shard, after the tar header.
 In memory the index takes 13 bytes per sample, 29 per block, and the identities' names (17 and 33 for shards above 4 GiB; one byte
@@ -21,8 +24,9 @@ M samples, K blocks, N identities.
 import ctypes
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import eq
 from typing import Any
@@ -102,6 +106,7 @@ class Index:
     samples: dict[str, npt.NDArray[Any]]
     blocks: dict[str, npt.NDArray[Any]]
     about: dict[str, Any]  # notes of the packer: layout, image size to train at, whether mirroring keeps the identity
+    shards_at: str | None = field(default=None, kw_only=True)  # URL of the place that holds the shards; None: beside the index
 
     def __len__(self) -> int:
         return len(self.samples["block"])
@@ -110,6 +115,15 @@ class Index:
     def parts(self) -> "tuple[Index, ...]":
         """The sets that were joined (`datasets.shards.joined`), else this one."""
         return (self,)
+
+    @property
+    def shards_url(self) -> str:
+        """URL of the folder or prefix that holds the shards."""
+        return self.shards_at or self.url
+
+    def shard_url(self, shard: int) -> str:
+        """Return the URL of a shard."""
+        return f"{self.shards_url}/{self.shards[shard].name}"
 
     @cached_property
     def keys(self) -> Sequence[str]:
@@ -130,7 +144,7 @@ class Index:
     @cached_property
     def labels(self) -> dict[str, npt.NDArray[np.float32]]:
         """The images' labels, a column [M] each, NaN where absent; read from the set at first use."""
-        table = self._extra(LABELS, len(self))
+        table = self.table(LABELS, len(self))
         return {} if table is None else checks.labels_of(table, f"{self.url}/{LABELS}")
 
     @cached_property
@@ -139,7 +153,7 @@ class Index:
 
         A box's class is a position in ``about["classes"]``, the list of names.
         """
-        table = self._extra(BOXES, len(self))
+        table = self.table(BOXES, len(self))
         if table is None:
             return None
         checks.check_boxes(table, len(self.about.get("classes", ())), f"{self.url}/{BOXES}")
@@ -148,13 +162,14 @@ class Index:
     @cached_property
     def clips(self) -> pa.Table:
         """The table of video clips, one row per identity; a table without columns if there are none."""
-        table = self._extra(CLIPS, len(self.identities))
+        table = self.table(CLIPS, len(self.identities))
         if table is None:
             return pa.table({})
         checks.check_clips(table, len(self.about.get("classes", ())), f"{self.url}/{CLIPS}")
         return table
 
-    def _extra(self, name: str, rows: int) -> pa.Table | None:
+    def table(self, name: str, rows: int) -> pa.Table | None:
+        """Read one of the tables that only some sets have; None if this set has none. ``rows``: how many it must have."""
         objects = open_objects(self.url)
         manifest = _manifest(objects)
         if name not in manifest["tables"]:
@@ -178,8 +193,8 @@ class Index:
 
     def where(self, sample: int) -> str:
         """Describe where a sample lies, for messages."""
-        shard = self.shards[self.blocks["shard"][self.samples["block"][sample]]]
-        return f"{self.keys[sample]} in {self.url}/{shard.name} at byte {self.samples['offset'][sample]}"
+        shard = self.shard_url(self.blocks["shard"][self.samples["block"][sample]])
+        return f"{self.keys[sample]} in {shard} at byte {self.samples['offset'][sample]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +324,7 @@ def read_index(url: str) -> Index:
         samples=_columns(objects, SAMPLES, SAMPLE_COLUMNS, manifest, manifest["samples"]),
         blocks=_columns(objects, BLOCKS, BLOCK_COLUMNS, manifest, manifest["blocks"]),
         about=manifest.get("about", {}),
+        shards_at=_shards_at(objects, manifest),
     )
     checks.check_tables(
         index.samples, index.blocks, index.shards, index.splits, len(column), len(index.cameras), objects.url
@@ -321,7 +337,7 @@ def write_index(
     objects: Folder | Bucket, index: Index, keys: Sequence[str], labels: Mapping[str, npt.NDArray[np.float32]] | None = None,
     boxes: pa.Table | None = None, clips: pa.Table | None = None,
 ) -> None:  # fmt: skip
-    """Write an index beside its shards, ``index.json`` last, so that an interrupted write leaves an incomplete set."""
+    """Write an index, ``index.json`` last, so that an interrupted write leaves an incomplete set."""
     of_sample = index.identity_of(np.arange(len(index)))
     tables = {
         SAMPLES: pa.table({"key": pa.array(keys, pa.string()), "identity": of_sample, **index.samples}),
@@ -344,6 +360,7 @@ def write_index(
         "splits": index.splits, "cameras": index.cameras,
         "shards": [{"name": s.name, "size": s.size, "split": s.split} for s in index.shards],
         "tables": marks, "about": index.about,
+        **({} if index.shards_at is None else {"shards_at": link(objects, index.shards_at)}),
     }  # fmt: skip
     objects.put(MANIFEST, json.dumps(manifest, indent=1).encode())
 
@@ -354,15 +371,40 @@ def check_shards(index: Index) -> None:
     Raises:
         InputError: a shard is missing or has another size than the index says.
     """
-    sizes = open_objects(index.url).sizes()
-    for shard in index.shards:
-        size = sizes.get(shard.name)
+    sizes = open_objects(index.shards_url).sizes()
+    for number, shard in enumerate(index.shards):
+        size, where = sizes.get(shard.name), index.shard_url(number)
         if size is None:
-            where = f"{index.url}/{shard.name}"
             raise InputError("a shard that the index names is missing", where, "copy it there or pack again")
         if size != shard.size:
             what = f"the shard has {size} bytes and its index says {shard.size}"
-            raise InputError(what, f"{index.url}/{shard.name}", "it was cut off or replaced: copy it again or pack again")
+            raise InputError(what, where, "it was cut off or replaced: copy it again or pack again")
+
+
+def link(objects: Folder | Bucket, shards: str) -> str:
+    """Return how the index of ``objects`` names the place of its shards; `read_index` inverts it.
+
+    Raises:
+        InputError: an index in a bucket whose shards lie in a folder, which other machines do not have.
+    """
+    home = open_objects(shards)
+    if isinstance(home, Bucket):
+        return home.url
+    if isinstance(objects, Bucket):
+        raise InputError(f"the shards lie in a folder, {home.url}", objects.url, "write the index to a folder, too")
+    here, there = objects.path.resolve(), home.path.resolve()
+    return os.path.relpath(there, here) if here.is_relative_to(there.parent) else home.url
+
+
+def _shards_at(objects: Folder | Bucket, manifest: dict[str, Any]) -> str | None:
+    if (said := manifest.get("shards_at")) is None:
+        return None
+    if isinstance(objects, Folder) and not said.startswith("s3://"):
+        said = os.path.normpath(objects.path.resolve() / said)
+    home = open_objects(said)
+    if isinstance(objects, Bucket) and isinstance(home, Folder):
+        checks.damaged("its shards_at, which leads from a bucket to a folder", f"{objects.url}/{MANIFEST}")
+    return home.url
 
 
 def columns(rows: Sequence[tuple[int, ...]] | Sequence[int], types: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:

@@ -86,6 +86,8 @@ def check_manifest(manifest: dict[str, Any], tables: Sequence[str], where: str) 
     names = [shard["name"] for shard in manifest["shards"]]
     if len(set(names)) != len(names) or any(shard["split"] not in manifest["splits"] for shard in manifest["shards"]):
         damaged("its shards", where)
+    if "shards_at" in manifest and not (isinstance(manifest["shards_at"], str) and manifest["shards_at"]):
+        damaged("its shards_at", where)
     about = manifest.get("about", {})
     if not isinstance(about, dict):
         damaged("its about", where)

@@ -5,7 +5,7 @@ blocks, shards, identities and cameras stand in the order of the sets. M samples
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets.errors import InputError
-from datasets.shards.index import Index, Int64s, Names, Shard
+from datasets.shards.index import Index, Int64s, Names
 
 
 class Part(NamedTuple):
@@ -57,7 +57,7 @@ class Joined(Index):
         """crc32c of the sets' checksums, in their order."""
         return reduce(google_crc32c.extend, (part.checksum.to_bytes(4, "big") for part in self.sets), 0)
 
-    def _extra(self, name: str, rows: int) -> None:
+    def table(self, name: str, rows: int) -> None:
         return None
 
     def where(self, sample: int) -> str:
@@ -109,7 +109,7 @@ def join(sets: Sequence[Index]) -> Index:
         })  # fmt: skip
     return Joined(
         url=", ".join(urls),
-        shards=tuple(Shard(f"{part.url}/{shard.name}", shard.size, shard.split) for part in sets for shard in part.shards),
+        shards=tuple(replace(shard, name=part.shard_url(i)) for part in sets for i, shard in enumerate(part.shards)),
         splits=splits,
         cameras=cameras,
         identities=Names(pa.chunked_array(identities)),

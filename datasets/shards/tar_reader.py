@@ -6,9 +6,10 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, cast
+from itertools import groupby
+from typing import IO, Literal, NamedTuple, cast
 
-from datasets.errors import InputError
+from datasets.errors import InputError, printable
 from datasets.media.decode import IMAGES
 from datasets.object_storage import Bucket, Folder
 from datasets.shards.tar import key_and_ending, member_path, members, padded
@@ -119,6 +120,45 @@ def no_part_of_a_sample(member: tarfile.TarInfo, path: str) -> str:
     if file.startswith("__"):
         return "notes of WebDataset (__*)"
     return "" if "." in file else "files without an ending"
+
+
+class Part(NamedTuple):
+    """A member of a tar; ``start`` and ``offset``: where its header and its data begin; ``size``: bytes of the data."""
+
+    key: str
+    ending: str
+    start: int
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The member's name in the tar."""
+        return f"{self.key}.{self.ending}"
+
+    @property
+    def end(self) -> int:
+        """Where the next member may begin."""
+        return self.offset + padded(self.size)
+
+
+Samples = list[list[Part]]  # the samples of a tar, in its order
+
+
+def samples_of(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None = None) -> Samples:
+    """Return the samples of an indexed tar: runs of members whose names are equal up to the first dot after the last slash.
+
+    Arguments and errors are those of `datasets.shards.tar.members`.
+    """
+    return [list(sample) for _, sample in groupby(_parts(stream, where, mode, size), lambda part: part.key)]
+
+
+def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int | None) -> Iterator[Part]:
+    for member in members(stream, where, mode, size):
+        if not member.isdir() and not no_part_of_a_sample(member, member_path(member.name)):
+            folder, slash, file = member.name.rpartition("/")
+            stem, _, ending = file.partition(".")
+            yield Part(printable(folder + slash + stem), printable(ending), member.offset, member.offset_data, member.size)
 
 
 def groups(reader: TarReader, left_out: LeftOut) -> Iterator[Group]:

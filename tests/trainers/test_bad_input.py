@@ -148,6 +148,7 @@ def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None
     assert "give at least 1" in refused(lambda: Train(sampler=SamplerConfig(batch=0)), capsys)
     assert "8 pixels or more" in refused(lambda: Train(loader=LoaderConfig(size=(4, 64))), capsys)
     assert "margin" in refused(lambda: Train(head=HeadConfig(margin=-1)), capsys)
+    assert "no cosines to filter by" in refused(lambda: Train(head=HeadConfig("softmax", filter=0.4)), capsys)
     assert "give --sampler.kind pk" in refused(lambda: Train(pair=PairConfig("circle")), capsys)
     for kind in ("pk", "neighbours"):
         line = refused(lambda kind=kind: Train(pair=PairConfig("circle"), sampler=SamplerConfig(kind, instances=1)), capsys)

@@ -49,7 +49,7 @@ def recipe_run(root: Path, **how: Any) -> Any:
     optim = replace(OPTIM, freeze=1, backbone_lr=0.1, clip=1.0, ema=0.5, accumulate=2)
     return replace(
         reid_run(root, **how), optim=optim, sampler=SamplerConfig("pk", batch=16), augment=AugmentConfig(jitter=0.2, patch=0.5),
-        head=HeadConfig(smoothing=0.1), pair=PairConfig("soft_triplet"),
+        head=HeadConfig(smoothing=0.1, filter=0.05, filter_from=3), pair=PairConfig("soft_triplet"),
     )  # fmt: skip
 
 

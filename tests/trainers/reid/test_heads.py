@@ -15,6 +15,7 @@ from datasets.errors import InputError
 from trainers.tasks.reid.head_config import HeadConfig
 from trainers.tasks.reid.heads import Softmax, build_head
 from trainers.tasks.reid.margins import AdaFace, AdaFaceMargin, Margin
+from trainers.tasks.reid.model import ModelConfig, ReidTask
 
 Array = NDArray[np.float64]
 KINDS = ("softmax", "sphereface", "cosface", "arcface", "adaface")
@@ -33,6 +34,10 @@ CONFIGS = [
     HeadConfig("adaface", margin=0.7, scale=20, smoothing=0.1),
     HeadConfig("arcface", centres=3),
     HeadConfig("cosface", scale=10, smoothing=0.1, centres=2),
+    HeadConfig("cosface", filter=0.3),
+    HeadConfig("arcface", scale=16, smoothing=0.1, centres=2, filter=0.1),
+    HeadConfig("adaface", filter=0.3),
+    HeadConfig("sphereface", margin=2, filter=0.3),
 ]
 
 
@@ -65,8 +70,11 @@ def reference(config: HeadConfig, features: Array, rows: Array, labels: list[int
         if config.kind == "softmax":
             logits = rows @ x
         else:
+            others = np.arange(len(rows) // config.centres) != label
             of_centres = np.array([row @ x / np.linalg.norm(row) / np.linalg.norm(x) for row in rows])
             cosines = of_centres.reshape(-1, config.centres).max(axis=1)
+            if config.filter is not None:
+                cosines[others & (cosines > config.filter)] = 0
             if config.kind == "adaface":
                 cosines[label] = by_quality(config, float(cosines[label]), float(np.linalg.norm(x)), features)
             else:
@@ -240,6 +248,12 @@ def test_adaface_lowers_good_images_as_their_angle_asks() -> None:
         ({"kind": "cosface", "margin": math.nan}, "must be in"),
         ({"scale": 0.0}, "scale of a head must be positive"),
         ({"scale": math.inf}, "scale of a head must be positive"),
+        ({"kind": "softmax", "filter": 0.4}, "the softmax head has no cosines to filter by: head.filter"),
+        ({"filter": 0.0}, "head.filter is 0.0"),
+        ({"filter": 1.0}, "head.filter is 1.0"),
+        ({"filter": math.nan}, "head.filter is nan"),
+        ({"filter": 0.4, "filter_from": -1}, "head.filter_from is -1"),
+        ({"filter_from": 100}, "head.filter_from is 100: head; give 0 or more steps, with --head.filter"),
         ({"smoothing": 1.0}, "head.smoothing is 1.0"),
         ({"smoothing": -0.1}, "head.smoothing is -0.1"),
     ],
@@ -260,3 +274,25 @@ def test_the_scale_follows_the_number_of_identities() -> None:
 def test_one_identity_is_no_classification() -> None:
     with pytest.raises(InputError, match="at least two identities: 1"):
         build_head(HeadConfig(), 1, 4)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_the_filter_begins_at_its_step_and_takes_the_gradient_of_near_identities(kind: Any, parallel: bool) -> None:
+    """Of three rows, the second is near the sample and the third is not; the first is the sample's own."""
+    task = ReidTask(ModelConfig(embedding=2), HeadConfig(kind, filter=0.5, filter_from=2, parallel=parallel), 3)
+    rows = torch.tensor([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0]])
+    weight = next(task.head.parameters())
+    with torch.no_grad():
+        (weight.T if isinstance(task.head, Margin) else weight).copy_(rows)
+
+    def gradients(step: int) -> list[bool]:
+        task.prepare(step)
+        task.zero_grad()
+        task.head(torch.tensor([[2.0, 0.2], [2.0, 0.1]]), torch.tensor([0, 0]))[0].backward()
+        assert weight.grad is not None
+        found = weight.grad.T if isinstance(task.head, Margin) else weight.grad
+        return (found.abs().sum(dim=1) > 0).tolist()
+
+    assert gradients(0) == gradients(1) == [True, True, True]
+    assert gradients(2) == gradients(3) == [True, False, True]

@@ -27,6 +27,7 @@ KINDS = ("softmax", "sphereface", "cosface", "arcface", "adaface")
 LOSSES = (
     *map(HeadConfig, KINDS), HeadConfig("cosface", smoothing=0.2), HeadConfig("softmax", smoothing=0.2),  # type: ignore[arg-type]
     HeadConfig("arcface", centres=3), HeadConfig("cosface", smoothing=0.2, centres=2),
+    *(HeadConfig(kind, smoothing=0.1, filter=0.2) for kind in KINDS[1:]), HeadConfig("arcface", centres=3, filter=0.4),  # type: ignore[arg-type]
 )  # fmt: skip
 N, D, B = 11, 8, 12  # 11 identities are not shared evenly by 2 or 3 ranks
 STEPS = 3

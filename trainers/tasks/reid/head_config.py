@@ -31,6 +31,11 @@ class HeadConfig:
     centres: int = 1
     """Rows of an identity in cosface and arcface: a sample is compared with the nearest, so that images with a wrong label gather
     at other ones (Sub-center ArcFace, Deng et al., ECCV 2020, with 3)."""
+    filter: float | None = None
+    """Identities whose cosine to a sample is above this are no negatives for it: they may show the same person (inter-class
+    filtering, as in insightface's arcface_torch). None: all others are."""
+    filter_from: int = 0
+    """Steps before the filter begins."""
     parallel: bool = False
     """Divide the N rows among the R workers instead of replicating them, so that more identities fit; the loss stays exact."""
 
@@ -54,6 +59,12 @@ class HeadConfig:
             raise InputError(f"head.smoothing is {self.smoothing}", "head", "give a fraction from 0 to below 1, such as 0.1")
         if self.centres < 1 or (self.centres > 1 and self.kind not in ("cosface", "arcface")):
             raise InputError(f"{self.kind} with {self.centres} centres", "head.centres", "give 1, or more for cosface or arcface")
+        if self.kind == "softmax" and self.filter is not None:
+            raise InputError("the softmax head has no cosines to filter by", "head.filter", "leave it out, or choose cosface")
+        if self.filter is not None and not 0 < self.filter < 1:
+            raise InputError(f"head.filter is {self.filter}", "head", "give a cosine between 0 and 1, such as 0.4")
+        if self.filter_from < 0 or (self.filter_from and self.filter is None):
+            raise InputError(f"head.filter_from is {self.filter_from}", "head", "give 0 or more steps, with --head.filter")
 
     def resolved(self, identities: int) -> tuple[float, float]:
         """Margin and scale of a head that has them, with defaults for those that are None.

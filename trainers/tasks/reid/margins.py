@@ -15,6 +15,7 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from trainers.engine.distributed import gathered
+from trainers.tasks.reid.class_filter import filtered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
 
@@ -41,13 +42,16 @@ class Margin(nn.Module):
     """SphereFace, CosFace or ArcFace: cross-entropy of scaled cosines, that of the true identity lowered by a margin.
 
     With several centres an identity's cosine is that of its nearest centre.
+    ``threshold``: of `trainers.tasks.reid.class_filter.filtered`; `ReidTask.prepare` sets it.
     Always computed in float32, also under autocast: pytorch-metric-learning's losses convert their own parameter, permanently, to
     the dtype of the features that they get.
     """
 
+    threshold: float | None
+
     def __init__(self, config: HeadConfig, identities: int, dim: int) -> None:
         super().__init__()
-        self.loss, self.centres = margin_loss(config, identities, dim), config.centres
+        self.loss, self.centres, self.threshold = margin_loss(config, identities, dim), config.centres, config.filter
         self.loss.cross_entropy.label_smoothing = config.smoothing
         nn.init.normal_(self.loss.W, std=INITIAL_STD[config.kind])
 
@@ -63,10 +67,18 @@ class Margin(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            loss: Tensor = self.loss(features, labels)
+            loss: Tensor = self.loss(features, labels) if self.threshold is None else self._filtered_loss(features, labels)
             with torch.no_grad():
                 best: Tensor = self.loss.get_cosine(features).argmax(dim=1)
             return loss, best
+
+    def _filtered_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        cosines = self.loss.get_cosine(features)
+        own = torch.arange(len(labels), device=labels.device), labels
+        lowered = self.loss.modify_cosine_of_target_classes(cosines[own]).float()
+        logits = self.loss.scale_logits(filtered(cosines, own, self.threshold).index_put(own, lowered), features)
+        loss: Tensor = self.loss.cross_entropy(logits, labels).mean()
+        return loss
 
 
 def margin_loss(config: HeadConfig, identities: int, dim: int) -> losses.LargeMarginSoftmaxLoss:
@@ -130,12 +142,15 @@ class AdaFaceMargin(nn.Module):
 class AdaFace(nn.Module):
     """AdaFace: cross-entropy of scaled cosines, that of the true identity lowered by an `AdaFaceMargin`.
 
-    ``group``: the ranks whose features its mean and deviation are taken from.
+    ``group``: the ranks whose features its mean and deviation are taken from. ``threshold``: as in `Margin`.
     """
+
+    threshold: float | None
 
     def __init__(self, config: HeadConfig, identities: int, dim: int, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.margin, self.group, self.smoothing = AdaFaceMargin(*config.resolved(identities)), group, config.smoothing
+        self.threshold = config.filter
         self.weight = nn.Parameter(torch.empty(identities, dim))
         nn.init.normal_(self.weight, std=INITIAL_STD[config.kind])
 
@@ -150,5 +165,5 @@ class AdaFace(nn.Module):
             cosines = F.linear(F.normalize(features), F.normalize(self.weight))
             own = torch.arange(len(labels), device=labels.device), labels
             lowered = self.margin(cosines[own], self.margin.quality(features, self.group))
-            logits = self.margin.scale_logits(cosines.index_put(own, lowered))
+            logits = self.margin.scale_logits(filtered(cosines, own, self.threshold).index_put(own, lowered))
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), cosines.detach().argmax(dim=1)

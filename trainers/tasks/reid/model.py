@@ -11,7 +11,7 @@ from trainers.difficulty.best import Neighbours
 from trainers.difficulty.vector import neighbours, neighbours_of_slice
 from trainers.tasks.backbones import Normalise, check_backbone
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
-from trainers.tasks.reid.heads import build_head
+from trainers.tasks.reid.heads import Softmax, build_head
 from trainers.tasks.reid.pooling import Pooling, build_pooled
 from trainers.tasks.reid.sharded_head import ShardedHead
 from trainers.tasks.small_net import SMALL, with_full_name
@@ -109,12 +109,18 @@ class ReidTask(nn.Module):
             ShardedHead(head, identities, model.embedding, group) if head.parallel
             else build_head(head, identities, model.embedding, group)
         )  # fmt: skip
+        self.filter, self.filter_from = head.filter, head.filter_from
         self.pair: nn.Module | None = None
         if pair.kind != "none":
             from trainers.tasks.reid.pair_losses import PairLoss  # here, as in `build_head`
 
             self.pair = PairLoss(pair, group)
         self.pair_weight = pair.weight
+
+    def prepare(self, step: int) -> None:
+        """To be called before each training step, with its number: the head's filter begins at one of them."""
+        if not isinstance(self.head, Softmax):
+            self.head.threshold = self.filter if step >= self.filter_from else None
 
     @property
     def alone(self) -> list[str]:

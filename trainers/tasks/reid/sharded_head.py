@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from trainers.difficulty.vector import slice_of
 from trainers.engine.distributed import gather, gathered
+from trainers.tasks.reid.class_filter import filtered
 from trainers.tasks.reid.head_config import INITIAL_STD, HeadConfig
 
 BLOCK = 1024  # initial rows are drawn in blocks of this size, whichever rank holds them
@@ -27,14 +28,17 @@ class ShardedHead(nn.Module):
 
     forward(features [b, D], labels [b] in 0..N-1) -> (mean loss over the *global* batch, predicted identities [b]). Its gradients
     are those of the replicated head if DistributedDataParallel ignores ``weight`` and averages all others over the ranks. Without
-    a group there is one rank.
+    a group there is one rank. ``threshold``: as in `trainers.tasks.reid.margins.Margin`.
 
     Raises:
         InputError: fewer identities than ranks, or than two.
     """
 
+    threshold: float | None
+
     def __init__(self, config: HeadConfig, identities: int, dim: int, group: dist.ProcessGroup | None) -> None:
         super().__init__()
+        self.threshold = config.filter
         self.identities, self.group, self.smoothing = identities, group, config.smoothing
         self.rank, self.world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
         if identities < max(self.world, 2):
@@ -74,7 +78,8 @@ class ShardedHead(nn.Module):
                     lowered = self.margin(scores[targets], self.margin.quality(features)[own])
                 else:
                     lowered = self.margin.modify_cosine_of_target_classes(scores[targets]).float()
-                logits = self.margin.scale_logits(scores.index_put(targets, lowered), features)
+                kept = filtered(scores, targets, self.threshold)
+                logits = self.margin.scale_logits(kept.index_put(targets, lowered), features)
             loss: Tensor = _CrossEntropy.apply(logits, targets, self.group, self.smoothing, self.identities)
         return loss, self._best(scores.detach())[mine]
 
