@@ -100,7 +100,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         run.log.notes["batches"] = google_crc32c.extend(run.log.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
         table.note(step.done)
         if step.done % sampler.interval == 0:
-            channel.publish(measure_difficulty(run, task))
+            channel.publish(measure_difficulty(run, task, step))
         if run.record_due(step):
             run.record(step, difficulty_figures(sampler, step.batch["version"], run.log))
         if run.evaluate_due(step):

@@ -72,6 +72,9 @@ class SamplerConfig:
     """Steps from computing a version to its first use. With loader.workers * (loader.ahead + 2) or more, loaders never wait."""
     begin: int = 0
     """First step that may draw by difficulty; earlier steps draw evenly, those of neighbours as pk."""
+    begin_below: float = 0.5
+    """Neighbours begin when less than this fraction of a batch's images are hard: the nearest of another identity is not farther
+    than the farthest of their own. Until then the draw is pk. 1.1: at once."""
     weights: tuple[int, ...] = ()
     """How often each of several sets is drawn: 2 1 draws two samples of the first for one of the second. It counts for even
     draws, pk and anchors; draws by difficulty compare the identities of all sets. None given: the sets are drawn as one."""
@@ -87,8 +90,9 @@ class SamplerConfig:
                 raise InputError(f"sampler.{name} is {value}", remedy=f"give at least {least}")
         if not 0 <= self.uniform_share <= 1:
             raise InputError(f"sampler.uniform_share is {self.uniform_share}", remedy="give a fraction from 0 to 1")
-        if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0:
-            raise InputError("sampler.temperature and patience must be above 0, floor from 0 to 1", "sampler")
+        if not self.temperature > 0 or not 0 <= self.floor <= 1 or not self.patience > 0 or not self.begin_below >= 0:
+            what = "sampler.temperature and patience must be above 0, floor from 0 to 1, begin_below 0 or more"
+            raise InputError(what, "sampler")
         if not all(1 <= weight <= MAX_WEIGHT for weight in self.weights):
             what = f"sampler.weights are {' '.join(map(str, self.weights))}"
             raise InputError(what, remedy=f"give whole numbers from 1 to {MAX_WEIGHT}")
@@ -205,7 +209,7 @@ class Sampler:
         uniform epoch continues in the same way.
         """
         config = self.config
-        if config.kind == "neighbours" and difficulty is not None and step >= config.mixed_from:
+        if config.kind == "neighbours" and difficulty is not None and step >= config.mixed_from and difficulty.begun:
             return self._neighbourhoods(step, difficulty)
         if config.kind in OF_ALL:
             rng = generator(self.seed, "pk", step)

@@ -54,8 +54,8 @@ def recipe_run(root: Path, **how: Any) -> Any:
 
 
 def neighbours_run(root: Path, **how: Any) -> Any:
-    """Re-identification by batches of look-alikes, with a pair loss, from the second step on."""
-    sampler = SamplerConfig("neighbours", batch=16, instances=2, interval=1, lag=0)
+    """Re-identification with a pair loss, by batches of look-alikes once a version finds the random ones easy enough."""
+    sampler = SamplerConfig("neighbours", batch=16, instances=2, interval=1, lag=0, begin_below=0.9)
     return replace(reid_run(root, **how), sampler=sampler, pair=PairConfig("soft_triplet"))
 
 

@@ -275,6 +275,18 @@ def test_the_sharing_of_the_batch_does_not_count() -> None:
     np.testing.assert_array_equal(draws[0], draws[2])
 
 
+def test_versions_without_neighbours_draw_as_pk() -> None:
+    """Until the run finds that look-alikes pay."""
+    config = SamplerConfig("neighbours", batch=16, anchors=2, instances=2, **NOW)
+    split, of = identities_of(*[4] * 20), version(20, config)
+    before = of._replace(neighbours=np.full_like(of.neighbours, -1))
+    assert of.begun
+    assert not before.begun
+    for step in range(1, 6):
+        expected = Sampler(SamplerConfig("pk", batch=16, instances=2), split, 3).draw(step, None)
+        np.testing.assert_array_equal(Sampler(config, split, 3).draw(step, before), expected)
+
+
 def test_a_neighbourhood_stays_on_a_rank() -> None:
     config = SamplerConfig("neighbours", batch=48, instances=2, **NOW)
     split = identities_of(*[4] * 40)

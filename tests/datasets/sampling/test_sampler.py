@@ -562,6 +562,8 @@ def test_splits_that_do_not_fit(split: Split, options: SamplerConfig, message: s
         ({"temperature": float("nan")}, "temperature"),
         ({"floor": -0.1}, "floor"),
         ({"patience": 0}, "patience"),
+        ({"begin_below": -0.1}, "begin_below"),
+        ({"begin_below": float("nan")}, "begin_below"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datasets.errors import InputError
 from trainers.tasks.reid.head_config import PairConfig
-from trainers.tasks.reid.pair_losses import BatchHardTriplet, PairLoss, SoftTriplet, build_pair_loss
+from trainers.tasks.reid.pair_losses import BatchHardTriplet, PairLoss, SoftTriplet, build_pair_loss, hard_share
 
 Array = NDArray[np.float64]
 KINDS = ("triplet", "soft_triplet", "circle", "supcon")
@@ -46,7 +46,7 @@ def test_triplet_golden() -> None:
 def test_triplet_of_equal_features_is_the_margin_with_finite_gradients() -> None:
     features = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = PairLoss(PairConfig("triplet", margin=0.25))(features, features, torch.tensor([0, 0, 1, 1]))
+        loss, _ = PairLoss(PairConfig("triplet", margin=0.25))(features, features, torch.tensor([0, 0, 1, 1]))
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(0.25)
@@ -95,9 +95,10 @@ def test_losses_of_cosines(seed: int, kind: Any) -> None:
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0]])
 def test_without_a_pair_to_compare_the_loss_is_zero(kind: Any, labels: list[int]) -> None:
     features = torch.randn(len(labels), 4, requires_grad=True)
-    loss = PairLoss(PairConfig(kind))(features, features, torch.tensor(labels))
+    loss, hard = PairLoss(PairConfig(kind))(features, features, torch.tensor(labels))
     loss.backward()
     assert loss.item() == 0
+    assert hard.item() == 0
     assert features.grad is not None
     assert not features.grad.any()
 
@@ -106,17 +107,35 @@ def test_without_a_pair_to_compare_the_loss_is_zero(kind: Any, labels: list[int]
 def test_the_neck_decides_for_cosines(kind: Any) -> None:
     features, other, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
     loss = PairLoss(PairConfig(kind))
-    assert torch.equal(loss(other, features, labels), loss(features, features, labels))
+    assert torch.equal(loss(other, features, labels)[0], loss(features, features, labels)[0])
     triplet = PairLoss(PairConfig("triplet"))
-    assert torch.equal(triplet(features, other, labels), triplet(features, features, labels))
+    assert torch.equal(triplet(features, other, labels)[0], triplet(features, features, labels)[0])
 
 
 def test_soft_triplet_in_bfloat16_is_computed_in_float32() -> None:
     features = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = PairLoss(PairConfig("soft_triplet"))(features, features, torch.tensor([0, 0, 1, 1]))
+        loss, _ = PairLoss(PairConfig("soft_triplet"))(features, features, torch.tensor([0, 0, 1, 1]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(math.log1p(math.e), rel=1e-5)  # softplus(10 x 0.1)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=10))
+def test_the_share_of_hard_images(seed: int, labels: list[int]) -> None:
+    features = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed))
+    cosines, hard, counted = cosines_of(features.double().numpy()), 0, 0
+    for a, label in enumerate(labels):
+        positives = [cosines[a, i] for i, other in enumerate(labels) if other == label and i != a]
+        negatives = [cosines[a, i] for i, other in enumerate(labels) if other != label]
+        if positives and negatives:
+            counted += 1
+            hard += max(negatives) >= min(positives)
+    assert hard_share(features, torch.tensor(labels)).item() == pytest.approx(hard / max(counted, 1))
+
+
+def test_equal_features_are_hard() -> None:
+    assert hard_share(torch.ones(4, 3), torch.tensor([0, 0, 1, 1])).item() == 1
 
 
 def test_soft_triplet_takes_the_hardest() -> None:

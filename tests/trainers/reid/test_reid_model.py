@@ -103,7 +103,7 @@ def test_triplets_are_taken_before_the_neck_and_the_head_after_it() -> None:
     before, after = model.embedder.features(batch["images"])
     result = model(batch)
     assert model.pair is not None
-    torch.testing.assert_close(result["pair_loss"], model.pair(before, before, batch["labels"]).detach())
+    torch.testing.assert_close(result["pair_loss"], model.pair(before, before, batch["labels"])[0].detach())
     torch.testing.assert_close(result["head_loss"], model.head(after, batch["labels"])[0].detach())
 
 

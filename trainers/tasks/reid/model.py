@@ -93,7 +93,8 @@ class ReidTask(nn.Module):
     """What a run trains: embedder, head and pair loss.
 
     A batch holds "images" uint8 [B, 3, H, W] and "labels" int64 [B] in 0..N-1. forward returns "loss" and, detached, "accuracy"
-    (the fraction of samples whose true row scores highest), "head_loss" and, if used, "pair_loss". ``group``: the ranks among
+    (the fraction of samples whose true row scores highest), "head_loss" and, with a pair loss, "pair_loss" and "hard"
+    (`trainers.tasks.reid.pair_losses.hard_share`). ``group``: the ranks among
     which a parallel head is divided, and whose samples the pair loss compares. The gradient does not depend on the number of
     ranks, except through batch norm and dropout (`trainers.engine.distributed`).
     """
@@ -145,6 +146,6 @@ class ReidTask(nn.Module):
         accuracy = (best == labels).float().mean()
         result = {"loss": loss, "accuracy": accuracy, "head_loss": loss.detach()}
         if self.pair is not None:
-            pair = self.pair(before, after, labels)
-            result |= {"loss": loss + self.pair_weight * pair, "pair_loss": pair.detach()}
+            pair, hard = self.pair(before, after, labels)
+            result |= {"loss": loss + self.pair_weight * pair, "pair_loss": pair.detach(), "hard": hard}
         return result

@@ -4,6 +4,8 @@ Sources: batch-hard triplets and their soft margin (Hermans et al., arXiv 1703.0
 supervised contrastive loss (Khosla et al., NeurIPS 2020).
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -15,10 +17,10 @@ from trainers.tasks.reid.head_config import PairConfig
 
 
 class PairLoss(nn.Module):
-    """A loss over pairs: (features before the neck [b, D], after it [b, D], labels [b]) -> scalar.
+    """A loss over pairs: (features before the neck [b, D], after it [b, D], labels [b]) -> the loss, and `hard_share`; scalars.
 
-    With a group, the features of all ranks are gathered to one batch, and every rank gets the same loss. The mean leaves out
-    images without a positive or a negative; without any such image the loss is 0.
+    With a group, the features of all ranks are gathered to one batch, and every rank gets the same results. The means leave out
+    images without a positive or a negative; without any such image they are 0.
     """
 
     def __init__(self, config: PairConfig, group: dist.ProcessGroup | None = None) -> None:
@@ -27,12 +29,22 @@ class PairLoss(nn.Module):
         self.before = config.kind == "triplet"  # of Euclidean distances, which the neck's batch norm would rescale
         self.loss = build_pair_loss(config)
 
-    def forward(self, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, before: Tensor, after: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = before if self.before else after
         with torch.autocast(features.device.type, enabled=False):
             features, labels = gather(features.float(), self.group, partial=False), gathered(labels, self.group)
-            loss: Tensor = self.loss(features, labels)
-            return loss
+            return self.loss(features, labels), hard_share(features.detach(), labels)
+
+
+def hard_share(features: Tensor, labels: Tensor) -> Tensor:
+    """The fraction of images [B] whose nearest negative of the batch is not farther than their farthest positive, by cosine."""
+    unit = F.normalize(features, dim=1)
+    cosines, same = unit @ unit.T, labels[:, None] == labels
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    farthest = cosines.masked_fill(~same | itself, math.inf).amin(dim=1)
+    nearest = cosines.masked_fill(same, -math.inf).amax(dim=1)
+    counted = farthest.isfinite() & nearest.isfinite()
+    return ((nearest >= farthest) & counted).sum() / counted.sum().clamp(min=1)
 
 
 def build_pair_loss(config: PairConfig) -> nn.Module:
