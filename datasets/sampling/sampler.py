@@ -72,7 +72,7 @@ class SamplerConfig:
     """Steps from computing a version to its first use. With loader.workers * (loader.ahead + 2) or more, loaders never wait."""
     begin: int = 0
     """First step that may draw by difficulty; earlier steps draw evenly, those of neighbours as pk."""
-    begin_below: float = 0.5
+    begin_below: float = 0.2
     """Neighbours begin when less than this fraction of a batch's images are hard: the nearest of another identity is not farther
     than the farthest of their own. Until then the draw is pk. 1.1: at once."""
     weights: tuple[int, ...] = ()
