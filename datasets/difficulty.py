@@ -18,8 +18,8 @@ class Difficulty(NamedTuple):
     cosine: npt.NDArray[np.float32]
     """[N]: for each identity, the largest cosine between its row of the classifier and the row of any other identity."""
     neighbours: npt.NDArray[np.int32]
-    """[N, k]: the k identities whose rows have the largest cosines with that row, the largest first; k is 1 or more. All are -1 in
-    versions of before the draw by neighbours begins."""
+    """[N, k]: the k identities whose rows have the largest cosines with that row, the largest first; k is 1 or more. All are -1
+    in versions of before the draw by neighbours begins."""
 
     @property
     def begun(self) -> bool:

@@ -5,9 +5,9 @@
 The result is exact, and D [N, N] is never held in memory. D is symmetric, so only the tiles (a, b) with a <= b are computed, and
 each updates the best of its rows and of its columns. A tile's product does not depend on the rank that computes it, and the best
 can be merged in any order, so the result is the same to the bit on any number of ranks, whether each holds all rows
-(`difficulty`, `neighbours`) or its slice (`difficulty_of_slice`, `neighbours_of_slice`). For many identities, and on a GPU,
-approximate products come first, and only pairs that could be among the best are computed in float32
-(`trainers.difficulty.pruning`; it says when the last bit may differ).
+(`difficulty`, `neighbours`) or its slice (`neighbours_of_slice`). For many identities, and on a GPU, approximate products come
+first, and only pairs that could be among the best are computed in float32 (`trainers.difficulty.pruning`; it says when the last
+bit may differ).
 
 N identities, D features, T rows a tile, S = N / T tiles a side, R ranks.
 """
@@ -36,15 +36,6 @@ def difficulty(
 ) -> Nearest:
     """The difficulty of every identity: its only neighbour, as `neighbours` finds it for k = 1, with the same errors."""
     cosine, numbers = neighbours(rows, 1, tile=tile, group=group, precision=precision)
-    return Nearest(cosine[:, 0], numbers[:, 0])
-
-
-def difficulty_of_slice(
-    rows: Tensor, count: int, *, tile: int | None = None, group: dist.ProcessGroup | None = None,
-    precision: Precision | None = None,
-) -> Nearest:  # fmt: skip
-    """The difficulty of every identity: its only neighbour, as `neighbours_of_slice` finds it for k = 1, with the same errors."""
-    cosine, numbers = neighbours_of_slice(rows, count, 1, tile=tile, group=group, precision=precision)
     return Nearest(cosine[:, 0], numbers[:, 0])
 
 

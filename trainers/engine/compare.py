@@ -1,5 +1,6 @@
 """Compares arms over seeds: all are trained with the same settings and shown in one table."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -75,7 +76,7 @@ def compared_defaults(kind: type[C], compare: Any, verb: str, arguments: list[st
     if verb != "compare":
         return resumed_defaults(kind, verb, arguments)
     for argument in arguments:
-        name = argument.split("=")[0].removeprefix("--").replace("no-", "").replace("-", "_")
+        name = re.sub(r"(^|\.)no-", r"\1", argument.split("=")[0].removeprefix("--")).replace("-", "_")
         if name in ("seed", *compare.sets):
             raise InputError("a comparison sets this itself", argument, f"give {'--seeds' if name == 'seed' else '--arms'}")
     train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])

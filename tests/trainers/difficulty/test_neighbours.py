@@ -17,7 +17,7 @@ from trainers.difficulty import vector
 from trainers.difficulty.best import Best, Neighbours
 from trainers.difficulty.pruning import WAITING, Precision, cosines
 from trainers.difficulty.tiles import space_for
-from trainers.difficulty.vector import MOST, difficulty, difficulty_of_slice, neighbours, neighbours_of_slice, slice_of
+from trainers.difficulty.vector import MOST, difficulty, neighbours, neighbours_of_slice, slice_of
 
 # Without VNNI sums of 8-bit products may saturate, so int8 is not chosen there.
 APPROXIMATE: tuple[Precision, ...] = ("int8", "bfloat16") if torch.cpu._is_vnni_supported() else ("bfloat16",)
@@ -142,14 +142,13 @@ def test_pairs_that_are_computed_during_a_visit(waiting: int, monkeypatch: pytes
 @pytest.mark.parametrize("precision", ["float32", *APPROXIMATE])
 def test_one_neighbour_is_the_difficulty(count: int, precision: Precision) -> None:
     rows = clustered(count, 16)
-    for one, found in (
-        (neighbours(rows, 1, tile=64, precision=precision), difficulty(rows, tile=64, precision=precision)),
-        (neighbours_of_slice(rows, count, 1, precision=precision), difficulty_of_slice(rows, count, precision=precision)),
-    ):
-        assert torch.equal(one.cosine[:, 0], found.cosine)
-        assert torch.equal(one.numbers[:, 0], found.nearest)
-    more = neighbours(rows, 8, tile=64, precision=precision)
-    assert torch.equal(more.cosine[:, 0], difficulty(rows, tile=64, precision=precision).cosine)
+    found, one, more = (
+        difficulty(rows, tile=64, precision=precision),
+        *(neighbours(rows, k, tile=64, precision=precision) for k in (1, 8)),
+    )
+    assert torch.equal(one.cosine[:, 0], found.cosine)
+    assert torch.equal(one.numbers[:, 0], found.nearest)
+    assert torch.equal(more.cosine[:, 0], found.cosine)
 
 
 @pytest.mark.parametrize(("count", "k"), [(9, 0), (9, 9), (9, -1), (100, 33)])

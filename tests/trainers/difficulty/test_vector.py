@@ -18,7 +18,7 @@ from trainers.difficulty import vector
 from trainers.difficulty.best import Nearest
 from trainers.difficulty.pruning import SCALES, Pairs, Precision, Search, step_for
 from trainers.difficulty.tiles import Block, strips
-from trainers.difficulty.vector import difficulty, difficulty_of_slice, ring_tiles, slice_of, tiles_of
+from trainers.difficulty.vector import difficulty, neighbours_of_slice, ring_tiles, slice_of, tiles_of
 
 tiles = st.sampled_from([1, 2, 3, 7, 64, 1024])
 
@@ -296,12 +296,17 @@ def cases() -> list[tuple[Tensor, int, Precision]]:
     return [(some, tile, precision) for precision in ("float32", *APPROXIMATE) for some, tile in rows]
 
 
+def of_slice(rows: torch.Tensor, count: int, **how: Any) -> Nearest:
+    cosine, numbers = neighbours_of_slice(rows, count, 1, **how)
+    return Nearest(cosine[:, 0], numbers[:, 0])
+
+
 def both_ways(group: dist.ProcessGroup) -> list[Nearest]:
     """All cases with the rows on every rank, and with a slice of them on each."""
     found = [difficulty(rows, tile=tile, group=group, precision=precision) for rows, tile, precision in cases()]
     for rows, tile, precision in cases():
         first, end = slice_of(len(rows), dist.get_rank(group), dist.get_world_size(group))
-        found.append(difficulty_of_slice(rows[first:end].clone(), len(rows), tile=tile, group=group, precision=precision))
+        found.append(of_slice(rows[first:end].clone(), len(rows), tile=tile, group=group, precision=precision))
     return found
 
 
@@ -326,7 +331,7 @@ def test_the_same_to_the_bit_on_any_number_of_ranks() -> None:
 def test_a_slice_of_all_rows_is_all_rows() -> None:
     for rows, tile, precision in cases():
         assert same_bits(
-            difficulty_of_slice(rows, len(rows), tile=tile, precision=precision), difficulty(rows, tile=tile, precision=precision)
+            of_slice(rows, len(rows), tile=tile, precision=precision), difficulty(rows, tile=tile, precision=precision)
         )
 
 
@@ -339,7 +344,7 @@ def a_slice_that_is_not_finite(rank: int) -> str:
     rows = torch.ones(3, 2)
     rows[1, 0] = math.nan if rank == 1 else 1.0
     try:
-        difficulty_of_slice(rows, 6, group=dist.group.WORLD)
+        of_slice(rows, 6, group=dist.group.WORLD)
     except InputError as error:
         return str(error)
     return ""
