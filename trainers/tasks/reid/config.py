@@ -39,7 +39,8 @@ class ReidConfig(JobConfig):
     )
     presets: ClassVar = PRESETS
     preset: str = field(default="", metadata=HARMLESS)
-    """Settings for a kind of model, which options given besides override: strong-baseline, mobile, vit, faces (docs/reid.md)."""
+    """Settings for a kind of model, which options given besides override: strong-baseline, mobile, neighbours, vit,
+    faces (docs/reid.md)."""
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets, which are joined: folders or s3://bucket/prefix; none: the Omniglot subset that comes with the repository."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -22,6 +22,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "head.kind": "cosface", "head.scale": 20.0, "head.margin": 0.2, "head.smoothing": 0.1, "pair.kind": "soft_triplet",
         "optim.lr": 2e-3, "optim.warmup": 100, "optim.steps": 2000,
     },
+    # For thousands of identities that look alike, in small images on CPUs: a pair loss, in batches of look-alikes once random ones
+    # have become easy. What each part gains is in docs/claims.md. Liao and Shao, "Graph Sampling Based Deep Metric Learning for
+    # Generalizable Person Re-Identification", CVPR 2022, differs: one anchor a batch, features instead of classifier rows.
+    "neighbours": {
+        "sampler.kind": "neighbours", "sampler.batch": 64, "sampler.instances": 4,
+        "head.kind": "cosface", "head.scale": 24.0, "head.margin": 0.2,
+        "pair.kind": "soft_triplet", "pair.weight": 2.0, "pair.margin": 0.3,
+        "optim.lr": 3e-3, "optim.steps": 2000,
+    },
     # He et al., "TransReID", ICCV 2021, without its camera embedding and jigsaw: SGD, a ViT on ImageNet's weights.
     "vit": {
         "sampler.kind": "pk", "sampler.batch": 64, "sampler.instances": 4,
