@@ -58,7 +58,8 @@ def facts(index: Index) -> dict[str, Any]:
     total, images = sum(shard.size for shard in index.shards), int(index.samples["size"].sum(dtype=np.int64))
     sizes = index.blocks["size"]
     return {
-        "url": index.url, "about": index.about, "samples": len(index), "identities": len(index.identities),
+        "url": index.url, "shards_at": index.shards_url, "about": index.about,
+        "samples": len(index), "identities": len(index.identities),
         "cameras": len(index.cameras), "bytes": total, "splits": splits,
         "boxes": _boxes(index),
         "labels": {name: int((~np.isnan(values)).sum()) for name, values in index.labels.items()},
@@ -166,6 +167,7 @@ def _print(contents: dict[str, Any], index: Index, console: Console) -> None:
         f"{contents['samples']:,} images{of}, {_bytes(contents['bytes'])}, of which tar takes {contents['tar_overhead']:.0%}",
         f"blocks of {'/'.join(_bytes(size) for size in contents['block_bytes'])}*",
         *([locality_of(index, about.get("max_block", MAX_BLOCK)).verdict] if apart else []),
+        *([f"shards at {index.shards_url}"] if index.shards_at else []),
         f"layout {about.get('layout', 'unknown')}; train at {size}{mirror}",
         *(
             f"{what}: {', '.join(f'{name} {count:,}' for name, count in contents[what].items())}"

@@ -1,14 +1,35 @@
-"""``python -m datasets.relabel SET DECISIONS.csv NEW_INDEX``: write an index of the same shards with corrected identities."""
+"""``python -m datasets.relabel SET DECISIONS DESTINATION``: write an index of the same shards with corrected identities.
 
+The shards and the set's own index do not change. All commands take the new index as they take a set.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
+import numpy as np
 import pyarrow as pa
 
-from datasets.errors import InputError
+from datasets.command_line import POSITIONAL, parse
+from datasets.decisions import Kind, decisions_of, renamed
+from datasets.errors import InputError, printable, run_main
 from datasets.object_storage import open_objects
 from datasets.shards.index import BOXES, MANIFEST, PACKING, Index, link, read_index, write_index
 from datasets.shards.relabelled import relabelled
+from datasets.text_files import text_of
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Write an index of the same shards with corrected identities."""
+
+    set: str = field(kw_only=True, metadata=POSITIONAL)
+    """The shard set or index to correct: a folder or s3://bucket/prefix."""
+    decisions: str = field(kw_only=True, metadata=POSITIONAL)
+    """The csv of decisions: a file or s3://bucket/file. Lines with accept yes are applied."""
+    destination: str = field(kw_only=True, metadata=POSITIONAL)
+    """Where to write the index: a folder or s3://bucket/prefix that holds no set."""
 
 
 def write_relabelled(index: Index, names_of_samples: Sequence[str | None], destination: str) -> Index:
@@ -45,3 +66,35 @@ def write_relabelled(index: Index, names_of_samples: Sequence[str | None], desti
         labels, None if boxes is None else boxes.take(pa.array(kept)),
     )  # fmt: skip
     return read_index(objects.url)
+
+
+def relabel(url: str, decisions: str, destination: str) -> list[str]:
+    """Write the index with the accepted decisions of a csv (`datasets.decisions`); returns a summary.
+
+    Raises:
+        InputError: the csv has a fault, or as for `write_relabelled`. Then nothing is written.
+    """
+    index = read_index(url)
+    folder, _, name = open_objects(decisions).url.rpartition("/")
+    text = text_of(open_objects(folder or "/").get(name), decisions)
+    accepted, refused = decisions_of(text, decisions, index)
+    names = [index.identities[identity] for identity in index.identity_of(np.arange(len(index)))]
+    found = write_relabelled(index, renamed(accepted, names), destination)
+    counts = Counter(decision.kind for decision in accepted)
+    return [
+        f"applied {', '.join(f'{counts[kind]:,} {kind}' for kind in get_args(Kind))}; {refused:,} not accepted",
+        f"identities: {len(index.identities):,} before, {len(found.identities):,} after",
+        f"images: {len(index):,} before, {len(found):,} after",
+        f"the new index is at {found.url}, its shards at {found.shards_url}",
+    ]
+
+
+def main() -> None:
+    """The command."""
+    args = parse(Relabel, "python -m datasets.relabel")
+    for line in relabel(args.set, args.decisions, args.destination):
+        print(printable(line))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -18,12 +18,13 @@ from datasets.layouts.faces import FACE_LAYOUTS
 from datasets.layouts.identities import LAYOUTS
 from datasets.pack import Pack
 from datasets.pack_videos import PackVideos
+from datasets.relabel import Relabel
 from trainers import actions, attributes, detection, reid, sequences, sweep
 
 JOBS = [reid, attributes, detection, actions, sequences]
 VERBS = [getattr(job, verb) for job in JOBS for verb in ("Train", "Evaluate", "Predict", "Export", "Compare")]
 SCHEDULE = [schedule.Add, schedule.List, schedule.Remove, schedule.History, schedule.Start]
-COMMANDS = [*VERBS, sweep.Sweep, Pack, PackVideos, Command, Inspect, Export, Watch, *SCHEDULE]
+COMMANDS = [*VERBS, sweep.Sweep, Pack, PackVideos, Command, Inspect, Export, Relabel, Watch, *SCHEDULE]
 
 
 @pytest.fixture
