@@ -8,7 +8,7 @@ the images of two identities. So w_i + w_j - 2 b is the squared distance of two 
 images are: 0 on average when both are one. M images, N identities, D features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -34,9 +34,12 @@ ROWS = 1 << 16  # images divided at a time
 DOUBT = 0.5  # probability from which an image is left out where identities are judged
 PURE = 0.9  # share of a simulated mixture's images that its division must put right
 POWER, LLOYD = 8, 4  # steps of a division
-NEWTON, RIDGE = 25, 1e-4
+NEWTON = 25
+RIDGE = 0.03  # of the ranking, whose sides may lie far apart, so that each statistic keeps its weight
+PULLS = (0.0, 0.2, 0.4)
+NEVER = -40  # the logarithm of no share
 BELOW = 100  # candidates below the simulated faults that the form of the others is fitted to, at least
-BOUNDS = ((-20, 0), (0, None), (-30, 5), (0.3, 30))  # of a, g, b, d
+BOUNDS = ((-20.0, 0.0), (0.0, None), (-30.0, 5.0), (0.3, 30.0))  # of a, g, b, d
 STARTS = ((-3, 0, -5, 2), (-3, 1.5, -5, 6), (-5, 0, -5, 6), (-5, 1.5, -5, 2))  # one alone may lead to a local optimum
 PRIOR = 3.0  # pairs of images of an average identity that are added to each identity's own: it may have one image
 
@@ -44,7 +47,8 @@ PRIOR = 3.0  # pairs of images of an average identity that are added to each ide
 class Suspicion(NamedTuple):
     """A suspected fault. ``images``: of a mixture those of the smaller part, of a wrong image itself; rows of the features.
 
-    ``other``: the other identity of two that are the same, or the one a wrong image belongs to; -1 of a mixture.
+    ``other``: the other identity of two that are the same, or the one that a wrong image belongs to; -1 of a mixture, and of an
+    image that is wrong and whose own identity is not certain.
     """
 
     kind: Kind
@@ -98,8 +102,13 @@ class Groups:
         return float(np.median(self.cosines[several] / self.pairs[several])) if several.any() else 1.0
 
 
-def suspicions(features: Tensor, identity: Int64s, *, least: float = 0.1, seed: int = 0) -> list[Suspicion]:
+def suspicions(
+    features: Tensor, identity: Int64s, *, accept: float = 0.9, least: float = 0.1, seed: int = 0
+) -> list[Suspicion]:
     """Suspected label faults, the most probable first, with a probability of ``least`` or more.
+
+    The probability of a wrong image is that it belongs to ``other``; if that is below ``accept`` and it is wrong with at least this
+    probability, ``other`` is -1 and the probability is that it is wrong.
 
     ``features``: of any length, [M, D]; ``identity``: 0 .. N - 1 of each, [M], every number at least once. Needs two copies of
     the features beside them.
@@ -121,11 +130,17 @@ def suspicions(features: Tensor, identity: Int64s, *, least: float = 0.1, seed: 
     groups = Groups(rows[kept], _starts(np.bincount(whole.owner[kept])))
     same, mixed = same_pairs(groups, rng), mixtures(groups, rng)
     one = {(a, b) for (a, b), chance in zip(same.pairs.tolist(), same.probability, strict=True) if chance > DOUBT}
-    wrong = wrong * belongs_chance(near, whole.owner, wrong, one, rng) * ~_in(one, whole.owner, near.others[:, 0])
+    wrong *= ~_in(one, whole.owner, near.others[:, 0])
+    belongs = wrong * belongs_chance(near, whole.owner, wrong, one, rng)
+    out = (belongs < accept) & (wrong >= accept)
     found = [Suspicion("same", p, a, b, ()) for p, (a, b) in _above(same.probability, same.pairs, least)]
-    for p, (group, place) in _above(mixed.probability, np.stack([mixed.groups, np.arange(len(mixed.groups))], axis=1), least):
-        found.append(Suspicion("mixture", p, group, -1, tuple(sorted(order[kept[mixed.parts[place]]].tolist()))))
-    for p, (row, own, other) in _above(wrong, np.stack([order, whole.owner, near.others[:, 0]], axis=1), least):
+    mixture = np.stack([mixed.groups, np.arange(len(mixed.groups))], axis=1)
+    for p, (group, place) in _above(mixed.probability, mixture, least):
+        part = kept[mixed.parts[place]]
+        belongs[part] = wrong[part] = 0  # they are wrong because they are of the mixture
+        found.append(Suspicion("mixture", p, group, -1, tuple(sorted(order[part].tolist()))))
+    table = np.stack([order, whole.owner, np.where(out, -1, near.others[:, 0])], axis=1)
+    for p, (row, own, other) in _above(np.where(out, wrong, belongs), table, least):
         found.append(Suspicion("wrong", p, own, other, (row,)))
     return sorted(found, key=lambda suspicion: -suspicion.probability)
 
@@ -179,7 +194,7 @@ def wrong_chance(near: Near, counts: Int64s, rng: np.random.Generator) -> Floats
     some = rng.permutation(rows)[: 4 * SIMULATED]
     faults = np.stack([near.drawn[some], np.maximum(near.own, first)[some]], axis=1)
     chance = np.zeros(len(first))
-    chance[rows] = posterior(np.stack([near.own, first], axis=1)[rows], faults)
+    chance[rows] = posterior(np.stack([near.own, first], axis=1)[rows], faults).probability
     return chance
 
 
@@ -198,7 +213,7 @@ def belongs_chance(near: Near, owner: Int64s, chance: Floats, one: set[tuple[int
     best, right = np.maximum(near.own, first)[usual], (near.own >= first)[usual]
     second = np.where(right, first[usual], np.maximum(near.own, after)[usual])
     seen = np.stack([best, best - second], axis=1)
-    return Logistic(seen[right], seen[~right], even=False).chance(np.stack([first, first - after], axis=1))
+    return Logistic(seen[right], seen[~right], even=False, ridge=1e-4).chance(np.stack([first, first - after], axis=1))
 
 
 def _in(pairs: set[tuple[int, int]], a: Int64s, b: Int64s) -> npt.NDArray[np.bool_]:
@@ -229,7 +244,8 @@ def same_pairs(groups: Groups, rng: np.random.Generator) -> Same:
     chosen, halves = _halves(groups, rng)
     a = np.arange(0, 2 * len(chosen), 2)
     leads = [_distances(halves, groups, part, near[chosen, NEAREST - 1], usual) for part in (a, a + 1)]
-    return Same(pairs, posterior(found, _same_statistics(halves, a, a + 1, leads[0], leads[1], usual)))
+    faults = _same_statistics(halves, a, a + 1, leads[0], leads[1], usual)
+    return Same(pairs, posterior(found, faults).probability)
 
 
 def _same_statistics(groups: Groups, a: Int64s, b: Int64s, lead_a: Floats, lead_b: Floats, usual: float) -> Floats:
@@ -273,9 +289,11 @@ class Mixtures(NamedTuple):
 
 
 def mixtures(groups: Groups, rng: np.random.Generator) -> Mixtures:
-    """Groups of four images or more, each divided in two. A simulated fault is two groups together, drawn at random.
+    """Groups of four images or more, each divided in two parts of two or more. A simulated fault is two groups together, drawn at
+    random.
 
-    Of these only those count whose division gives nearly the two groups again.
+    A model that was trained with mixtures has pulled their parts together. So the simulation is made with several such pulls, and
+    the one counts that gives the most evidence for mixtures.
     """
     large = np.flatnonzero(groups.counts >= 4)
     if len(large) < 2:
@@ -283,15 +301,27 @@ def mixtures(groups: Groups, rng: np.random.Generator) -> Mixtures:
     usual = groups.usual
     own, both = _taken(groups, large), _taken(groups, _pairs(large, rng).ravel())
     sides = divided(own)
-    together = Groups(both.features, both.starts[::2])
-    simulated = divided(together)
-    agree = np.add.reduceat((simulated == both.owner % 2).astype(np.int64), together.starts[:-1]) / together.counts
     found = np.flatnonzero(_least(own, sides) >= 2)
-    right = (np.maximum(agree, 1 - agree) >= PURE) & (_least(together, simulated) >= 2)
-    faults = _mixture_statistics(together, simulated, usual)[right]
-    chance = posterior(_mixture_statistics(own, sides, usual)[found], faults)
+    statistics = _mixture_statistics(own, sides, usual)[found]
+    tried = [posterior(statistics, _simulated_mixtures(both, pull, usual)) for pull in PULLS]
+    chance = max(tried, key=lambda fitted: fitted.evidence).probability
     parts = _smaller(own, sides, groups.starts[large])
     return Mixtures(large[found], chance, [parts[place] for place in found])
+
+
+def _simulated_mixtures(both: Groups, pull: float, usual: float) -> Floats:
+    """Statistics of groups 0 and 1 together, 2 and 3, ..., of those whose division gives nearly the two groups again.
+
+    ``pull``: the share of the distance of their centres that is taken away first.
+    """
+    means = both.sums / both.counts[:, None]
+    move = np.repeat(means[1::2] - means[::2], 2, axis=0) * (np.tile([pull, -pull], len(means) // 2)[:, None] / 2)
+    features = torch.nn.functional.normalize(torch.from_numpy(both.features + move[both.owner].astype(np.float32)), dim=1)
+    together = Groups(features.numpy(), both.starts[::2])
+    side = divided(together)
+    agree = np.add.reduceat((side == both.owner % 2).astype(np.int64), together.starts[:-1]) / together.counts
+    right = (np.maximum(agree, 1 - agree) >= PURE) & (_least(together, side) >= 2)
+    return _mixture_statistics(together, side, usual)[right]
 
 
 def _pairs(numbers: Int64s, rng: np.random.Generator) -> Int64s:
@@ -381,7 +411,7 @@ def _starts(counts: Int64s) -> Int64s:
 class Logistic:
     """A logistic regression of statistics, yes [Y, S] against no [N, S], by Newton's method; ``even``: both sides weigh the same."""
 
-    def __init__(self, yes: Floats, no: Floats, *, even: bool) -> None:
+    def __init__(self, yes: Floats, no: Floats, *, even: bool, ridge: float) -> None:
         rows = np.concatenate([no, yes])
         self._middle, self._scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-9)
         label = np.arange(len(rows)) >= len(no)
@@ -390,8 +420,8 @@ class Logistic:
         self._factor = np.zeros(rows.shape[1])
         for _ in range(NEWTON):
             chance = _sigmoid(rows @ self._factor)
-            slope = rows.T @ (weight * (label - chance)) - RIDGE * self._factor
-            curve = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows + RIDGE * np.eye(len(self._factor))
+            slope = rows.T @ (weight * (label - chance)) - ridge * self._factor
+            curve = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows + ridge * np.eye(len(self._factor))
             self._factor = self._factor + np.linalg.solve(curve, slope)
 
     def scores(self, rows: Floats) -> Floats:
@@ -412,7 +442,14 @@ def _sigmoid(x: Floats) -> Floats:
     return found
 
 
-def posterior(candidates: Floats, faults: Floats) -> Floats:
+class Posterior(NamedTuple):
+    """Probabilities of the candidates, [C], and the evidence for faults among them: log likelihood gained by their term."""
+
+    probability: Floats
+    evidence: float
+
+
+def posterior(candidates: Floats, faults: Floats) -> Posterior:
     """The probability that a candidate is a fault, from the statistics of the candidates [C, S] and of simulated faults [F, S].
 
     A logistic regression of simulated faults against candidates gives each a score u. Among the candidates are faults and others.
@@ -427,8 +464,8 @@ def posterior(candidates: Floats, faults: Floats) -> Floats:
     share of r. Only scores near and above the simulated ones take part, as the form holds there.
     """
     if not len(candidates) or not len(faults):
-        return np.zeros(len(candidates))
-    ranks = Logistic(faults, candidates, even=True)
+        return Posterior(np.zeros(len(candidates)), 0.0)
+    ranks = Logistic(faults, candidates, even=True, ridge=RIDGE)
     scores, simulated = ranks.scores(candidates), ranks.scores(faults)
     middle, scale = np.median(simulated), max(float(simulated.std()), 1e-9)
     scores, simulated = (scores - middle) / scale, (simulated - middle) / scale
@@ -436,16 +473,18 @@ def posterior(candidates: Floats, faults: Floats) -> Floats:
     seen, drawn = scores[scores >= level], simulated[simulated >= level]
     counts = np.log(len(scores) / len(simulated))
 
-    def terms(u: Floats, x: Floats) -> tuple[Floats, Floats]:
+    def terms(u: Floats, x: Sequence[float]) -> tuple[Floats, Floats]:
         return x[0] - x[1] * u, x[2] - (x[1] + x[3]) * u
 
-    def cost(x: Floats) -> float:
+    def cost(x: Sequence[float]) -> float:
         odds = counts + np.logaddexp(*terms(seen, x)), counts + np.logaddexp(*terms(drawn, x))
         return float(np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2)
 
     tried = [minimize(cost, start, bounds=BOUNDS, method="L-BFGS-B") for start in STARTS]
-    fault, other = terms(scores, min(tried, key=lambda result: float(result.fun)).x)
-    return _sigmoid(fault - other)
+    best = min(tried, key=lambda result: float(result.fun))
+    without = minimize(lambda x: cost([NEVER, 0, *x]), (-5, 3), bounds=BOUNDS[2:], method="L-BFGS-B")
+    fault, other = terms(scores, best.x)
+    return Posterior(_sigmoid(fault - other), float(without.fun - best.fun))
 
 
 def _lowest(scores: Floats, simulated: Floats) -> float:
