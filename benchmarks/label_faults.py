@@ -10,21 +10,22 @@ it: precision and recall of what is accepted, and how many suspicions of each pr
 """
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from datasets.relabel import write_relabelled
-from datasets.shards.index import Index, read_index, split_of
+from datasets.shards.index import read_index, split_of
+from trainers.reports.console import summary_table
 
 TRUTH, DECISIONS = "truth.csv", "decisions.csv"
+BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1.01)
 LEAST = 4  # images of an identity that is split
 
 
@@ -80,6 +81,55 @@ def plant(
     for place, name in moved.items():
         names[place] = name
     return names, faults
+
+
+class Scored(NamedTuple):
+    """A suspicion of a csv of decisions: what it says, and whether it is true."""
+
+    kind: str
+    accepted: bool
+    probability: float
+    true: bool
+
+
+def scored(truth: Sequence[Mapping[str, str]], decisions: Sequence[Mapping[str, str]]) -> list[Scored]:
+    """Compare rows of decisions with rows of planted faults.
+
+    Two identities are the same if they are the halves of one; an identity is a mixture if it is two; a wrong image is true if it
+    is wrong and belongs to the identity named, or to the other half of it, or if none is named.
+    """
+    halves = {frozenset((row["identity"], row["other"])) for row in truth if row["kind"] == "same"}
+    mixed = {row["identity"] for row in truth if row["kind"] == "mixture"}
+    owners = {row["keys"]: row["other"] for row in truth if row["kind"] == "wrong"}
+
+    def true(row: Mapping[str, str]) -> bool:
+        if row["kind"] == "same":
+            return frozenset((row["identity"], row["other"])) in halves
+        if row["kind"] == "mixture":
+            return row["identity"] in mixed
+        owner, other = owners.get(row["keys"]), row["other"]
+        return owner is not None and (other in ("", owner) or frozenset((owner, other)) in halves)
+
+    return [Scored(row["kind"], row["accept"] == "yes", float(row["probability"]), true(row)) for row in decisions]
+
+
+def print_scores(truth: Path, decisions: Path) -> None:
+    """Print two tables: precision and recall of what is accepted, and the share of true suspicions by probability."""
+    planted, found = (list(csv.DictReader(path.read_text().splitlines())) for path in (truth, decisions))
+    rows, bins = [], []
+    for kind in ("same", "mixture", "wrong"):
+        total = sum(row["kind"] == kind for row in planted)
+        of_kind = [each for each in scored(planted, found) if each.kind == kind]
+        accepted = [each.true for each in of_kind if each.accepted]
+        precision = f"{sum(accepted) / len(accepted):.3f}" if accepted else "-"
+        rows.append([kind, total, len(accepted), precision, f"{sum(accepted) / max(total, 1):.3f}"])
+        for low, high in pairwise(BINS):
+            some = [each for each in of_kind if low <= each.probability < high]
+            if some:
+                mean, share = (sum(values) / len(some) for values in ([e.probability for e in some], [e.true for e in some]))
+                bins.append([kind, f"{low:.2f} to {min(high, 1):.2f}", len(some), f"{mean:.2f}", f"{share:.2f}"])
+    summary_table("What is accepted", ["kind", "planted", "accepted", "precision", "recall"], rows)
+    summary_table("By probability", ["kind", "probability", "suspicions", "mean", "true"], bins)
 
 
 @dataclass(frozen=True)

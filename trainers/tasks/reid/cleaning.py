@@ -92,7 +92,7 @@ def write_findings(run: Run, train: Split, findings: Sequence[Finding], top: int
     lines = [_line(["yes" if finding.accept else "no", *row]) for finding, row in zip(findings, rows, strict=True)]
     header = _line(COLUMNS)
     run.write_text(DECISIONS, "".join([header, *lines]))
-    page = Page(f"Label faults of {run.name}", f"suspected in {train.index.url}: {len(train):,} images of {len(train.counts):,}")
+    page = Page(f"Label faults of {run.name}", f"suspected in {train.index.url}: {len(train):,} images of {len(train.counts):,} identities")
     shown = set[int]()
     for kind, (title, note) in TITLES.items():
         places = [place for place, finding in enumerate(findings) if finding.kind == kind]

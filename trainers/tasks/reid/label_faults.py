@@ -37,9 +37,11 @@ POWER, LLOYD = 8, 4  # steps of a division
 NEWTON = 25
 RIDGE = 0.03  # of the ranking, whose sides may lie far apart, so that each statistic keeps its weight
 PULLS = (0.0, 0.2, 0.4)
+FIRM = 1e6
 NEVER = -40  # the logarithm of no share
 BELOW = 100  # candidates below the simulated faults that the form of the others is fitted to, at least
 BOUNDS = ((-20.0, 0.0), (0.0, None), (-30.0, 5.0), (0.3, 30.0))  # of a, g, b, d
+MOST = 0.3  # share of faults among candidates: features that tell nothing apart would allow more
 STARTS = ((-3, 0, -5, 2), (-3, 1.5, -5, 6), (-5, 0, -5, 6), (-5, 1.5, -5, 2))  # one alone may lead to a local optimum
 PRIOR = 3.0  # pairs of images of an average identity that are added to each identity's own: it may have one image
 
@@ -210,6 +212,8 @@ def belongs_chance(near: Near, owner: Int64s, chance: Floats, one: set[tuple[int
         after[other] = near.cosines[other, place]
     usual = np.flatnonzero((chance < DOUBT) & (near.own > 0) & ~_in(one, owner, near.others[:, 0]))
     usual = rng.permutation(usual)[: 4 * SIMULATED]
+    if not len(usual):
+        return np.zeros(len(owner))
     best, right = np.maximum(near.own, first)[usual], (near.own >= first)[usual]
     second = np.where(right, first[usual], np.maximum(near.own, after)[usual])
     seen = np.stack([best, best - second], axis=1)
@@ -241,6 +245,8 @@ def same_pairs(groups: Groups, rng: np.random.Generator) -> Same:
     first = np.repeat(np.arange(len(near)), NEAREST)
     pairs = np.unique(np.sort(np.stack([first, near[:, :NEAREST].ravel()], axis=1), axis=1), axis=0)
     found = _same_statistics(groups, pairs[:, 0], pairs[:, 1], lead[pairs[:, 0]], lead[pairs[:, 1]], usual)
+    if not (groups.counts > 1).any():
+        return Same(pairs, np.zeros(len(pairs)))
     chosen, halves = _halves(groups, rng)
     a = np.arange(0, 2 * len(chosen), 2)
     leads = [_distances(halves, groups, part, near[chosen, NEAREST - 1], usual) for part in (a, a + 1)]
@@ -478,7 +484,8 @@ def posterior(candidates: Floats, faults: Floats) -> Posterior:
 
     def cost(x: Sequence[float]) -> float:
         odds = counts + np.logaddexp(*terms(seen, x)), counts + np.logaddexp(*terms(drawn, x))
-        return float(np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2)
+        excess = np.exp(terms(drawn, x)[0]).mean() - MOST
+        return float(np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2 + FIRM * max(excess, 0) ** 2)
 
     tried = [minimize(cost, start, bounds=BOUNDS, method="L-BFGS-B") for start in STARTS]
     best = min(tried, key=lambda result: float(result.fun))
