@@ -55,7 +55,9 @@ def plant(
     drawn = [str(name) for name in rng.permutation(sorted(of))]
     splits, merges = round(split * len(drawn)), round(merge * len(drawn))
     if splits + 2 * merges > len(drawn):
-        raise InputError(f"too few identities ({len(drawn)}) for {splits} splits and {merges} merges", "", "lower --split or --merge")
+        raise InputError(
+            f"too few identities ({len(drawn)}) for {splits} splits and {merges} merges", "", "lower --split or --merge"
+        )
     faults, second, joined = list[Fault](), dict[str, str](), dict[str, str]()
     for name in drawn[:splits]:
         if len(of[name]) >= LEAST:
@@ -161,7 +163,9 @@ def main(options: Plant) -> None:
     samples = train.samples(np.arange(len(train)))
     names = [index.identities[i] for i in index.identity_of(np.arange(len(index)))]
     keys = [index.keys[sample] for sample in samples]
-    planted, faults = plant(keys, [names[sample] for sample in samples], options.split, options.merge, options.wrong, options.seed)
+    planted, faults = plant(
+        keys, [names[sample] for sample in samples], options.split, options.merge, options.wrong, options.seed
+    )
     for sample, name in zip(samples, planted, strict=True):
         names[sample] = name
     write_relabelled(index, names, options.index)

@@ -450,7 +450,7 @@ def test_clean_writes_decisions_and_a_page_and_names_the_next_command(
 
 
 def test_clean_finds_faults_that_were_planted_by_its_own_csv(copy_of_run: Train, tmp_path: Path) -> None:
-    """Two pairs of identities are joined by a csv and then looked at with the model: both are among the most suspected mixtures."""
+    """Two pairs of identities are joined by a csv and then looked at: both are among the most suspected mixtures."""
     train = split_of(read_index(copy_of_run.data[0]), "train")
     names = train.names
     lines = ["accept,kind,probability,identity,other,keys", *(f"yes,same,1,{names[n]},{names[-1 - n]}," for n in range(2))]
@@ -493,7 +493,7 @@ def test_clean_of_several_sets_or_before_the_end_is_refused(copy_of_run: Train) 
     folder = Path(copy_of_run.runs) / copy_of_run.name
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "data": [*config["data"], "other"]}))
-    with pytest.raises(InputError, match="the run has 2 training sets.*name one with --data"):
+    with pytest.raises(InputError, match=r"the run has 2 training sets.*name one with --data"):
         Clean(name=copy_of_run.name, runs=copy_of_run.runs).run()
     (folder / "model.pt").unlink()
     with pytest.raises(InputError, match="no trained model yet"):

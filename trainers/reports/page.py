@@ -1,7 +1,7 @@
 """An HTML page in one file, light or dark as the reader's system is, for the screen and for printing.
 
-It loads nothing: style and pictures are inside, and its content policy forbids any request. Only a page with choices has a script,
-which makes the csv of what the reader chose; the policy allows this one script, by its hash.
+It loads nothing: style and pictures are inside, and its content policy forbids any request. Only a page with choices has a
+script, which makes the csv of what the reader chose; the policy allows this one script, by its hash.
 """
 
 import base64
@@ -44,10 +44,11 @@ dl div { border-left:3px solid var(--accent); padding-left:12px; min-width:0 }
 dt { color:var(--muted); font-size:13px } dd { margin:0; overflow-wrap:anywhere }
 dd strong { font-size:26px; line-height:1.25; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.01em }
 dd small { display:block; color:var(--muted); font-size:13px }
-.choice { display:flex; flex-wrap:wrap; gap:8px 22px; padding:12px 0; border-bottom:1px solid var(--line); align-items:flex-start }
+.choice { display:flex; flex-wrap:wrap; gap:8px 22px; padding:12px 0; border-bottom:1px solid var(--line) }
 .choice:last-child { border-bottom:0 } .choice label { width:190px; overflow-wrap:anywhere; cursor:pointer }
 .choice small { display:block; color:var(--muted); font-size:13px } .choice input { margin:0 6px 0 0; accent-color:var(--accent) }
-.choice figure { min-width:0 } .choice figcaption { margin:0 0 4px } .choice img { display:inline-block; height:72px; margin:0 4px 4px 0 }
+.choice figure { min-width:0 } .choice figcaption { margin:0 0 4px }
+.choice img { display:inline-block; height:72px; margin:0 4px 4px 0 }
 button { font:inherit; color:#fff; background:#0072b2; border:0; border-radius:6px; padding:8px 16px; cursor:pointer }
 .bar { position:sticky; bottom:0; padding:12px 0; background:var(--ground) } .bar span { margin-left:14px; color:var(--muted) }
 @media (max-width:600px) { main { padding:24px 12px 40px } section { padding:16px } }
@@ -62,7 +63,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SCRIPT = """
 const boxes = [...document.querySelectorAll("input[data-row]")], button = document.querySelector("button")
 const rest = document.querySelector("pre").textContent, count = document.querySelector(".bar span")
-const text = () => button.dataset.header + "\\n" + boxes.map(box => (box.checked ? "yes," : "no,") + box.dataset.row + "\\n").join("") + rest
+const line = box => (box.checked ? "yes," : "no,") + box.dataset.row + "\\n"
+const text = () => button.dataset.header + "\\n" + boxes.map(line).join("") + rest
 const tell = () => { count.textContent = boxes.filter(box => box.checked).length + " of " + boxes.length + " ticked" }
 document.addEventListener("change", tell)
 button.addEventListener("click", () => {
@@ -77,7 +79,7 @@ _DARK = "screen and (prefers-color-scheme:dark)"
 
 
 class Choice(NamedTuple):
-    """Something to tick. ``row``: its line of the csv after the first column; ``pictures``: groups of JPEG images with a caption."""
+    """Something to tick. ``row``: its line of the csv after the first column; ``pictures``: captions with JPEG images."""
 
     title: str
     remark: str
@@ -186,7 +188,9 @@ def _choice(choice: Choice) -> str:
         f"<figure><figcaption>{_text(caption)}</figcaption>{''.join(map(_photo, images))}</figure>"
         for caption, images in choice.pictures
     )
-    return f'<div class="choice"><label><input type="checkbox" data-row="{_text(choice.row)}"{ticked}>{words}</label>{groups}</div>'
+    return (
+        f'<div class="choice"><label><input type="checkbox" data-row="{_text(choice.row)}"{ticked}>{words}</label>{groups}</div>'
+    )
 
 
 def _photo(jpeg: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Suspected label faults of a run's training set: found, written as a csv of decisions and as a page to decide on, and counted."""
+"""Suspected label faults of a training set: found with a run's model, written as a csv of decisions and a page to decide on."""
 
 import csv
 import io
@@ -92,7 +92,10 @@ def write_findings(run: Run, train: Split, findings: Sequence[Finding], top: int
     lines = [_line(["yes" if finding.accept else "no", *row]) for finding, row in zip(findings, rows, strict=True)]
     header = _line(COLUMNS)
     run.write_text(DECISIONS, "".join([header, *lines]))
-    page = Page(f"Label faults of {run.name}", f"suspected in {train.index.url}: {len(train):,} images of {len(train.counts):,} identities")
+    page = Page(
+        f"Label faults of {run.name}",
+        f"suspected in {train.index.url}: {len(train):,} images of {len(train.counts):,} identities",
+    )
     shown = set[int]()
     for kind, (title, note) in TITLES.items():
         places = [place for place, finding in enumerate(findings) if finding.kind == kind]

@@ -90,7 +90,8 @@ class Groups:
     @cached_property
     def cosines(self) -> Floats:
         """Sum of the cosines of these pairs, [G]."""
-        return np.square(self.sums, dtype=np.float64).sum(axis=1) - self.counts
+        found: Floats = np.square(self.sums, dtype=np.float64).sum(axis=1) - self.counts
+        return found
 
     def within(self, usual: float) -> Floats:
         """Mean cosine of these pairs, [G]; ``usual`` counts as `PRIOR` pairs more."""
@@ -104,13 +105,11 @@ class Groups:
         return float(np.median(self.cosines[several] / self.pairs[several])) if several.any() else 1.0
 
 
-def suspicions(
-    features: Tensor, identity: Int64s, *, accept: float = 0.9, least: float = 0.1, seed: int = 0
-) -> list[Suspicion]:
+def suspicions(features: Tensor, identity: Int64s, *, accept: float = 0.9, least: float = 0.1, seed: int = 0) -> list[Suspicion]:
     """Suspected label faults, the most probable first, with a probability of ``least`` or more.
 
-    The probability of a wrong image is that it belongs to ``other``; if that is below ``accept`` and it is wrong with at least this
-    probability, ``other`` is -1 and the probability is that it is wrong.
+    The probability of a wrong image is that it belongs to ``other``. If that is below ``accept``, and it is wrong with at least
+    this probability, ``other`` is -1 and the probability is that it is wrong.
 
     ``features``: of any length, [M, D]; ``identity``: 0 .. N - 1 of each, [M], every number at least once. Needs two copies of
     the features beside them.
@@ -340,7 +339,8 @@ def _pairs(numbers: Int64s, rng: np.random.Generator) -> Int64s:
 def _least(groups: Groups, side: Int64s) -> Int64s:
     """Rows of the smaller part of each group, [G]; ``side``: 0 or 1 for each row."""
     ones = np.add.reduceat(side, groups.starts[:-1])
-    return np.minimum(ones, groups.counts - ones)
+    found: Int64s = np.minimum(ones, groups.counts - ones)
+    return found
 
 
 def divided(groups: Groups) -> Int64s:
@@ -376,7 +376,7 @@ def _divided(groups: Groups) -> Int64s:
 
 
 def _mixture_statistics(groups: Groups, side: Int64s, usual: float) -> Floats:
-    """[G, 3] of divided groups: logarithms of the parts' distance, and of its ratios to their spread and to what chance makes it."""
+    """[G, 3] of divided groups: logarithms of the parts' distance, and of its ratios to their spread and to chance's."""
     order = np.argsort(2 * groups.owner + side, kind="stable")
     counts = np.bincount(2 * groups.owner + side, minlength=2 * len(groups.counts))
     cuts = _starts(counts)
@@ -390,7 +390,8 @@ def _mixture_statistics(groups: Groups, side: Int64s, usual: float) -> Floats:
     distance = np.where(full[a] & full[b], within[a] + within[b] - 2.0 * between, 0.0)
     chance = (1 - within[a]) / np.maximum(counts[a], 1) + (1 - within[b]) / np.maximum(counts[b], 1)
     distance, spread = np.maximum(distance, 1e-2), np.maximum(2 - within[a] - within[b], 1e-2)
-    return np.log(np.stack([distance, distance / spread, distance / np.maximum(chance, 1e-3)], axis=1))
+    found: Floats = np.log(np.stack([distance, distance / spread, distance / np.maximum(chance, 1e-3)], axis=1))
+    return found
 
 
 def _smaller(groups: Groups, side: Int64s, first: Int64s) -> list[Int64s]:
@@ -415,7 +416,7 @@ def _starts(counts: Int64s) -> Int64s:
 
 
 class Logistic:
-    """A logistic regression of statistics, yes [Y, S] against no [N, S], by Newton's method; ``even``: both sides weigh the same."""
+    """A logistic regression of statistics, yes [Y, S] against no [N, S], by Newton's method; ``even``: both weigh the same."""
 
     def __init__(self, yes: Floats, no: Floats, *, even: bool, ridge: float) -> None:
         rows = np.concatenate([no, yes])
@@ -485,7 +486,9 @@ def posterior(candidates: Floats, faults: Floats) -> Posterior:
     def cost(x: Sequence[float]) -> float:
         odds = counts + np.logaddexp(*terms(seen, x)), counts + np.logaddexp(*terms(drawn, x))
         excess = np.exp(terms(drawn, x)[0]).mean() - MOST
-        return float(np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2 + FIRM * max(excess, 0) ** 2)
+        return float(
+            np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2 + FIRM * max(excess, 0) ** 2
+        )
 
     tried = [minimize(cost, start, bounds=BOUNDS, method="L-BFGS-B") for start in STARTS]
     best = min(tried, key=lambda result: float(result.fun))
