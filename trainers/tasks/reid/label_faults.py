@@ -36,11 +36,12 @@ PURE = 0.9  # share of a simulated mixture's images that its division must put r
 POWER, LLOYD = 8, 4  # steps of a division
 NEWTON = 25
 RIDGE = 0.03  # of the ranking, whose sides may lie far apart, so that each statistic keeps its weight
-PULLS = (0.0, 0.2, 0.4)
+EVIDENCE = 20.0  # for faults, from which it is clear
+PULLS, LEANS = (0.0, 0.2, 0.4), (0.0, 0.3, 0.6, 1.0, 2.0, 4.0)  # of the simulations, in the order of trial
 FIRM = 1e6
 NEVER = -40  # the logarithm of no share
 BELOW = 100  # candidates below the simulated faults that the form of the others is fitted to, at least
-BOUNDS = ((-20.0, 0.0), (0.0, None), (-30.0, 5.0), (0.3, 30.0))  # of a, g, b, d
+BOUNDS = ((-20.0, 0.0), (0.0, 3.0), (-30.0, 5.0), (0.3, 30.0))  # of a, g, b, d
 MOST = 0.3  # share of faults among candidates: features that tell nothing apart would allow more
 STARTS = ((-3, 0, -5, 2), (-3, 1.5, -5, 6), (-5, 0, -5, 6), (-5, 1.5, -5, 2))  # one alone may lead to a local optimum
 PRIOR = 3.0  # pairs of images of an average identity that are added to each identity's own: it may have one image
@@ -236,7 +237,12 @@ class Same(NamedTuple):
 
 
 def same_pairs(groups: Groups, rng: np.random.Generator) -> Same:
-    """Each group with its nearest. A simulated fault is a group divided in two at random, 3 to 7 tenths in a part."""
+    """Each group with its nearest. A simulated fault is a group divided in two.
+
+    Two identities of one person often differ in more than chance: one has the images of one camera or day. So the simulation is
+    made with several leans of the parts to both sides of the group's main axis, from none on, and the first one counts that gives
+    clear evidence.
+    """
     centres = torch.nn.functional.normalize(torch.from_numpy(groups.sums), dim=1)
     near = neighbours(centres, NEAREST + 1).numbers.numpy()
     usual, last = groups.usual, near[:, -1]
@@ -246,11 +252,14 @@ def same_pairs(groups: Groups, rng: np.random.Generator) -> Same:
     found = _same_statistics(groups, pairs[:, 0], pairs[:, 1], lead[pairs[:, 0]], lead[pairs[:, 1]], usual)
     if not (groups.counts > 1).any():
         return Same(pairs, np.zeros(len(pairs)))
-    chosen, halves = _halves(groups, rng)
-    a = np.arange(0, 2 * len(chosen), 2)
-    leads = [_distances(halves, groups, part, near[chosen, NEAREST - 1], usual) for part in (a, a + 1)]
-    faults = _same_statistics(halves, a, a + 1, leads[0], leads[1], usual)
-    return Same(pairs, posterior(found, faults).probability)
+    several = np.flatnonzero(groups.counts > 1)
+    chosen = rng.choice(several, SIMULATED, replace=len(several) < SIMULATED)
+    a, tried = np.arange(0, 2 * len(chosen), 2), list[Posterior]()
+    for lean in LEANS:
+        halves = _halves(groups, chosen, lean, rng)
+        leads = [_distances(halves, groups, part, near[chosen, NEAREST - 1], usual) for part in (a, a + 1)]
+        tried.append(posterior(found, _same_statistics(halves, a, a + 1, leads[0], leads[1], usual)))
+    return Same(pairs, first_clear(tried).probability)
 
 
 def _same_statistics(groups: Groups, a: Int64s, b: Int64s, lead_a: Floats, lead_b: Floats, usual: float) -> Floats:
@@ -272,17 +281,19 @@ def _distances(left: Groups, right: Groups, a: Int64s, b: Int64s, usual: float) 
     return found
 
 
-def _halves(groups: Groups, rng: np.random.Generator) -> tuple[Int64s, Groups]:
-    """Groups drawn, and their two parts side by side as groups of their own."""
-    several = np.flatnonzero(groups.counts > 1)
-    chosen = rng.choice(several, SIMULATED, replace=len(several) < SIMULATED)
-    parts, counts = list[Int64s](), list[int]()
-    for group in chosen:
-        rows = rng.permutation(np.arange(groups.starts[group], groups.starts[group + 1]))
-        size = min(max(round(rng.uniform(0.3, 0.7) * len(rows)), 1), len(rows) - 1)
-        parts.append(rows)
-        counts += [size, len(rows) - size]
-    return chosen, Groups(groups.features[np.concatenate(parts)], _starts(np.array(counts)))
+def _halves(groups: Groups, chosen: Int64s, lean: float, rng: np.random.Generator) -> Groups:
+    """The two parts of each chosen group side by side, as groups of their own, 3 to 7 tenths of its images in a part.
+
+    ``lean``: how far the parts are to the two sides of the group's main axis; 0: not at all.
+    """
+    whole = _taken(groups, chosen)
+    centred, axis = _main_axis(whole)
+    place = np.einsum("md,md->m", centred, axis[whole.owner])
+    usual = np.sqrt(np.add.reduceat(place**2, whole.starts[:-1]) / whole.counts)
+    place = lean * place / np.maximum(usual, 1e-6)[whole.owner] + rng.normal(size=len(place))
+    order = np.lexsort((place, whole.owner))
+    size = np.clip(np.round(rng.uniform(0.3, 0.7, len(chosen)) * whole.counts).astype(np.int64), 1, whole.counts - 1)
+    return Groups(whole.features[order], _starts(np.stack([size, whole.counts - size], axis=1).ravel()))
 
 
 class Mixtures(NamedTuple):
@@ -297,8 +308,8 @@ def mixtures(groups: Groups, rng: np.random.Generator) -> Mixtures:
     """Groups of four images or more, each divided in two parts of two or more. A simulated fault is two groups together, drawn at
     random.
 
-    A model that was trained with mixtures has pulled their parts together. So the simulation is made with several such pulls, and
-    the one counts that gives the most evidence for mixtures.
+    A model that was trained with mixtures has pulled their parts together. So the simulation is made with several such pulls,
+    from none on, and the first one counts that gives clear evidence.
     """
     large = np.flatnonzero(groups.counts >= 4)
     if len(large) < 2:
@@ -309,7 +320,7 @@ def mixtures(groups: Groups, rng: np.random.Generator) -> Mixtures:
     found = np.flatnonzero(_least(own, sides) >= 2)
     statistics = _mixture_statistics(own, sides, usual)[found]
     tried = [posterior(statistics, _simulated_mixtures(both, pull, usual)) for pull in PULLS]
-    chance = max(tried, key=lambda fitted: fitted.evidence).probability
+    chance = first_clear(tried).probability
     parts = _smaller(own, sides, groups.starts[large])
     return Mixtures(large[found], chance, [parts[place] for place in found])
 
@@ -355,16 +366,22 @@ def divided(groups: Groups) -> Int64s:
     return result
 
 
-def _divided(groups: Groups) -> Int64s:
-    starts, owner, counts = groups.starts[:-1], groups.owner, groups.counts[:, None]
-    centred = groups.features - (groups.sums / counts)[owner]
+def _main_axis(groups: Groups) -> tuple[Singles, Singles]:
+    """Rows without their group's mean, [M, D], and each group's direction of the largest variance, [G, D]."""
+    starts, owner = groups.starts[:-1], groups.owner
+    centred = groups.features - (groups.sums / groups.counts[:, None].astype(np.float32))[owner]
     length = np.einsum("md,md->m", centred, centred)
-    farthest = np.lexsort((length, owner))[groups.starts[1:] - 1]
-    axis = centred[farthest]
+    axis = centred[np.lexsort((length, owner))[groups.starts[1:] - 1]]  # begins at the row farthest from the mean
     for _ in range(POWER):
         place = np.einsum("md,md->m", centred, axis[owner])
         axis = np.add.reduceat(centred * place[:, None], starts, axis=0)
         axis /= np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-12)
+    return centred, axis
+
+
+def _divided(groups: Groups) -> Int64s:
+    starts, owner, counts = groups.starts[:-1], groups.owner, groups.counts[:, None]
+    centred, axis = _main_axis(groups)
     side = np.einsum("md,md->m", centred, axis[owner]) > 0
     for _ in range(LLOYD):  # both parts' means lie on a line through 0, so one is enough
         many = np.add.reduceat(side.astype(np.int64), starts)[:, None]
@@ -450,10 +467,15 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 class Posterior(NamedTuple):
-    """Probabilities of the candidates, [C], and the evidence for faults among them: log likelihood gained by their term."""
+    """Probabilities of the candidates, [C], and the evidence for faults among them: the log likelihood gained by their term."""
 
     probability: Floats
     evidence: float
+
+
+def first_clear(tried: Sequence[Posterior]) -> Posterior:
+    """The first of several simulations that gives clear evidence; the very first if none does."""
+    return next((fitted for fitted in tried if fitted.evidence > EVIDENCE), tried[0])
 
 
 def posterior(candidates: Floats, faults: Floats) -> Posterior:
@@ -485,7 +507,7 @@ def posterior(candidates: Floats, faults: Floats) -> Posterior:
 
     def cost(x: Sequence[float]) -> float:
         odds = counts + np.logaddexp(*terms(seen, x)), counts + np.logaddexp(*terms(drawn, x))
-        excess = np.exp(terms(drawn, x)[0]).mean() - MOST
+        excess = np.exp(np.minimum(terms(drawn, x)[0], 30)).mean() - MOST
         return float(
             np.logaddexp(0, -odds[0]).sum() + np.logaddexp(0, odds[1]).sum() + x[1] ** 2 / 2 + FIRM * max(excess, 0) ** 2
         )
@@ -493,8 +515,10 @@ def posterior(candidates: Floats, faults: Floats) -> Posterior:
     tried = [minimize(cost, start, bounds=BOUNDS, method="L-BFGS-B") for start in STARTS]
     best = min(tried, key=lambda result: float(result.fun))
     without = minimize(lambda x: cost([NEVER, 0, *x]), (-5, 3), bounds=BOUNDS[2:], method="L-BFGS-B")
+    if (evidence := float(without.fun - best.fun)) < 2:  # Akaike's criterion: without faults, two numbers fewer
+        return Posterior(np.zeros(len(candidates)), 0.0)
     fault, other = terms(scores, best.x)
-    return Posterior(_sigmoid(fault - other), float(without.fun - best.fun))
+    return Posterior(_sigmoid(fault - other), evidence)
 
 
 def _lowest(scores: Floats, simulated: Floats) -> float:
