@@ -369,9 +369,9 @@ def divided(groups: Groups) -> Int64s:
 def _main_axis(groups: Groups) -> tuple[Singles, Singles]:
     """Rows without their group's mean, [M, D], and each group's direction of the largest variance, [G, D]."""
     starts, owner = groups.starts[:-1], groups.owner
-    centred = groups.features - (groups.sums / groups.counts[:, None].astype(np.float32))[owner]
+    centred: Singles = groups.features - (groups.sums / groups.counts[:, None].astype(np.float32))[owner]
     length = np.einsum("md,md->m", centred, centred)
-    axis = centred[np.lexsort((length, owner))[groups.starts[1:] - 1]]  # begins at the row farthest from the mean
+    axis: Singles = centred[np.lexsort((length, owner))[groups.starts[1:] - 1]]  # begins at the row farthest from the mean
     for _ in range(POWER):
         place = np.einsum("md,md->m", centred, axis[owner])
         axis = np.add.reduceat(centred * place[:, None], starts, axis=0)
@@ -389,7 +389,8 @@ def _divided(groups: Groups) -> Int64s:
         gap = mean / np.maximum(many, 1) + mean / np.maximum(counts - many, 1)  # the sum of all is 0
         middle = (mean / np.maximum(many, 1) - mean / np.maximum(counts - many, 1)) / 2
         side = np.einsum("md,md->m", centred - middle[owner], gap[owner]) > 0
-    return side.astype(np.int64)
+    found: Int64s = side.astype(np.int64)
+    return found
 
 
 def _mixture_statistics(groups: Groups, side: Int64s, usual: float) -> Floats:
