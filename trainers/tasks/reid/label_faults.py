@@ -369,7 +369,8 @@ def divided(groups: Groups) -> Int64s:
 def _main_axis(groups: Groups) -> tuple[Singles, Singles]:
     """Rows without their group's mean, [M, D], and each group's direction of the largest variance, [G, D]."""
     starts, owner = groups.starts[:-1], groups.owner
-    centred: Singles = groups.features - (groups.sums / groups.counts[:, None].astype(np.float32))[owner]
+    means: Singles = (groups.sums / groups.counts[:, None]).astype(np.float32)
+    centred: Singles = groups.features - means[owner]
     length = np.einsum("md,md->m", centred, centred)
     axis: Singles = centred[np.lexsort((length, owner))[groups.starts[1:] - 1]]  # begins at the row farthest from the mean
     for _ in range(POWER):
