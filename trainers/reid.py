@@ -6,6 +6,7 @@ python trainers/reid.py --name market --resume             resume a run
 python trainers/reid.py evaluate --name market --data s3://bucket/market1501 s3://bucket/msmt17
 python trainers/reid.py predict --name market --query someone.jpg
 python trainers/reid.py export --name market --to market.onnx
+python trainers/reid.py clean --name market                suspected label faults of its training set, to accept or reject
 python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0 1 2      samplers and losses, one table
 """
 
@@ -34,8 +35,9 @@ from trainers.engine.job import config_of_named, resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import HISTORY, METRICS
 from trainers.engine.training import TrainingRun
-from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
+from trainers.engine.verbs import OnData, OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
+from trainers.tasks.reid.cleaning import cleaned_set, embedded_training, print_findings, suspected, write_findings
 from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
 from trainers.tasks.reid.data import Data, open_data, open_index
@@ -211,6 +213,29 @@ class Export(ToFile):
         export(write, model, size, self.to, f"images of {size[0]}x{size[1]}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Clean(OnData):
+    """Find suspected label faults in the training set of a run: identities that are one, that are two, and wrong images."""
+
+    accept: float = 0.9
+    """Probability from which a suspicion is accepted before anyone has looked at it."""
+    top: int = 50
+    """Suspicions of each kind that the page shows."""
+
+    def run(self) -> None:
+        """Write decisions.csv and clean.html to the run's folder; print a table and the next command. Runs without Ray."""
+        if not 0 < self.accept <= 1 or self.top < 1:
+            raise InputError("clean takes --accept above 0 and up to 1, and --top of at least 1", "", "see `clean --help`")
+        trained = open_run(Train, self)
+        train = cleaned_set(self.data, trained.config.data)
+        embedder, cache = trained_embedder(trained), trained.config.cache
+        found, bad = embedded_training(embedder, train, trained.size, cache, trained.device, self.workers)
+        print_unread(bad)
+        findings = suspected(found, train, self.accept)
+        write_findings(trained.run, train, findings, self.top)
+        print_findings(trained.run, train, findings)
+
+
 @dataclass(frozen=True)
 class Compare:
     """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again.
@@ -242,5 +267,5 @@ def defaults(verb: str, arguments: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "compare": Compare}
+    verbs = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export, "clean": Clean, "compare": Compare}
     run_job("trainers/reid.py", __doc__ or "", verbs, defaults)

@@ -1,5 +1,6 @@
 """The job as people run it: under Ray with two workers, killed and resumed; and in this process: trained, evaluated, asked."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -27,11 +28,12 @@ from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.loading.batches import LoaderConfig
 from datasets.object_storage import open_objects
 from datasets.pack import Options, pack
+from datasets.relabel import relabel
 from datasets.sampling.sampler import SamplerConfig
-from datasets.shards.index import read_index
+from datasets.shards.index import read_index, split_of
 from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
-from trainers.reid import Evaluate, Export, Predict, Train, defaults
+from trainers.reid import Clean, Evaluate, Export, Predict, Train, defaults
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
 from trainers.tasks.reid.head_config import HeadConfig
 
@@ -417,6 +419,85 @@ def test_predict_finds_the_image_itself_first(trained: Train, tmp_path: Path, ca
     with pytest.raises(InputError, match="cannot read an image"):
         Predict(name=trained.name, runs=trained.runs, pair=(query, tmp_path / "none.png")).run()
     assert "picture:" in capsys.readouterr().out
+
+
+def test_clean_writes_decisions_and_a_page_and_names_the_next_command(
+    copy_of_run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a model that has seen little, so that suspicions may be many or few; what is listed must be consistent and apply."""
+    Clean(name=copy_of_run.name, runs=copy_of_run.runs, accept=0.2, top=2, workers=0).run()
+    folder, train = Path(copy_of_run.runs) / copy_of_run.name, split_of(read_index(copy_of_run.data[0]), "train")
+    lines = (folder / "decisions.csv").read_text().splitlines()
+    assert lines[0] == "accept,kind,probability,identity,other,keys"
+    rows = list(csv.DictReader(lines))
+    keys = {train.index.keys[sample] for sample in train.samples(np.arange(len(train)))}
+    for row in rows:
+        assert row["identity"] in train.names
+        assert row["accept"] == ("yes" if float(row["probability"]) >= 0.2 else "no")
+        assert (row["other"] in train.names) or (row["kind"] != "same" and not row["other"])
+        assert set(row["keys"].split()) <= keys
+        assert bool(row["keys"]) == (row["kind"] != "same")
+    page, shown = (folder / "clean.html").read_text(), 0
+    for kind in ("same", "mixture", "wrong"):
+        shown += min(sum(row["kind"] == kind for row in rows), 2)
+    assert page.count("data-row=") == shown
+    said = capsys.readouterr().out
+    command = f"python -m datasets.relabel {train.index.url} {folder}/decisions.csv {train.index.url}-cleaned"
+    assert said.rstrip().endswith(command)
+    accepted = sum(row["accept"] == "yes" for row in rows)
+    summary = relabel(train.index.url, str(folder / "decisions.csv"), str(tmp_path / "cleaned"))
+    assert f"{len(rows) - accepted:,} not accepted" in summary[0]
+
+
+def test_clean_finds_faults_that_were_planted_by_its_own_csv(copy_of_run: Train, tmp_path: Path) -> None:
+    """Two pairs of identities are joined by a csv and then looked at: both are among the most suspected mixtures."""
+    train = split_of(read_index(copy_of_run.data[0]), "train")
+    names = train.names
+    lines = ["accept,kind,probability,identity,other,keys", *(f"yes,same,1,{names[n]},{names[-1 - n]}," for n in range(2))]
+    (tmp_path / "join.csv").write_text("\n".join(lines))
+    relabel(train.index.url, str(tmp_path / "join.csv"), str(tmp_path / "joined"))
+    Clean(name=copy_of_run.name, runs=copy_of_run.runs, data=str(tmp_path / "joined"), accept=1e-6, workers=0).run()
+    rows = csv.DictReader((Path(copy_of_run.runs) / copy_of_run.name / "decisions.csv").read_text().splitlines())
+    mixtures = [row["identity"] for row in rows if row["kind"] == "mixture"]
+    joined = {min(names[n], names[-1 - n]) for n in range(2)}
+    assert joined <= set(mixtures[: len(mixtures) // 3])
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ({"name": "nobody"}, "no run 'nobody'"),
+        ({"accept": 0.0}, "clean takes --accept above 0 and up to 1"),
+        ({"top": 0}, "--top of at least 1"),
+        ({"data": "NOWHERE"}, "not a whole shard set (no index.json)"),
+        ({"data": "FEW"}, "only 2 training identities"),
+        ({"workers": -1}, "-1 loader processes"),
+    ],
+)
+def test_wrong_input_of_clean(
+    how: dict[str, Any], line: str, copy_of_run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = set_of_folders(tmp_path, "test") if how.get("data") == "FEW" else ""
+    places = {"NOWHERE": str(tmp_path / "nowhere"), "FEW": few}
+    how = {name: places.get(value, value) if name == "data" else value for name, value in how.items()}
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: Clean(**{"name": copy_of_run.name, "runs": copy_of_run.runs, **how}).run())
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert line in err
+    assert not (Path(copy_of_run.runs) / copy_of_run.name / "decisions.csv").exists()
+
+
+def test_clean_of_several_sets_or_before_the_end_is_refused(copy_of_run: Train) -> None:
+    folder = Path(copy_of_run.runs) / copy_of_run.name
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "data": [*config["data"], "other"]}))
+    with pytest.raises(InputError, match=r"the run has 2 training sets.*name one with --data"):
+        Clean(name=copy_of_run.name, runs=copy_of_run.runs).run()
+    (folder / "model.pt").unlink()
+    with pytest.raises(InputError, match="no trained model yet"):
+        Clean(name=copy_of_run.name, runs=copy_of_run.runs).run()
 
 
 def test_export_writes_both_forms(trained: Train, tmp_path: Path) -> None:

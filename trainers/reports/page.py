@@ -1,13 +1,16 @@
 """An HTML page in one file, light or dark as the reader's system is, for the screen and for printing.
 
-It loads nothing: style and pictures are inside, there is no script, and its content policy forbids any request.
+It loads nothing: style and pictures are inside, and its content policy forbids any request. Only a page with choices has a
+script, which makes the csv of what the reader chose; the policy allows this one script, by its hash.
 """
 
 import base64
+import hashlib
 import html
 import re
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from trainers.reports.drawing import SCALE
 from trainers.reports.formatting import cell_text, readable, table_cells
@@ -41,6 +44,13 @@ dl div { border-left:3px solid var(--accent); padding-left:12px; min-width:0 }
 dt { color:var(--muted); font-size:13px } dd { margin:0; overflow-wrap:anywhere }
 dd strong { font-size:26px; line-height:1.25; font-weight:600; font-variant-numeric:tabular-nums; letter-spacing:-.01em }
 dd small { display:block; color:var(--muted); font-size:13px }
+.choice { display:flex; flex-wrap:wrap; gap:8px 22px; padding:12px 0; border-bottom:1px solid var(--line) }
+.choice:last-child { border-bottom:0 } .choice label { width:190px; overflow-wrap:anywhere; cursor:pointer }
+.choice small { display:block; color:var(--muted); font-size:13px } .choice input { margin:0 6px 0 0; accent-color:var(--accent) }
+.choice figure { min-width:0 } .choice figcaption { margin:0 0 4px }
+.choice img { display:inline-block; height:72px; margin:0 4px 4px 0 }
+button { font:inherit; color:#fff; background:#0072b2; border:0; border-radius:6px; padding:8px 16px; cursor:pointer }
+.bar { position:sticky; bottom:0; padding:12px 0; background:var(--ground) } .bar span { margin-left:14px; color:var(--muted) }
 @media (max-width:600px) { main { padding:24px 12px 40px } section { padding:16px } }
 @page { margin:14mm }
 @media print {
@@ -50,7 +60,32 @@ dd small { display:block; color:var(--muted); font-size:13px }
   * { -webkit-print-color-adjust:exact; print-color-adjust:exact } }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_SCRIPT = """
+const boxes = [...document.querySelectorAll("input[data-row]")], button = document.querySelector("button")
+const rest = document.querySelector("pre").textContent, count = document.querySelector(".bar span")
+const line = box => (box.checked ? "yes," : "no,") + box.dataset.row + "\\n"
+const text = () => button.dataset.header + "\\n" + boxes.map(line).join("") + rest
+const tell = () => { count.textContent = boxes.filter(box => box.checked).length + " of " + boxes.length + " ticked" }
+document.addEventListener("change", tell)
+button.addEventListener("click", () => {
+  const link = document.createElement("a")
+  link.href = URL.createObjectURL(new Blob([text()], {type: "text/csv"}))
+  link.download = button.dataset.file
+  link.click()
+})
+tell()
+"""
 _DARK = "screen and (prefers-color-scheme:dark)"
+
+
+class Choice(NamedTuple):
+    """Something to tick. ``row``: its line of the csv after the first column; ``pictures``: captions with JPEG images."""
+
+    title: str
+    remark: str
+    row: str
+    ticked: bool
+    pictures: Sequence[tuple[str, Sequence[bytes]]]
 
 
 class Page:
@@ -60,6 +95,7 @@ class Page:
         self.title = title
         self.subtitle = subtitle
         self._sections: list[tuple[str, str]] = []  # title, body
+        self._bar = ""  # below the sections: the button that makes the csv, and the script
 
     def numbers(self, title: str, entries: Sequence[tuple[str, object, str]]) -> None:
         """The main numbers, in large type: (what it is, the number, a remark)."""
@@ -93,6 +129,16 @@ class Page:
         paragraphs = (part.strip() for part in re.split(r"\n\s*\n", text))
         self._add(title, "".join(f"<p>{_text(part)}</p>" for part in paragraphs if part))
 
+    def choices(self, title: str, choices: Sequence[Choice], note: str = "") -> None:
+        """Things to tick, one below the other, with pictures side by side. The page needs `download`, too."""
+        rows = "".join(_choice(choice) for choice in choices) or "<p>(none)</p>"
+        self._add(title, (f"<p>{_text(note)}</p>" if note else "") + rows)
+
+    def download(self, words: str, file: str, header: str, rest: str) -> None:
+        """A button that downloads a csv of all choices: the header; for each choice yes or no and its row; and the ``rest``."""
+        button = f'<button type="button" data-file="{_text(file)}" data-header="{_text(header)}">{_text(words)}</button>'
+        self._bar = f'<div class="bar">{button}<span></span></div><pre hidden>\n{_text(rest)}</pre><script>{_SCRIPT}</script>'
+
     def html(self) -> str:
         titled = [(place, title) for place, (title, _) in enumerate(self._sections) if title]
         links = "".join(f'<a href="#s{place}">{_text(title)}</a>' for place, title in titled) if len(titled) > 2 else ""
@@ -101,19 +147,22 @@ class Page:
             for place, (title, body) in enumerate(self._sections)
         )
         subtitle = f"<p>{_text(self.subtitle)}</p>" if self.subtitle else ""
+        digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode("ascii")
+        policy = f"{_POLICY}; script-src 'sha256-{digest}'" if self._bar else _POLICY
         return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{_text(self.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body><main>
 <header><h1>{_text(self.title)}</h1>{subtitle}{f"<nav>{links}</nav>" if links else ""}</header>
 {sections}
+{self._bar}
 </main></body>
 </html>
 """
@@ -130,6 +179,22 @@ def _row(tag: str, texts: Sequence[str], numeric: Sequence[bool]) -> str:
     opened = {True: f'<{tag} class="number">', False: f"<{tag}>"}
     cells = (f"{opened[number]}{_text(text)}</{tag}>" for text, number in zip(texts, numeric, strict=True))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _choice(choice: Choice) -> str:
+    ticked = " checked" if choice.ticked else ""
+    words = f"{_text(choice.title)}<small>{_text(choice.remark)}</small>"
+    groups = "".join(
+        f"<figure><figcaption>{_text(caption)}</figcaption>{''.join(map(_photo, images))}</figure>"
+        for caption, images in choice.pictures
+    )
+    return (
+        f'<div class="choice"><label><input type="checkbox" data-row="{_text(choice.row)}"{ticked}>{words}</label>{groups}</div>'
+    )
+
+
+def _photo(jpeg: bytes) -> str:
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode("ascii")}" alt="">'
 
 
 def _data(png: bytes) -> str:

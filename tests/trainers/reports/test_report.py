@@ -1,13 +1,14 @@
 import base64
+import hashlib
 import struct
 import zlib
 from html.parser import HTMLParser
 
 import pytest
 
-from trainers.reports.page import Page
+from trainers.reports.page import Choice, Page
 
-VOID = {"meta", "img", "source", "br"}
+VOID = {"meta", "img", "source", "br", "input"}
 
 
 def png(width: int, height: int) -> bytes:
@@ -167,3 +168,40 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match="not a PNG"):
             page.figure("t", png(2, 2), dark=broken)
     assert Reader(page.html()).all("section") == []
+
+
+def page_of_choices(evil: str = "a & <b>") -> Page:
+    page = Page("choices")
+    page.choices("Pairs", [Choice(evil, "0.91", f'same,"{evil}",', True, [(evil, [b"\xff\xd8 one", b"\xff\xd8 two"]), ("b", [])]),
+                           Choice("second", "0.40", "same,c,d", False, [])], "tick what is right")  # fmt: skip
+    page.choices("None", [])
+    page.download("Download", "decisions.csv", "accept,kind", "no,wrong,<x>\nno,wrong,y\n")
+    return page
+
+
+def test_choices_have_their_pictures_and_their_row_of_the_csv() -> None:
+    read = Reader(page_of_choices().html())
+    first, second = read.all("input")
+    assert (first["data-row"], "checked" in first) == ('same,"a & <b>",', True)
+    assert (second["data-row"], "checked" in second) == ("same,c,d", False)
+    images = [image["src"].removeprefix("data:image/jpeg;base64,") for image in read.all("img")]
+    assert [base64.b64decode(image) for image in images] == [b"\xff\xd8 one", b"\xff\xd8 two"]
+    assert read.said("label") == ["a & <b>", "second"]
+    assert read.said("pre") == ["\nno,wrong,<x>\nno,wrong,y\n"]  # a browser drops the first line end
+    assert read.all("button") == [{"type": "button", "data-file": "decisions.csv", "data-header": "accept,kind"}]
+    assert "(none)" in read.said("p")
+
+
+def test_only_the_script_of_the_choices_may_run() -> None:
+    read = Reader(page_of_choices().html())
+    (script,) = read.said("script")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (meta["content"] for meta in read.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert not [word for word in ("http:", "https:", "fetch(", "innerHTML") if word in script]
+
+
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onload='x"])
+def test_every_text_of_a_choice_stays_text(evil: str) -> None:
+    tags = [tag for tag, _ in Reader(page_of_choices(evil).html()).elements]
+    assert tags == [tag for tag, _ in Reader(page_of_choices().html()).elements]
