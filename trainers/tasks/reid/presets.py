@@ -22,8 +22,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "head.kind": "cosface", "head.scale": 20.0, "head.margin": 0.2, "head.smoothing": 0.1, "pair.kind": "soft_triplet",
         "optim.lr": 2e-3, "optim.warmup": 100, "optim.steps": 2000,
     },
-    # For thousands of identities that look alike, in small images on CPUs: a pair loss, in batches of look-alikes once random ones
-    # have become easy. What each part gains is in docs/claims.md. Liao and Shao, "Graph Sampling Based Deep Metric Learning for
+    # For thousands of identities that look alike, in small images on CPUs: a pair loss, in batches of look-alikes once random
+    # ones have become easy. What each part gains is in docs/claims.md. Liao and Shao, "Graph Sampling Based Deep Metric Learning for
     # Generalizable Person Re-Identification", CVPR 2022, differs: one anchor a batch, features instead of classifier rows.
     "neighbours": {
         "sampler.kind": "neighbours", "sampler.batch": 64, "sampler.instances": 4,
