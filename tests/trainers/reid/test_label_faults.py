@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.tasks.reid.label_faults import Groups, Suspicion, divided, posterior, suspicions
+from trainers.tasks.reid.fault_probability import posterior
+from trainers.tasks.reid.feature_groups import Groups, divided
+from trainers.tasks.reid.label_faults import Suspicion, suspicions
 
 IDENTITIES, IMAGES, FEATURES = 150, 12, 48
 Int64s = npt.NDArray[np.int64]

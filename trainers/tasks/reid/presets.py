@@ -23,8 +23,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "optim.lr": 2e-3, "optim.warmup": 100, "optim.steps": 2000,
     },
     # For thousands of identities that look alike, in small images on CPUs: a pair loss, in batches of look-alikes once random
-    # ones have become easy. What each part gains is in docs/claims.md. Liao and Shao, "Graph Sampling Based Deep Metric Learning for
-    # Generalizable Person Re-Identification", CVPR 2022, differs: one anchor a batch, features instead of classifier rows.
+    # ones have become easy. What each part gains is in docs/claims.md. Differs from Liao and Shao, "Graph Sampling Based Deep
+    # Metric Learning for Generalizable Person Re-Identification", CVPR 2022: several anchors a batch, classifier rows.
     "neighbours": {
         "sampler.kind": "neighbours", "sampler.batch": 64, "sampler.instances": 4,
         "head.kind": "cosface", "head.scale": 24.0, "head.margin": 0.2,
