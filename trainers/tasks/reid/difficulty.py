@@ -28,7 +28,7 @@ def measure_difficulty(run: TrainingRun, task: ReidTask, step: Step) -> Difficul
     note: dict[str, Any] = {"step": step.done}
     if "hard" in step.results:
         world = group.size() if group is not None else 1
-        note["hard"] = (sum_over_ranks(step.results["hard"], group) / world).item()  # the same on all ranks
+        note["hard"] = (sum_over_ranks(step.results["hard"].clone(), group) / world).item()  # the same on all ranks
     note["begun"] = neighbours_begin(config, [*measured, note])
     needed = config.neighbours_needed(task.identities)
     cosines, numbers = task.neighbours(needed if note["begun"] else 1, group)
