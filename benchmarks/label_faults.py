@@ -12,19 +12,23 @@ it: precision and recall of what is accepted, and how many suspicions of each pr
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets.command_line import POSITIONAL, parse
+from datasets.decisions import KINDS
 from datasets.errors import InputError, run_main
+from datasets.object_storage import open_objects
 from datasets.relabel import write_relabelled
 from datasets.shards.index import read_index, split_of
+from datasets.text_files import text_of
 from trainers.reports.console import summary_table
+from trainers.tasks.reid.cleaning import DECISIONS
 
-TRUTH, DECISIONS = "truth.csv", "decisions.csv"
+TRUTH = "truth.csv"
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1.01)
 LEAST = 4  # images of an identity that is split
 
@@ -115,11 +119,11 @@ def scored(truth: Sequence[Mapping[str, str]], decisions: Sequence[Mapping[str, 
     return [Scored(row["kind"], row["accept"] == "yes", float(row["probability"]), true(row)) for row in decisions]
 
 
-def print_scores(truth: Path, decisions: Path) -> None:
+def print_scores(index: str, run: str) -> None:
     """Print two tables: precision and recall of what is accepted, and the share of true suspicions by probability."""
-    planted, found = (list(csv.DictReader(path.read_text().splitlines())) for path in (truth, decisions))
+    planted, found = (_rows(folder, name) for folder, name in ((index, TRUTH), (run, DECISIONS)))
     rows, bins = [], []
-    for kind in ("same", "mixture", "wrong"):
+    for kind in KINDS:
         total = sum(row["kind"] == kind for row in planted)
         of_kind = [each for each in scored(planted, found) if each.kind == kind]
         accepted = [each.true for each in of_kind if each.accepted]
@@ -132,6 +136,10 @@ def print_scores(truth: Path, decisions: Path) -> None:
                 bins.append([kind, f"{low:.2f} to {min(high, 1):.2f}", len(some), f"{mean:.2f}", f"{share:.2f}"])
     summary_table("What is accepted", ["kind", "planted", "accepted", "precision", "recall"], rows)
     summary_table("By probability", ["kind", "probability", "suspicions", "mean", "true"], bins)
+
+
+def _rows(folder: str, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text_of(open_objects(folder).get(name), f"{folder}/{name}").splitlines()))
 
 
 @dataclass(frozen=True)
@@ -152,11 +160,16 @@ class Plant:
     score: str = ""
     """A run's folder: score its decisions.csv."""
 
+    def __post_init__(self) -> None:
+        for name in ("split", "merge", "wrong"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise InputError(f"--{name} is {share}", remedy="give a share from 0 to 1")
+
 
 def main(options: Plant) -> None:
     """Write the index and the truth, or print the scores."""
     if options.score:
-        print_scores(Path(options.index) / TRUTH, Path(options.score) / DECISIONS)
+        print_scores(options.index, options.score)
         return
     index = read_index(options.shards)
     train = split_of(index, "train")
@@ -169,10 +182,11 @@ def main(options: Plant) -> None:
     for sample, name in zip(samples, planted, strict=True):
         names[sample] = name
     write_relabelled(index, names, options.index)
-    with (Path(options.index) / TRUTH).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Fault._fields)
-        writer.writerows((fault.kind, fault.identity, fault.other, " ".join(fault.keys)) for fault in faults)
+    table = StringIO()
+    writer = csv.writer(table)
+    writer.writerow(Fault._fields)
+    writer.writerows((fault.kind, fault.identity, fault.other, " ".join(fault.keys)) for fault in faults)
+    open_objects(options.index).put(TRUTH, table.getvalue().encode())
     print(f"{len(faults):,} faults planted: {options.index}/{TRUTH}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets.decisions import COLUMNS, Training
+from datasets.decisions import COLUMNS, Kind, Training
 from datasets.errors import InputError
 from datasets.loading.batches import SplitStream
 from datasets.loading.cache import CacheConfig
@@ -24,7 +24,7 @@ from trainers.engine.run import Run
 from trainers.reports.console import summary_table
 from trainers.reports.page import Choice, Page
 from trainers.tasks.reid.data import open_index
-from trainers.tasks.reid.label_faults import NEAREST, Kind, suspicions
+from trainers.tasks.reid.label_faults import NEAREST, suspicions
 from trainers.tasks.reid.retrieval import ALONE, CHUNK, Embedded, embed
 
 DECISIONS, PAGE = "decisions.csv", "clean.html"

@@ -10,18 +10,17 @@ images are: 0 on average when both are one. M images, N identities, D features.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from datasets.decisions import Kind
 from trainers.difficulty.vector import neighbours
 from trainers.tasks.reid.fault_probability import Logistic, Posterior, first_clear, posterior
 from trainers.tasks.reid.feature_groups import PRIOR, Floats, Groups, Int64s, divided, main_axis, starts_of, taken
-
-Kind = Literal["same", "mixture", "wrong"]
 
 NEAREST = 4  # identities that each is compared with
 SIMULATED = 5_000  # faults of a kind

@@ -94,9 +94,9 @@ class ReidTask(nn.Module):
 
     A batch holds "images" uint8 [B, 3, H, W] and "labels" int64 [B] in 0..N-1. forward returns "loss" and, detached, "accuracy"
     (the fraction of samples whose true row scores highest), "head_loss" and, with a pair loss, "pair_loss" and "hard"
-    (`trainers.tasks.reid.pair_losses.hard_share`). ``group``: the ranks among
-    which a parallel head is divided, and whose samples the pair loss compares. The gradient does not depend on the number of
-    ranks, except through batch norm and dropout (`trainers.engine.distributed`).
+    (`trainers.tasks.reid.pair_losses.hard_share`). ``group``: the ranks among which a parallel head is divided, and whose samples
+    the pair loss compares. The gradient does not depend on the number of ranks, except through batch norm and dropout
+    (`trainers.engine.distributed`).
     """
 
     def __init__(
