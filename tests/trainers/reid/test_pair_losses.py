@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from datasets.errors import InputError
-from trainers.tasks.reid.head_config import PairConfig
+from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.pair_losses import BatchHardTriplet, PairLoss, SoftTriplet, build_pair_loss, hard_share
 
 Array = NDArray[np.float64]
@@ -142,6 +142,23 @@ def test_soft_triplet_takes_the_hardest() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     loss = SoftTriplet(0.0, 1.0)(features, torch.tensor([0, 0, 1]))  # both anchors: cosine 0 to the same, sqrt 1/2 to the other
     assert loss.item() == pytest.approx(math.log1p(math.exp(math.sqrt(0.5))))
+
+
+@pytest.mark.parametrize(
+    ("pair", "head", "weight"),
+    [
+        (PairConfig("soft_triplet"), HeadConfig("cosface", scale=20.0), 1.0),
+        (PairConfig("soft_triplet"), HeadConfig("arcface", scale=64.0), 3.2),
+        (PairConfig("soft_triplet"), HeadConfig("adaface"), math.sqrt(2) * math.log(181) / 20),  # AdaCos' scale of 182 identities
+        (PairConfig("soft_triplet", weight=2.0), HeadConfig("cosface", scale=20.0), 2.0),
+        (PairConfig("soft_triplet"), HeadConfig("softmax"), 1.0),
+        (PairConfig("soft_triplet"), HeadConfig("sphereface", scale=5.0), 1.0),
+        (PairConfig("triplet"), HeadConfig("cosface", scale=8.0), 1.0),
+        (PairConfig("circle"), HeadConfig("cosface", scale=8.0), 1.0),
+    ],
+)
+def test_the_weight_of_soft_triplets_follows_the_heads_scale(pair: PairConfig, head: HeadConfig, weight: float) -> None:
+    assert pair.weight_beside(head, identities=182) == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def test_the_pair_loss_is_added_by_its_weight() -> None:
     assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
 
 
+def test_without_a_weight_the_pair_loss_follows_the_heads_scale() -> None:
+    model = task(HeadConfig("cosface", scale=5.0), pair=PairConfig("soft_triplet"))
+    result = model(batch_of([0, 0, 1, 1]))
+    torch.testing.assert_close(result["loss"], result["head_loss"] + 0.25 * result["pair_loss"])
+
+
 def test_triplets_are_taken_before_the_neck_and_the_head_after_it() -> None:
     model = task(pair=PairConfig("triplet"))
     batch = batch_of([0, 0, 1, 1])

@@ -90,8 +90,8 @@ class PairConfig:
 
     kind: PairKind = "none"
     """none, triplet (distances before the neck); or of cosines after it: soft_triplet, circle, supcon (docs/reid.md)."""
-    weight: float = 1.0
-    """Factor of this loss; the identity loss has 1."""
+    weight: float | None = None
+    """Factor of this loss; the identity loss has 1. None: of soft_triplet a 20th of the head's scale, of the others 1."""
     margin: float | None = None
     """The margin: a distance in triplet (None: 0.3), a cosine in soft_triplet (0.1) and circle (0.25); supcon has none."""
     scale: float | None = None
@@ -101,7 +101,7 @@ class PairConfig:
         """Raises InputError for values out of range."""
         if self.kind not in ("none", *_PAIR_DEFAULTS):
             raise InputError("unknown pair loss", self.kind, f"use one of none, {', '.join(_PAIR_DEFAULTS)}")
-        if not 0 < self.weight < math.inf:
+        if self.weight is not None and not 0 < self.weight < math.inf:
             raise InputError("the weight of the pair loss must be positive", str(self.weight), "--pair.kind none: no loss")
         without = {"none": ("margin", "scale"), "triplet": ("scale",), "supcon": ("margin",)}.get(self.kind, ())
         for name in without:
@@ -110,6 +110,17 @@ class PairConfig:
         margin, scale = self.resolved
         if not (0 <= margin < math.inf and 0 < scale < math.inf):
             raise InputError("the pair loss needs a margin of 0 or more and a positive scale", f"margin {margin}, scale {scale}")
+
+    def weight_beside(self, head: HeadConfig, identities: int) -> float:
+        """The factor of this loss beside a head over so many identities.
+
+        The gradient of a head on cosines grows with its scale, that of the pair loss does not: a weight that is good beside a
+        scale of 20 costs accuracy beside one of 8 (docs/claims.md). So by default soft_triplet's weight follows the scale.
+        """
+        if self.weight is not None:
+            return self.weight
+        on_cosines = self.kind == "soft_triplet" and head.kind not in ("softmax", "sphereface")  # these take feature norms
+        return head.resolved(identities)[1] / 20 if on_cosines else 1.0
 
     @property
     def resolved(self) -> tuple[float, float]:

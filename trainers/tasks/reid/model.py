@@ -116,7 +116,7 @@ class ReidTask(nn.Module):
             from trainers.tasks.reid.pair_losses import PairLoss  # here, as in `build_head`
 
             self.pair = PairLoss(pair, group)
-        self.pair_weight = pair.weight
+        self.pair_weight = pair.weight_beside(head, identities)
 
     def prepare(self, step: int) -> None:
         """To be called before each training step, with its number: the head's filter begins at one of them."""
