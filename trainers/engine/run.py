@@ -34,8 +34,12 @@ class Run:
         return self.objects.url
 
     def exists(self) -> bool:
-        """Whether the run was started before."""
-        return self.objects.exists(CONFIG)
+        """Whether the run was started before; raises InputError when it was and its settings are gone."""
+        if self.objects.exists(CONFIG):
+            return True
+        if self.objects.sizes("step-"):
+            raise InputError(f"the run has checkpoints and no {CONFIG}", self.url, "put the file back, or choose another --name")
+        return False
 
     def read_text(self, name: str) -> str:
         """Read a text file of the folder.
