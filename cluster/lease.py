@@ -14,9 +14,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from pyarrow.fs import FileSelector, FileSystem
 
 from cluster.errors import ClusterError
 from cluster.ledger import Ledger, Record, open_ledger
@@ -71,6 +74,27 @@ def held(runs: str, name: str) -> Iterator[Lease]:
         renewer.join()
         with suppress(ClusterError):  # it ends by itself, later
             ledger.put(_record_name(token), {**record, "released": True})
+
+
+def drivers(runs: str) -> list[tuple[str, str, float]]:
+    """Who trains in a folder of runs, on whatever cluster: run, driver, and seconds since it has renewed its lease.
+
+    Raises:
+        ClusterError: the storage refuses or does not answer.
+        OSError: the folder cannot be listed.
+    """
+    filesystem, path = FileSystem.from_uri(storage_uri(runs))
+    listed = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda name: _driver(runs, name), sorted(entry.base_name for entry in listed if not entry.is_file))
+        return [driver for driver in found if driver]
+
+
+def _driver(runs: str, name: str) -> tuple[str, str, float] | None:
+    ledger = _ledger_of(runs, name)
+    names = ledger.names(FOLDER)
+    record = ledger.get(names[-1]) if names else None
+    return (name, _holder(record), ledger.age(names[-1])) if record and not record.get("released") else None
 
 
 def _taken(ledger: Ledger, name: str, record: Record) -> int:

@@ -17,6 +17,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, UnreachableError
 from cluster.launch import claimed
 from cluster.ledger import open_ledger
+from cluster.status import Watch, drivers_table, print_table
 
 HOLDER = """
 import sys
@@ -150,3 +151,20 @@ def test_an_unreachable_storage_is_a_passing_error(s3_url: str, monkeypatch: pyt
         with pytest.raises(UnreachableError, match="EndpointConnectionError") as caught:
             lease.Lease(s3_url, "run", 1).check()
         assert caught.value.transient
+
+
+def test_status_shows_who_trains_in_a_folder(runs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def rows() -> list[str]:
+        Watch(runs=runs).run()
+        return capsys.readouterr().out.splitlines()[1:]
+
+    assert rows() == []
+    with lease.held(runs, "ended"):
+        pass
+    with holder(runs) as other, lease.held(runs, "own"):
+        own, run = rows()
+        assert own.split()[:2] == ["own", "process"]
+        assert run.split()[:4] == ["run", "process", str(other.pid), "on"]
+        assert run.rstrip().endswith(" s ago")
+    print_table(drivers_table([("run", "process 1 on a", 2 * lease.STALE_S)]))
+    assert "6:00 min ago (dead or cut off: --resume takes the run over)" in capsys.readouterr().out

@@ -100,11 +100,12 @@ class TrainingRun:
     def __init__(
         self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None, *, score: str = "", sign: int = 1
     ) -> None:  # fmt: skip
-        """Read the run's latest checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
+        """Read the run's newest whole checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
         ``score``: the figure of an evaluation by which a sweep compares runs; ``sign`` -1: smaller is better.
 
         Raises:
-            InputError: the data were changed, or the checkpoint is damaged.
+            InputError: the data were changed.
+            Exception: with ``exit_code`` 2: there are checkpoints, and none of them is whole.
         """
         self.config, self.worker, self.data, self.files = config, worker, data, files
         self.stored = worker.restore(self._read, files.wanted if files else None) or {}
