@@ -95,7 +95,7 @@ class RunFolder:
         None: all. A notice says which checkpoints were passed over, and why.
 
         Raises:
-            ClusterError: there are checkpoints, and none of them is whole.
+            ClusterError: there are checkpoints that were stored whole, and none of them is whole any more.
         """
         passed = list[str]()
         names: list[str] = worker.gather(self._in_use() if worker.rank == 0 else None)[0]
@@ -109,9 +109,11 @@ class RunFolder:
                 self._unused = set(self._names()) - set(names[names.index(name) :])
                 return found
             passed.append(f"{name} ({', '.join(faults)})")
-        if passed:
+        if any(self._manifest(name) != {} for name in names):
             remedy = "give --resume-from 0 to train from the start"
             raise ClusterError(f"none of the run's checkpoints is whole: {'; '.join(passed)}", self.url, remedy)
+        if passed and worker.rank == 0:  # they never were whole: the first save was interrupted
+            worker.say(f"passed over {'; '.join(passed)}. The run begins at step 0")
         self._unused = set(self._names())
         return None
 

@@ -115,12 +115,23 @@ checkpoint_folder.RunFolder(sys.argv[1], "run").save(Alone(), "step-00000020", w
 """
 
 
+def kill_during_a_save(runs: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, runs], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_process_killed_during_its_first_save_begins_anew(runs: str) -> None:
+    said = list[str]()
+    kill_during_a_save(runs)
+    assert worker_of(runs, said=said).restore(texts) is None
+    assert said == ["passed over step-00000020 (the checkpoint cannot be read). The run begins at step 0"]
+
+
 def test_a_process_killed_during_a_save_leaves_the_checkpoint_before_it(runs: str) -> None:
     said = list[str]()
     worker = worker_of(runs, said=said)
     worker.save("step-00000010", writing("10"))
-    ended = subprocess.run([sys.executable, "-c", KILLED, runs], timeout=120)
-    assert ended.returncode == -signal.SIGKILL
+    kill_during_a_save(runs)
     assert checkpoints(runs) == ["step-00000010", "step-00000020"]
     assert worker.restore(texts) == {"state.pt": "10"}
     assert said == ["passed over step-00000020 (the checkpoint cannot be read). The run goes on from step-00000010"]

@@ -29,11 +29,11 @@ from datasets.loading.stats import BadSamples, LoaderStats
 from datasets.loading.workers import load_in_workers
 from datasets.sampling.difficulty_table import DifficultyTable
 from trainers.engine.checkpoint import crc32c_of, read_state, write_state
-from trainers.engine.config import addresses
+from trainers.engine.config import addresses, to_json
 from trainers.engine.distributed import allreduce_s, broadcast_buffers, distribute
 from trainers.engine.loop import Meter, Step, steps
 from trainers.engine.optim import OptimConfig, moving_average
-from trainers.engine.run import HISTORY, METRICS, Run
+from trainers.engine.run import CONFIG, HISTORY, METRICS, Run
 from trainers.engine.worker import Worker
 
 STATE = "state.pt"
@@ -239,6 +239,7 @@ class TrainingRun:
         first, *others = [optimiser.state_dict() for optimiser in self.optimisers]
         state = {"task": self.task.state_dict(), "optimiser": first, "journal": self.log.state(), "data": self.data}
         state |= {"average": self._average.state_dict()} if self._average else {}
+        (folder / CONFIG).write_text(to_json(self.config))  # a copy, for a run's folder that has lost its own
         write_state(folder / STATE, {**state, **({"others": others} if others else {}), **more})
 
     def finish(

@@ -77,7 +77,7 @@ def damages(folder: Path) -> Iterator[tuple[Path, str]]:
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize(("name", "step", "cases"), [("run", 3, 21), ("whole", 4, 33)])
+@pytest.mark.parametrize(("name", "step", "cases"), [("run", 3, 27), ("whole", 4, 39)])
 def test_every_file_of_a_run_may_be_damaged(
     name: str, step: int, cases: int, killed: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -103,6 +103,20 @@ def test_every_file_of_a_run_may_be_damaged(
     settings, lease = (f"{CONFIG} {how}" for how in WAYS), (f"lease/00000001.json {how}" for how in WAYS[:2])
     assert {where for where, code in ended.items() if code} == {*settings, *lease}
     assert len(ended) == cases
+
+
+def test_a_run_that_lost_its_settings_has_copies_of_them(
+    killed: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, weights = killed
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    (run / CONFIG).unlink()
+    for words in (("--resume",), ("--resume", "auto"), ("--config", str(runs / "whole" / CONFIG))):
+        assert command("--name", "run", "--runs", str(tmp_path), *words) == 2
+        assert f"the run has checkpoints and no {CONFIG}: {run}; put the file back: " in capsys.readouterr().err
+    shutil.copy(run / "step-00000003" / CONFIG, run)
+    assert command("--name", "run", "--runs", str(tmp_path), "--resume") == 0
+    assert Run(str(tmp_path), "run").read_json(METRICS)["weights_crc32c"] == weights
 
 
 def test_a_run_goes_back_to_an_older_checkpoint(
