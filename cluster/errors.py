@@ -19,7 +19,7 @@ class ClusterError(Exception):
 
 
 class UnreachableError(ClusterError):
-    """A storage does not answer. The outage may be temporary, so a run tries again."""
+    """A storage fails or does not answer. That may be temporary, so a run tries again."""
 
     transient = True
 

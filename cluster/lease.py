@@ -34,21 +34,25 @@ os.register_at_fork(before=_FORK.acquire, after_in_parent=_FORK.release, after_i
 
 
 class Lease:
-    """The lease with the fencing token ``token`` on a run's folder; the driver holds it, workers check it."""
+    """The lease with the fencing token ``token`` on a run's folder; the driver holds it, workers check it.
 
-    def __init__(self, runs: str, name: str, token: int) -> None:
-        self._runs, self._name, self._token = runs, name, token
+    ``holder``: the driver's random id. Two drivers have the same token where somebody has deleted the records in between.
+    """
+
+    def __init__(self, runs: str, name: str, token: int, holder: str) -> None:
+        self._what = (runs, name, token, holder)
         self._ledger = _ledger_of(runs, name)
 
-    def __reduce__(self) -> tuple[type["Lease"], tuple[str, str, int]]:
-        return Lease, (self._runs, self._name, self._token)
+    def __reduce__(self) -> tuple[type["Lease"], tuple[str, str, int, str]]:
+        return Lease, self._what
 
     def check(self) -> None:
         """Raises ClusterError when another driver has taken the run over, or the storage does not answer."""
+        _, name, token, holder = self._what
         names = self._ledger.names(FOLDER)
-        if names and _token(names[-1]) > self._token:
-            by = _holder(self._ledger.get(names[-1]) or {})
-            what = f"'{self._name}' was taken over by {by}, as this driver had not renewed its lease"
+        newest = self._ledger.get(names[-1]) if names and _token(names[-1]) >= token else None
+        if newest and newest.get("id") != holder:
+            what = f"'{name}' was taken over by {_holder(newest)}, as this driver had not renewed its lease"
             raise ClusterError(what, self._ledger.url, "let that one go on")
 
 
@@ -68,7 +72,7 @@ def held(runs: str, name: str) -> Iterator[Lease]:
     renewer = threading.Thread(target=_renew, args=(ledger, _record_name(token), record, ended), name="lease", daemon=True)
     renewer.start()
     try:
-        yield Lease(runs, name, token)
+        yield Lease(runs, name, token, record["id"])
     finally:
         ended.set()
         renewer.join()

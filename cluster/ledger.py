@@ -102,7 +102,7 @@ class FolderLedger:
             yield
         except OSError as error:
             what = f"the records cannot be read or written ({(error.strerror or str(error)).lower()})"
-            raise ClusterError(what, self.url, "check the path, its permissions and free space") from error
+            raise UnreachableError(what, self.url, "check the path, its permissions and free space") from error
 
 
 class BucketLedger:

@@ -120,6 +120,16 @@ def test_one_that_was_dead_for_long_is_replaced_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - began < lease.STALE_S / 2
 
 
+def test_where_the_records_were_deleted_by_hand_one_of_two_drivers_ends(runs: str) -> None:
+    with lease.held(runs, "run") as first:
+        open_ledger(f"{runs}/run").delete(records(runs)[0])
+        first.check()
+        with lease.held(runs, "run") as second:
+            second.check()
+            with pytest.raises(ClusterError, match="taken over"):
+                first.check()
+
+
 def test_one_of_many_gets_it(runs: str) -> None:
     everybody = threading.Barrier(8)
 
@@ -149,7 +159,7 @@ def test_an_unreachable_storage_is_a_passing_error(s3_url: str, monkeypatch: pyt
     with lease.held(s3_url, "run"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         with pytest.raises(UnreachableError, match="EndpointConnectionError") as caught:
-            lease.Lease(s3_url, "run", 1).check()
+            lease.Lease(s3_url, "run", 1, "some driver").check()
         assert caught.value.transient
 
 
