@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.config import ClusterConfig
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from cluster.ray_worker import RayWorker
 from datasets.command_line import parse
 from datasets.errors import InputError, run_main
@@ -101,8 +101,8 @@ def by_ray(workers: int, count: int) -> float:
     os.environ["RAY_ADDRESS"] = "local"
     config = ClusterConfig(workers=workers, gpu=False)
     connect(config)
-    with tempfile.TemporaryDirectory() as runs:
-        speed: float = launch(under_ray, {"steps": count}, config, name="overhead", runs=runs, show=lambda records, notices: None)
+    with tempfile.TemporaryDirectory() as runs, claimed(config, "overhead", runs) as folder:
+        speed: float = launch(under_ray, {"steps": count}, config, folder, lambda records, notices: None)
     ray.shutdown()  # its idle processes would slow torchrun's turn down
     return speed
 

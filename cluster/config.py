@@ -23,9 +23,9 @@ class ClusterConfig:
     gpu: bool | None = None
     """Train on GPUs. None: if the cluster has GPUs or its autoscaler can add some."""
     max_failures: int = 20
-    """Failures of workers after which the run resumes from its latest checkpoint; the next failure ends it."""
+    """Failures of workers after which the run resumes from its newest whole checkpoint; the next failure ends it."""
     keep_checkpoints: int = 2
-    """Number of checkpoints kept in the run's folder."""
+    """Number of checkpoints kept in the run's folder, to go back to by --resume-from."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus < 1 or self.max_failures < 0 or self.keep_checkpoints < 1:

@@ -18,6 +18,12 @@ class ClusterError(Exception):
         return what + (f": {where}" if where else "") + (f"; {remedy}" if remedy else "")
 
 
+class UnreachableError(ClusterError):
+    """A storage fails or does not answer. That may be temporary, so a run tries again."""
+
+    transient = True
+
+
 def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: with 0 when it is done, 2 at a ClusterError (one line on stderr), 130 at Ctrl-C."""
     try:

@@ -1,13 +1,17 @@
 """Starts a run's workers: under Ray Train on a cluster, or one worker in this process without Ray (``--cluster.local``).
 
-A run is a name and a storage folder, which holds its checkpoints. A run that is started again resumes from the latest one, under
-Ray or locally, whichever it was before. Ray is imported only when it is used: that takes seconds.
+A run is a name and a storage folder, which holds its checkpoints. One driver at a time has it (`claimed`). A run that is started
+again resumes from the newest whole checkpoint, under Ray or locally, whichever it was before. Ray is imported only when it is
+used: that takes seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
+from cluster.lease import held
 from cluster.local_worker import train_here
 
 Show = Callable[[list[dict[str, Any]], list[str]], None]
@@ -25,21 +29,35 @@ def connect(config: ClusterConfig) -> None:
         connect(config)
 
 
+@contextmanager
+def claimed(config: ClusterConfig, name: str, runs: str, resume_from: int | None = None) -> Iterator[RunFolder]:
+    """The folder of a run, in which no other driver can write within this context.
+
+    ``resume_from``: the step whose checkpoint the run goes on from; 0: it begins anew; None: the newest whole one.
+
+    Raises:
+        ClusterError: the run is under way, started by another driver; there is no such checkpoint; or the storage refuses.
+    """
+    with held(runs, name) as lease:
+        folder = RunFolder(runs, name, config.keep_checkpoints, lease)
+        if resume_from is not None:
+            folder.go_back(resume_from)
+        yield folder
+
+
 def launch(
-    work: Callable[[Any, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
-    name: str, runs: str, show: Show,
-) -> Any:  # fmt: skip
+    work: Callable[[Any, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder, show: Show
+) -> Any:
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
     ``worker``: a `cluster.ray_worker.RayWorker` or a `cluster.local_worker.LocalWorker`. ``show`` gets new records and notices.
 
     Raises:
-        ClusterError: the run is running already, started by another driver.
         Exception: an error of a worker whose ``exit_code`` is 2 (wrong input), as it was raised there; locally, any error.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
     if config.local:
-        return train_here(work, settings, config, name=name, runs=runs, show=show)
+        return train_here(work, settings, config, folder, show)
     from cluster.ray_train import launch
 
-    return launch(work, settings, config, name=name, runs=runs, show=show)
+    return launch(work, settings, config, folder, show)

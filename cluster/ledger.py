@@ -4,11 +4,14 @@ If two processes create the same record, exactly one succeeds. A record is writt
 ClusterError when the storage refuses or does not answer.
 """
 
+import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,14 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, UnreachableError
 
 Record = dict[str, Any]
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what a file system without hard links answers
 
 
 class FolderLedger:
-    """Records as files of a folder that all writers share; its file system must support hard links."""
+    """Records as files of a folder that all writers share."""
 
     def __init__(self, folder: str) -> None:
         self.url = folder
@@ -35,6 +39,19 @@ class FolderLedger:
                 os.link(unfinished, self._folder / name)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                return self._created(name, record)
+        return True
+
+    def _created(self, name: str, record: Record) -> bool:
+        """As `create`, without hard links: a record that is read while it is written is incomplete for that moment."""
+        try:
+            with (self._folder / name).open("xb") as file:
+                file.write(_encoded(record))
+        except FileExistsError:
+            return False
         return True
 
     def put(self, name: str, record: Record) -> None:
@@ -49,6 +66,14 @@ class FolderLedger:
                 return _decoded((self._folder / name).read_bytes(), f"{self.url}/{name}")
             except FileNotFoundError:
                 return None
+
+    def age(self, name: str) -> float:
+        """Seconds since a record was written, by the clock of the file system; 0 if there is no such record."""
+        with self._errors(), tempfile.NamedTemporaryFile(dir=self._folder, prefix=".now") as now:
+            try:
+                return Path(now.name).stat().st_mtime - (self._folder / name).stat().st_mtime
+            except FileNotFoundError:
+                return 0.0
 
     def names(self, prefix: str) -> list[str]:
         """The names of all records in a folder of the ledger, sorted."""
@@ -76,8 +101,8 @@ class FolderLedger:
         try:
             yield
         except OSError as error:
-            what = f"the schedules cannot be read or written ({(error.strerror or str(error)).lower()})"
-            raise ClusterError(what, self.url, "check the path and its permissions") from error
+            what = f"the records cannot be read or written ({(error.strerror or str(error)).lower()})"
+            raise UnreachableError(what, self.url, "check the path, its permissions and free space") from error
 
 
 class BucketLedger:
@@ -120,6 +145,18 @@ class BucketLedger:
                 return None
         return _decoded(data, f"{self.url}/{name}")
 
+    def age(self, name: str) -> float:
+        """Seconds since a record was written, by the server's clock; 0 if there is no such record."""
+        with self._errors():
+            try:
+                answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "404":
+                    return 0.0
+                raise
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return (now - answer["LastModified"]).total_seconds()
+
     def names(self, prefix: str) -> list[str]:
         """The names of all records in a folder of the ledger, sorted."""
         with self._errors():
@@ -137,11 +174,13 @@ class BucketLedger:
         try:
             yield
         except ClientError as error:  # only its code: some servers quote signatures in their messages
-            what = f"the schedules cannot be read or written (S3 answered {error.response['Error']['Code']})"
-            raise ClusterError(what, self.url, "check the bucket and the rights of the credentials") from error
+            what = f"the records cannot be read or written (S3 answered {error.response['Error']['Code']})"
+            busy = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+            kind = UnreachableError if busy else ClusterError
+            raise kind(what, self.url, "check the bucket and the rights of the credentials") from error
         except (BotoCoreError, ValueError) as error:
-            what = f"the schedules cannot be read or written ({type(error).__name__})"
-            raise ClusterError(what, self.url, "check the network, AWS_ENDPOINT_URL and the credentials") from error
+            what = f"the records cannot be read or written ({type(error).__name__})"
+            raise UnreachableError(what, self.url, "check the network, AWS_ENDPOINT_URL and the credentials") from error
 
 
 Ledger = FolderLedger | BucketLedger

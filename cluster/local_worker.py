@@ -1,6 +1,5 @@
 """A run's only worker in this process, without Ray: to try a job out and to debug it, and for tests and benchmarks."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.checkpoint_folder import RunFolder, fetch
+from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 
 
@@ -19,8 +18,6 @@ class LocalWorker:
 
     device: torch.device
     folder: RunFolder
-    keep: int
-    """Checkpoints kept."""
     show: Callable[[list[dict[str, Any]], list[str]], None]
     rank: int = 0
     world: int = 1
@@ -34,34 +31,26 @@ class LocalWorker:
         """Print a sentence."""
         self.show([], [notice])
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks."""
+        return [value]
+
     def save(
         self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
     ) -> None:  # fmt: skip
-        """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder."""
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            if write_own:
-                write_own(Path(folder))
-                name = f"{name}-of-1"
-            self.folder.put(Path(folder), name, self.keep)
+        """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder (`RunFolder.save`)."""
+        self.folder.save(self, name, write, write_own)
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
-        """What ``read`` returns for a folder with the files of the run's latest checkpoint; None when there is no checkpoint yet.
-
-        ``wanted``: picks the files that are fetched from their names; None: all.
-        """
-        if not (name := self.folder.latest()):
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(self.folder.filesystem, f"{self.folder.path}/{name}", Path(folder), wanted)
-            return read(Path(folder))
+        """What ``read`` returns for a folder with the newest whole checkpoint's files; None for none (`RunFolder.restore`)."""
+        return self.folder.restore(self, read, wanted)
 
 
 def train_here(
-    work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
-    name: str, runs: str, show: Callable[[list[dict[str, Any]], list[str]], None],
+    work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder,
+    show: Callable[[list[dict[str, Any]], list[str]], None],
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises."""
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
-    return work(LocalWorker(device, RunFolder(runs, name), config.keep_checkpoints, show), settings)
+    return work(LocalWorker(device, folder, show), settings)

@@ -14,10 +14,10 @@ from ray import train
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.connection import most_resources
-from cluster.errors import ClusterError
-from cluster.progress import NAMESPACE, PREFIX, Progress, Record, running
+from cluster.progress import NAMESPACE, PREFIX, Progress, Record
 from cluster.ray_compat import TrainerWithoutData, cause_of, start_autoscaling_coordinator
 from cluster.ray_worker import RayWorker, this_worker
 from cluster.storage import storage_uri
@@ -27,26 +27,24 @@ CALLBACKS: ContextVar[tuple[train.UserCallback, ...]] = ContextVar("callbacks", 
 
 
 def launch(
-    work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
-    name: str, runs: str, show: Callable[[list[Record], list[str]], None],
+    work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder,
+    show: Callable[[list[Record], list[str]], None],
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
     ``show`` is called twice a second, in a thread, with the records and notices that are new. When a worker dies, Ray Train
-    restarts all workers, and they resume from the run's latest checkpoint. An error with ``exit_code`` 2 says that the user's
-    input is wrong: it ends the run at once, since another try would not help.
+    restarts all workers, and they resume from the run's newest whole checkpoint. An error with ``exit_code`` 2 says that the
+    user's input is wrong: it ends the run at once, since another try would not help.
 
     Raises:
-        ClusterError: the run is running already, started by another driver.
         Exception: an error of a worker whose ``exit_code`` is 2, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
-    if any((state["run"], state["runs"]) == (name, runs) for state in running()):
-        raise ClusterError(f"the run '{name}' is running already", runs, "stop it first, or choose another --name")
+    folder.delete_snapshot()
     start_autoscaling_coordinator()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    address = {"name": f"{PREFIX}{name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # where `running` finds it
-    progress = Progress.options(scheduling_strategy=here, **address).remote(name, runs)  # type: ignore[attr-defined]
+    address = {"name": f"{PREFIX}{folder.name}:{secrets.token_hex(4)}", "namespace": NAMESPACE}  # where `running` finds it
+    progress = Progress.options(scheduling_strategy=here, **address).remote(folder.name, folder.runs)  # type: ignore[attr-defined]
     gpu = _on_gpus(config)
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
@@ -54,10 +52,10 @@ def launch(
     torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
     trainer = TrainerWithoutData(
         partial(_work, work),
-        train_loop_config={**settings, "progress": progress, "runs": runs},
+        train_loop_config={**settings, "progress": progress, "folder": folder},
         scaling_config=_scaling(config, gpu),
         torch_config=torch_config,
-        run_config=_run_config(config, name, runs, progress),
+        run_config=_run_config(config, folder, progress),
     )
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
@@ -95,13 +93,12 @@ def _scaling(config: ClusterConfig, gpu: bool) -> train.ScalingConfig:
     )
 
 
-def _run_config(config: ClusterConfig, name: str, runs: str, progress: Any) -> train.RunConfig:
-    """Where Ray Train stores a run, how many checkpoints it keeps, and how often the run may fail."""
+def _run_config(config: ClusterConfig, folder: RunFolder, progress: Any) -> train.RunConfig:
+    """Where Ray Train stores a run, and how often the run may fail. Old checkpoints are deleted by the workers, not by Ray."""
     return train.RunConfig(
-        name=name,
-        storage_path=storage_uri(runs),
+        name=folder.name,
+        storage_path=storage_uri(folder.runs),
         failure_config=train.FailureConfig(max_failures=config.max_failures),
-        checkpoint_config=train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
         callbacks=[_Failures(progress), *CALLBACKS.get()],
     )
 

@@ -1,4 +1,7 @@
-"""Shows the runs on a cluster: python -m cluster.status [--address ray://head:10001], from any machine that reaches it."""
+"""Shows the runs on a cluster: python -m cluster.status [--address ray://head:10001], from any machine that reaches it.
+
+python -m cluster.status --runs s3://bucket/runs shows who trains in a folder of runs, on whatever cluster.
+"""
 
 import math
 import os
@@ -13,6 +16,7 @@ from rich.table import Table
 
 from cluster.connection import join
 from cluster.errors import ClusterError, run_main
+from cluster.lease import STALE_S, drivers
 from cluster.progress import running
 from datasets.command_line import parse
 
@@ -29,6 +33,8 @@ class Watch:
     """The cluster: host:port of its head, or ray://host:10001 from outside; empty: RAY_ADDRESS, or this machine's."""
     every: float = 2.0
     """Seconds between two updates."""
+    runs: str = ""
+    """A folder of runs or s3://bucket/prefix: show who trains there, on whatever cluster, and exit."""
     once: bool = False
     """Print the table once and exit; the default where the output is not a terminal."""
 
@@ -36,15 +42,31 @@ class Watch:
         """Show the table until Ctrl-C; raises ClusterError when no cluster answers."""
         if not self.every > 0:
             raise ClusterError(f"every is {self.every}", "--every", "give seconds above 0")
+        if self.runs:
+            print_table(drivers_table(drivers(self.runs)))
+            return
         join(self.address or os.environ.get("RAY_ADDRESS", "") or "auto")
         if self.once or not sys.stdout.isatty():
-            console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
-            console.print(table_of(running(), time.time()))
+            print_table(table_of(running(), time.time()))
             return
         with Live(table_of(running(), time.time()), auto_refresh=False) as live:
             while True:
                 time.sleep(self.every)
                 live.update(table_of(running(), time.time()), refresh=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; in a terminal, folded to its width."""
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def drivers_table(held: list[tuple[str, str, float]]) -> Table:
+    """A table of what `cluster.lease.drivers` returns."""
+    table = Table("run", "driver", "lease renewed", box=None, header_style="dim")
+    for run, driver, age in held:
+        left = " (dead or cut off: --resume takes the run over)" if age > STALE_S else ""
+        table.add_row(run, driver, f"{span(age)} ago{left}")
+    return table
 
 
 def table_of(states: list[dict[str, Any]], now: float) -> Table:

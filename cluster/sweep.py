@@ -82,8 +82,9 @@ def sweep(
     The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better) and "step"
     with each checkpoint, and returns the last of these.
 
+    ``resume``: go on from Tune's state, if it had stored one.
+
     Raises:
-        ClusterError: there is no sweep to resume.
         KeyboardInterrupt: at Ctrl-C, when the state is stored; the sweep can be resumed.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
@@ -93,9 +94,7 @@ def sweep(
 
     trainable = tune.with_resources(trial, {"CPU": DRIVER_CPUS})
     folder = storage_uri(f"{runs.rstrip('/')}/{name}")
-    if resume:
-        if not tune.Tuner.can_restore(folder):
-            raise ClusterError(f"no sweep '{name}' to resume", runs, "is --runs right?")
+    if resume and tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
     else:
         asha = ASHAScheduler(

@@ -1,6 +1,7 @@
 """The command line, made from frozen dataclasses: each field is an option, its docstring the help text.
 
-A config within a config gives ``--config.option``; a field of type ``bool`` or ``bool | None`` gives ``--x`` and ``--no-x``.
+A config within a config gives ``--config.option``; a field of type ``bool`` or ``bool | None`` gives ``--x`` and ``--no-x``;
+``bool | Literal["word"]`` also ``--x word``.
 Usage errors are one line on stderr, and exit code 2. It needs the standard library alone, so that `cluster` may use it, too.
 
 Tried before: tyro has no public hook for usage errors and help texts (1.0), and on argparse this module is longer, since argparse
@@ -46,10 +47,11 @@ class Option:
     default: Any  # MISSING: the option is required
     owners: tuple[type[Any], ...]  # the dataclasses that have these fields
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()  # of a flag: the values that may follow it
 
     @property
     def flag(self) -> bool:
-        """Whether it is given as --x or --no-x, without a value."""
+        """Whether it is given as --x or --no-x, without a value or with one of ``words``."""
         return self.kind is bool
 
     @property
@@ -89,7 +91,7 @@ class Option:
     def usage(self) -> str:
         """The option with placeholders for its values, as in ``--loader.size INT INT``."""
         if self.flag:
-            return f"{self.spelled}, {self.refused}"
+            return " ".join([self.spelled, *(f"[{word}]" for word in self.words)]) + f", {self.refused}"
         if self.positional:
             return self.spelled
         values = " ".join(_placeholder(kind) for kind in self.items)
@@ -189,9 +191,11 @@ def options_of(
             inner = prefix if each.metadata.get("flat") else f"{prefix}{each.name}."
             yield from options_of(hint, value, here, inner, (*owners, kind))  # type: ignore[arg-type]  # no instance
         else:
-            optional = get_origin(hint) in (Union, types.UnionType)
-            hint = next(k for k in get_args(hint) if k is not type(None)) if optional else hint
-            yield Option(here, f"{prefix}{each.name}".replace("_", "-"), hint, optional, value, (*owners, kind), each.metadata)
+            kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+            optional, (hint, *others) = type(None) in kinds, [k for k in kinds if k is not type(None)]
+            words = tuple(word for other in others for word in get_args(other))  # of bool | Literal["auto"]
+            name = f"{prefix}{each.name}".replace("_", "-")
+            yield Option(here, name, hint, optional, value, (*owners, kind), each.metadata, words)
 
 
 def _default(each: Any) -> Any:
@@ -219,9 +223,7 @@ def _read(words: Iterable[str], options: Sequence[Option], program: str) -> dict
             unknown(spelled, [*named, *refused], program)
         texts = [attached] if equals else []
         if found.flag:
-            if equals or (rest and rest[0] in ("True", "False", "None")):
-                fail(f"{spelled} takes no value: give {found.spelled} or {found.refused}")
-            given[found.path] = spelled in named
+            given[found.path] = _flag(found, spelled, texts, rest)
             continue
         while rest and not OPTION.match(rest[0]) and (found.many or len(texts) < len(found.items)):
             if found.optional and texts == ["None"]:
@@ -229,6 +231,17 @@ def _read(words: Iterable[str], options: Sequence[Option], program: str) -> dict
             texts.append(rest.popleft())
         given[found.path] = found.value(texts)
     return given
+
+
+def _flag(option: Option, spelled: str, texts: list[str], rest: deque[str]) -> bool | str:
+    """The value of a flag; ``texts``: what was attached to it by =, ``rest``: the words that follow, of which it may take one."""
+    words = option.words if spelled == option.spelled else ()
+    if texts and texts[0] in words:
+        return texts[0]
+    if texts or (rest and rest[0] in ("True", "False", "None")):
+        but = f" but {' or '.join(words)}" if words else ""
+        fail(f"{spelled} takes no value{but}: give {option.spelled} or {option.refused}")
+    return rest.popleft() if rest and rest[0] in words else spelled == option.spelled
 
 
 def unknown(spelled: str, names: Sequence[str], program: str) -> NoReturn:

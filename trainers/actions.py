@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice
@@ -53,8 +53,8 @@ class Train(ActionsConfig):
         connect(config.cluster)
         count = len(clips.clips_of("train"))
         print(f"run {config.name}: {config.model.name}, {clips.stream}, {count:,} clips, {len(clips.class_names)} classes")
-        with shown(run, config) as show:
-            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+        with claimed(config.cluster, config.name, config.runs, config.resume_from) as folder, shown(run, config) as show:
+            launch(train_worker, {"config": to_json(config)}, config.cluster, folder, show)
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
         write_report(run, confused_classes(run, clips.class_names))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, get_args
 import torch
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice
@@ -54,8 +54,8 @@ class Train(AttributesConfig):
         connect(config.cluster)
         count, tasks = sum(len(face_set.train) for face_set in sets), trained_tasks(config, sets)
         print(f"run {config.name}: {config.arm}, {count:,} images of {len(sets)} sets, tasks: {', '.join(tasks)}")
-        with shown(run, config) as show:
-            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+        with claimed(config.cluster, config.name, config.runs, config.resume_from) as folder, shown(run, config) as show:
+            launch(train_worker, {"config": to_json(config)}, config.cluster, folder, show)
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
         trained = open_run(Train, OnRun(name=config.name, runs=config.runs))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, get_args
 import torch
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice
@@ -59,8 +59,8 @@ class Train(DetectionConfig):
         connect(config.cluster)
         count, aim = len(domains.labelled.train), len(domains.target.train)
         print(f"run {config.name}: {config.arm}, {count:,} labelled images, {aim:,} of the target: {', '.join(domains.names)}")
-        with shown(run, config) as show:
-            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+        with claimed(config.cluster, config.name, config.runs, config.resume_from) as folder, shown(run, config) as show:
+            launch(train_worker, {"config": to_json(config)}, config.cluster, folder, show)
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)
         write_report(run, sample_split(domains.target))

@@ -21,7 +21,7 @@ from torch import nn
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.difficulty_channel import DifficultyChannel, difficulty_service
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import BatchStream, RankSlice
@@ -63,9 +63,12 @@ class Train(ReidConfig):
         connect(config.cluster)
         print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
         versions = config.sampler.versions_alive if config.sampler.by_difficulty else 0
-        with shown(run, config) as show, difficulty_service(config.cluster, config.name, run.url, versions) as service:
-            settings = {"config": to_json(config), "service": service}
-            launch(train_worker, settings, config.cluster, name=config.name, runs=config.runs, show=show)
+        with (
+            claimed(config.cluster, config.name, config.runs, config.resume_from) as folder,
+            shown(run, config) as show,
+            difficulty_service(config.cluster, config.name, run.url, versions) as service,
+        ):
+            launch(train_worker, {"config": to_json(config), "service": service}, config.cluster, folder, show)
         from trainers.tasks.reid.report import write_report  # here: importing Matplotlib takes 0.4 s
 
         evaluations = run.read_json(HISTORY)["evaluations"]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
-from cluster.launch import connect, launch
+from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
 from datasets.loading.batches import RankSlice
@@ -55,8 +55,8 @@ class Train(SequencesConfig):
         count = len(config.training_clips(clips))
         left_out = len(clips.clips_of("train")) - count
         print(f"run {config.name}: {config.loss}, {count:,} videos ({left_out} left out), {len(clips.class_names)} actions")
-        with shown(run, config) as show:
-            launch(train_worker, {"config": to_json(config)}, config.cluster, name=config.name, runs=config.runs, show=show)
+        with claimed(config.cluster, config.name, config.runs, config.resume_from) as folder, shown(run, config) as show:
+            launch(train_worker, {"config": to_json(config)}, config.cluster, folder, show)
         pictures = []
         if figures := run.read_json(METRICS).get("after"):
             print_figures(config.name, figures)

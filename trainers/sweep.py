@@ -18,11 +18,12 @@ from typing import Any
 import trainers  # noqa: F401 - first, since it says so when another package called datasets was found
 from cluster.config import ClusterConfig
 from cluster.connection import connect
+from cluster.lease import held
 from cluster.sweep import SweepConfig, Trial, cpus_for, sweep
 from datasets.command_line import FLAT, POSITIONAL, parse
 from datasets.errors import InputError, run_main
 from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
-from trainers.engine.job import JobConfig, named, resumed_defaults, stored_config
+from trainers.engine.job import JobConfig, Resume, named, resumed_defaults, stored_config
 from trainers.engine.run import METRICS, Run
 from trainers.reports.console import summary_table
 from trainers.reports.sweep import relations
@@ -38,11 +39,11 @@ class Sweep:
     job: str = field(default="", metadata=POSITIONAL)
     """The job whose settings are searched: reid, attributes, detection, actions or sequences."""
     name: str = field(default="", metadata=HARMLESS)
-    """The sweep's name; empty: made from the time."""
+    """The sweep's name; empty: made from the time and a random part."""
     runs: str = field(default="", metadata=HARMLESS)
     """Where sweep and runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
-    resume: bool = field(default=False, metadata=HARMLESS)
-    """Continue the sweep of that name, with its own settings."""
+    resume: Resume = field(default=False, metadata=HARMLESS)
+    """Continue the sweep of that name, with its own settings; auto: if there is one, else start it."""
     space: tuple[str, ...] = ()
     """The settings to search, in place of those that the job has for sweeps: optim.lr=log:1e-4:1e-2, model.dropout=uniform:0:0.5,
     optim.warmup=int:50:500 (bounds included), sampler.kind=pk,proportional (one of these)."""
@@ -53,22 +54,24 @@ class Sweep:
         if self.job not in SPACES:
             raise InputError(f"no job '{self.job}' to sweep", "trainers/sweep.py", f"name one of {', '.join(SPACES)}")
         kind = importlib.import_module(f"trainers.{self.job}").Train
-        config = named(JobConfig(name=self.name, runs=self.runs), "sweep")
+        config = named(JobConfig(name=self.name, runs=self.runs, resume=self.resume), "sweep")
         folder = Run(config.runs, config.name)
-        how = self._kept(folder) if self.resume else self
-        base = self._base(kind, folder, options)
+        resume = folder.objects.exists(BASE) if self.resume == "auto" else self.resume
+        how = self._kept(folder) if resume else self
+        base = self._base(kind, folder, options, resume)
         space = space_of(how.space, base, f"trainers/{self.job}.py") if how.space else SPACES[self.job](base)
         most = check_space(space, base)
         base.check()
-        if not self.resume:
-            folder.write_text(SEARCH, to_json(self))
-            folder.write_text(BASE, to_json(base))
         cores = cpus_for(how.sweep, base.cluster.workers, base.cluster.cpus)
         connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
-        print(f"sweep {config.name} of {self.job}{' continues' if self.resume else f': {how.sweep.trials} trials'}")
-        trial = partial(run_trial, self.job, to_json(base))
-        trials = sweep(trial, space, how.sweep, name=config.name, runs=config.runs, steps=most, resume=self.resume)
-        report(folder, base, trials)
+        with held(config.runs, config.name):
+            if not resume:
+                folder.write_text(SEARCH, to_json(self))
+                folder.write_text(BASE, to_json(base))
+            print(f"sweep {config.name} of {self.job}{' continues' if resume else f': {how.sweep.trials} trials'}")
+            trial = partial(run_trial, self.job, to_json(base))
+            trials = sweep(trial, space, how.sweep, name=config.name, runs=config.runs, steps=most, resume=resume)
+            report(folder, base, trials)
 
     def _kept(self, folder: Run) -> "Sweep":
         """The settings that a resumed sweep was started with; those that are given must be the same."""
@@ -82,15 +85,20 @@ class Sweep:
                 raise InputError(what, folder.url, "resume it without this option")
         return kept
 
-    def _base(self, kind: Any, folder: Run, options: list[str]) -> Any:
+    def _base(self, kind: Any, folder: Run, options: list[str], resume: bool) -> Any:
         """The settings that all trials share; those of a resumed sweep are stored in its folder."""
-        if self.resume != folder.objects.exists(BASE):
-            what = f"no sweep '{folder.name}' to resume" if self.resume else f"the sweep '{folder.name}' exists"
-            raise InputError(what, folder.url, "is --runs right?" if self.resume else "continue it with --resume")
-        if self.resume:
-            if options:
-                raise InputError("a resumed sweep keeps its job's options", folder.url, "leave out everything after --")
-            return from_json(kind, folder.objects.get(BASE).decode(), f"{folder.url}/{BASE}")
+        if resume != folder.objects.exists(BASE):
+            what = f"no sweep '{folder.name}' to resume" if resume else f"the sweep '{folder.name}' exists"
+            raise InputError(what, folder.url, "is --runs right?" if resume else "continue it with --resume")
+        if not resume:
+            return self._given(kind, folder, options)
+        stored = from_json(kind, folder.objects.get(BASE).decode(), f"{folder.url}/{BASE}")
+        if options and self._given(kind, folder, options) != stored:
+            raise InputError("a resumed sweep keeps its job's options", folder.url, "leave out everything after --")
+        return stored
+
+    def _given(self, kind: Any, folder: Run, options: list[str]) -> Any:
+        """The settings of the job's command line."""
         program = f"trainers/{self.job}.py"
         defaults = resumed_defaults(kind, "train", options)  # those of --config or --preset, if given
         base = parse(kind, program, options, default=defaults)

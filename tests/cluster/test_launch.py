@@ -1,9 +1,9 @@
 """Launching under Ray: workers' errors reach the driver, failed workers restart, impossible settings are refused at once."""
 
-import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +19,12 @@ from ray._raylet import GcsClient
 from ray.train import TrainingFailedError
 
 from cluster import connection, ray_train
+from cluster.checkpoint_folder import RAY_SNAPSHOT
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.launch import connect, launch
-from cluster.progress import NAMESPACE, PREFIX, Progress
-from cluster.ray_worker import SCRATCH, RayWorker, scratch
+from cluster.launch import claimed, connect, launch
+from cluster.ledger import open_ledger
+from cluster.ray_worker import RayWorker
 from cluster.storage import storage_uri
 from datasets.errors import InputError
 
@@ -39,7 +40,8 @@ def start(work: Any, runs: Path, config: ClusterConfig = TWO, **settings: Any) -
         shown.extend(records)
         said.extend(notices)
 
-    result = launch(work, settings, config, name=f"run-{uuid.uuid4().hex[:8]}", runs=str(runs), show=show)
+    with claimed(config, f"run-{uuid.uuid4().hex[:8]}", str(runs)) as folder:
+        result = launch(work, settings, config, folder, show)
     return result, shown, said
 
 
@@ -70,6 +72,16 @@ def dies_once(worker: RayWorker, settings: dict[str, Any]) -> int:
     return int(begun or 0)
 
 
+def counts(worker: RayWorker, settings: dict[str, Any]) -> int:
+    """Store a checkpoint for each step up to ``steps``; returns the step that the run went on from."""
+    begun = int(worker.restore(lambda folder: int((folder / "done").read_text())) or 0)
+    for step in range(begun + 1, int(settings["steps"]) + 1):
+        worker.save(f"step-{step:08d}", lambda folder, step=step: (folder / "done").write_text(f"{step}"))
+        if "lose" in settings:
+            open_ledger(settings["lose"]).create("lease/00000099.json", {"host": "other", "process": 1, "since": "now"})
+    return begun
+
+
 def fails(worker: RayWorker, settings: dict[str, Any]) -> None:
     raise RuntimeError("a fault of ours")
 
@@ -93,14 +105,26 @@ def test_a_killed_worker_resumes_from_the_checkpoint(tmp_path: Path) -> None:
     assert 1 <= result <= 6
 
 
-def test_a_running_run_is_not_started_twice(tmp_path: Path) -> None:
-    actor = Progress.options(name=f"{PREFIX}busy:1", namespace=NAMESPACE).remote("busy", str(tmp_path))  # type: ignore[attr-defined]
-    ray.get(actor.state.remote())
-    try:
-        with pytest.raises(ClusterError, match="the run 'busy' is running"):
-            launch(sums, {}, TWO, name="busy", runs=str(tmp_path), show=lambda records, notices: None)
-    finally:
-        ray.kill(actor)
+def test_a_run_goes_on_from_its_newest_whole_checkpoint_whatever_ray_has_noted(tmp_path: Path) -> None:
+    """Ray Train's own list of checkpoints may be damaged, and may name checkpoints that are gone."""
+
+    def go_on(steps: int, **settings: Any) -> tuple[int, list[str]]:
+        said = list[str]()
+        with claimed(one, "run", str(tmp_path)) as folder:
+            begun = launch(counts, {"steps": steps, **settings}, one, folder, lambda records, notices: said.extend(notices))
+        return begun, [notice for notice in said if "passed over" in notice]
+
+    run, one = tmp_path / "run", ClusterConfig(workers=1)
+    assert go_on(3) == (0, [])
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000002", "step-00000003"]
+    (run / RAY_SNAPSHOT).write_bytes(b"")
+    (run / "step-00000003" / "done").write_bytes(b"")
+    passed = "passed over step-00000003 (done has 0 of 1 bytes). The run goes on from step-00000002"
+    assert go_on(4) == (2, [passed])
+    shutil.rmtree(run / "step-00000004")
+    with pytest.raises(ClusterError, match="'run' was taken over by process 1 on other since now"):
+        go_on(6, lose=str(run))
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000004"]
 
 
 def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
@@ -201,22 +225,6 @@ def test_an_old_ray_on_the_cluster_is_one_line() -> None:
         control.internal_kv_put(b"CLUSTER_METADATA", stored, True, **where)
     assert "the cluster runs another Ray or Python" in error
     assert "2.9.0" in error
-
-
-def test_temporary_folders_of_killed_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("left", "held", "new"):
-        (folder := tmp_path / f"{SCRATCH}{name}").mkdir()
-        (folder / "state.pt").write_bytes(b"1")
-        if name != "new":
-            os.utime(folder, (0, 0))
-    holder = os.open(tmp_path / f"{SCRATCH}held", os.O_RDONLY)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    with scratch() as folder:
-        assert {path.name for path in tmp_path.iterdir()} == {f"{SCRATCH}held", f"{SCRATCH}new", folder.name}
-    os.close(holder)
-    with scratch():
-        assert {path.name for path in tmp_path.iterdir()} & {f"{SCRATCH}held", f"{SCRATCH}new"} == {f"{SCRATCH}new"}
 
 
 def test_errors_pickle() -> None:

@@ -1,5 +1,7 @@
 """Records: written completely or not at all, with one creator each, in a folder and in a bucket."""
 
+import errno
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,3 +89,23 @@ def test_records_of_schedules_with_wrong_fields_are_one_line(tmp_path: Path) -> 
         ledger.put("starts/a/x.json", {**start, **other})
         with pytest.raises(ClusterError, match=r"the record of a start is damaged: .*x\.json; remove it"):
             start_record(ledger, "starts/a/x.json")
+
+
+def test_the_age_of_a_record_is_by_the_clock_of_the_storage(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.put("a/x.json", {})
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    time.sleep(2)
+    assert 1 <= ledger.age("a/x.json") <= 60
+    ledger.put("a/x.json", {})
+    assert ledger.age("a/x.json") < 2
+    assert ledger.age("a/y.json") == 0
+
+
+def test_one_creates_a_record_on_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*paths: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("os.link", link)
+    ledger = open_ledger(str(tmp_path))
+    assert [ledger.create("a/x.json", {"n": n}) for n in (1, 2)] == [True, False]
+    assert ledger.get("a/x.json") == {"n": 1}

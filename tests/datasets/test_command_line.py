@@ -220,3 +220,45 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     assert "usage: it VERB [OPTIONS]\n\nAbout.\n" in (out := capsys.readouterr().out)
     assert "  evaluate   How weights change.\n" in out
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A command with a flag that may have a value."""
+
+    resume: bool | Literal["auto"] = False
+    """Go on with it."""
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], False), (["--resume"], True), (["--no-resume"], False), (["--resume", "auto"], "auto"), (["--resume=auto"], "auto"),
+        (["--resume", "auto", "--resume"], True), (["--resume", "--seed", "0"], True),
+    ],
+)  # fmt: skip
+def test_a_flag_may_have_a_word_as_its_value(words: list[str], value: bool | str) -> None:
+    assert parse(Resumed, "command", words).resume == value
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--resume", "auot"], "unexpected argument 'auot'"),
+        (["--resume=auot"], "--resume takes no value but auto: give --resume or --no-resume"),
+        (["--resume", "True"], "--resume takes no value but auto: give --resume or --no-resume"),
+        (["--no-resume", "auto"], "unexpected argument 'auto'"),
+        (["--no-resume=auto"], "--no-resume takes no value: give --resume or --no-resume"),
+    ],
+)
+def test_another_word_is_refused(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Resumed, "command", words)
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_the_help_names_the_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Resumed, "command", ["--help"])
+    assert "--resume [auto], --no-resume" in capsys.readouterr().out

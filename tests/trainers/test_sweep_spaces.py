@@ -33,6 +33,10 @@ stages = st.builds(
 )  # fmt: skip
 
 
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def drawn(space: dict[str, Any]) -> dict[str, Any]:
     return {name: domain.sample() for name, domain in space.items()}
 
@@ -204,6 +208,35 @@ def test_a_resumed_sweep_refuses_other_settings(tmp_path: Path) -> None:
             wrong.run([])
     with pytest.raises(InputError, match="keeps its job's options"):
         resumed.run(["--optim.lr", "1"])
+
+
+class ConnectedError(Exception):
+    """Raised in the place of joining a cluster."""
+
+
+def test_a_sweep_writes_nothing_before_it_has_a_cluster_and_auto_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*how: Any, **more: Any) -> None:
+        raise ConnectedError
+
+    monkeypatch.setattr("trainers.sweep.connect", connect)
+    sweep = Sweep("reid", "search", str(tmp_path), resume="auto")
+    with pytest.raises(ConnectedError):
+        sweep.run(["--seed", "1"])
+    assert not files(tmp_path)
+    (tmp_path / "search").mkdir()
+    begun = replace(reid.Train(), runs=str(tmp_path), seed=1, evaluate_every=100, checkpoint_every=100)
+    (tmp_path / "search" / "base.json").write_text(to_json(begun))
+    for options in ([], ["--seed", "1"]):
+        with pytest.raises(ConnectedError):
+            sweep.run(options)
+    with pytest.raises(InputError, match="keeps its job's options"):
+        sweep.run(["--seed", "2"])
+    with pytest.raises(InputError, match="the sweep 'search' exists"):
+        replace(sweep, resume=False).run(["--seed", "1"])
+    with pytest.raises(InputError, match="--resume auto needs the --name"):
+        replace(sweep, name="").run([])
 
 
 def test_optuna_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

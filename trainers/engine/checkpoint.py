@@ -29,7 +29,8 @@ def read_state(path: Path, where: str = "") -> dict[str, Any]:
                 raise ValueError(f"wrong checksum of {damaged}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        what = f"the checkpoint cannot be read ({(str(error) or repr(error)).splitlines()[0][:100]})"
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)  # without the path, which may be temporary
+        what = f"the checkpoint cannot be read ({reason.splitlines()[0][:100]})"
         raise InputError(what, where or str(path), "it is damaged or was not written by Hardshard") from error
     return state
 

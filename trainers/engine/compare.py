@@ -77,7 +77,7 @@ def compared_defaults(kind: type[C], compare: Any, verb: str, arguments: list[st
         return resumed_defaults(kind, verb, arguments)
     for argument in arguments:
         name = re.sub(r"(^|\.)no-", r"\1", argument.split("=")[0].removeprefix("--")).replace("-", "_")
-        if name in ("seed", *compare.sets):
+        if name in ("seed", "resume_from", *compare.sets):
             raise InputError("a comparison sets this itself", argument, f"give {'--seeds' if name == 'seed' else '--arms'}")
     train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])
     return compare(train) if train else None

@@ -1,13 +1,14 @@
 """What runs of all jobs have in common: a name, a folder, a seed, and the rules for starting and resuming."""
 
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from datasets.errors import InputError
 from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
@@ -17,6 +18,7 @@ from trainers.reports.console import LiveLine
 
 ENOUGH = 32  # samples at a time that a worker needs for good batch-norm statistics of its own
 C = TypeVar("C", bound="JobConfig")
+Resume = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class JobConfig:
         "cluster.local",
     )  # --help begins with these
     name: str = field(default="", metadata=HARMLESS)
-    """The run's name; empty: made from the time."""
+    """The run's name; empty: made from the time and a random part."""
     config: str = field(default="", metadata=HARMLESS)
     """A JSON file of settings, such as a run's config.json or a sweep's best.json; options not given are taken from it."""
     runs: str = field(default="", metadata=HARMLESS)
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
-    resume: bool = field(default=False, metadata=HARMLESS)
-    """Continue the run of that name. Options not given are as in that run."""
+    resume: Resume = field(default=False, metadata=HARMLESS)
+    """Continue the run of that name; auto: if there is one, else start it. Options not given are as in that run."""
+    resume_from: int | None = field(default=None, metadata=HARMLESS)
+    """Continue the run of that name from its checkpoint of this step; 0: from the start. Later checkpoints are then not used."""
     seed: int = 0
     """Seed of initial weights, batches and augmentation. The same seed and settings give the same run."""
     evaluate_every: int = field(default=0, metadata=HARMLESS)
@@ -49,6 +53,12 @@ class JobConfig:
     """Steps between records of loss and speed."""
 
     def __post_init__(self) -> None:
+        if self.resume_from is not None and self.resume_from < 0:
+            raise InputError(f"resume_from is {self.resume_from}", remedy="give the step of a checkpoint, or 0")
+        if self.resume_from is not None and self.resume == "auto":
+            raise InputError(
+                "with --resume auto each retry would go back to the step of --resume-from", remedy="give one of them"
+            )
         if self.checkpoint_every < 1 or self.record_every < 1 or self.evaluate_every < 0 or self.seed < 0:
             raise InputError("checkpoint_every and record_every must be at least 1, evaluate_every and seed at least 0")
         if self.checkpoint_every % self.record_every:
@@ -64,9 +74,16 @@ class JobConfig:
 
 
 def named(config: C, job: str) -> C:
-    """The config with a name, and with absolute addresses."""
-    name = config.name or time.strftime(f"{job}-%Y%m%d-%H%M%S")
-    return replace(config, name=name, runs=absolute(config.runs), **_addresses(config))
+    """The config with a name, with absolute addresses, and with ``resume`` decided: True or False.
+
+    Raises:
+        InputError: ``resume`` is "auto" and there is no name to look for.
+    """
+    if config.resume == "auto" and not config.name:
+        raise InputError("--resume auto needs the --name of a run", remedy="without a name every start is a new run")
+    name, runs = config.name or f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}", absolute(config.runs)
+    resume = Run(runs, name).exists() if config.resume == "auto" else config.resume or config.resume_from is not None
+    return replace(config, name=name, runs=runs, resume=resume, **_addresses(config))
 
 
 def resolved(config: C, job: str) -> C:
@@ -118,13 +135,18 @@ def start_run(config: JobConfig) -> Run:
         if config.resume:
             raise InputError(f"no run '{config.name}' to resume", config.runs, "is --runs right?")
         return run
-    if not config.resume:
-        raise InputError(f"the run '{config.name}' exists", run.url, "continue it with --resume, or choose another --name")
+    _check_resumed(config, run)
     check_same(config, run, ("harmless", "allowed"), "resume without changing it, or start a new run")
     was, now = stored_config(type(config), run).cluster.sizes, config.cluster.sizes  # type: ignore[attr-defined]
     if not config.optim.sync_batch_norm and {*was, *now} != {now[0]}:  # type: ignore[attr-defined]
         print("note: batch norm is not synchronised in this run, so another number of workers changes the results")
     return run
+
+
+def _check_resumed(config: JobConfig, run: Run) -> None:
+    """Raises InputError when the name is in use and the run is not to be resumed."""
+    if not config.resume and run.exists():
+        raise InputError(f"the run '{config.name}' exists", run.url, "continue it with --resume, or choose another --name")
 
 
 def stored_config(kind: type[C], run: Run) -> C:
@@ -139,26 +161,32 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
     Raises:
         InputError: there is no such run, file or preset, it is damaged, or two of them are given.
     """
-    given = _given(arguments)
-    sources = [name for name in ("--resume", "--config", "--preset") if name in given or name in arguments]
-    if verb == "train" and len(sources) > 1:
-        raise InputError("each of them brings all settings", ", ".join(sources), "give one, and single options besides")
-    if verb == "train" and "--config" in given:
-        return config_file(kind, given["--config"])
-    if verb == "train" and kind.presets and "--preset" in given:
-        return preset_config(kind, given["--preset"])
-    if verb != "train" or "--resume" not in arguments:
+    if verb != "train":
         return None
-    stored = config_of_named(kind, arguments)
-    if stored is None:
-        raise InputError("--resume needs the --name of a run", "train")
-    return replace(stored, resume=True)
+    given = _given(arguments)
+    auto = given.get("--resume") == "auto"
+    resume = [name for name in ("--resume", "--resume-from") if name in given or name in arguments][:1]
+    sources = [name for name in (*([] if auto else resume), "--config", "--preset") if name in given or name in arguments]
+    if len(sources) > 1:
+        raise InputError("each of them brings all settings", ", ".join(sources), "give one, and single options besides")
+    if resume and (not auto or ("--name" in given and _run_named(given).exists())):
+        stored = config_of_named(kind, arguments)
+        if stored is None:
+            raise InputError(f"{resume[0]} needs the --name of a run", "train")
+        return replace(stored, resume=True, resume_from=None)
+    if "--config" in given:
+        return config_file(kind, given["--config"])
+    return preset_config(kind, given["--preset"]) if kind.presets and "--preset" in given else None
 
 
 def config_of_named(kind: type[C], arguments: list[str]) -> C | None:
     """The config of the run that a command line names; None: it names none. Raises what `stored_config` raises."""
     given = _given(arguments)
-    return stored_config(kind, Run(absolute(given.get("--runs", "")), given["--name"])) if "--name" in given else None
+    return stored_config(kind, _run_named(given)) if "--name" in given else None
+
+
+def _run_named(given: dict[str, str]) -> Run:
+    return Run(absolute(given.get("--runs", "")), given["--name"])
 
 
 def _given(arguments: list[str]) -> dict[str, str]:
@@ -191,7 +219,8 @@ def config_file(kind: type[C], path: str) -> C:
     except OSError as error:
         raise InputError(f"cannot read the settings ({error.strerror})", path, "name a JSON file such as config.json") from error
     defaults = kind()
-    return replace(from_json(kind, text, path), name=defaults.name, runs=defaults.runs, resume=False, config=path)
+    settings = replace(from_json(kind, text, path), name=defaults.name, runs=defaults.runs, config=path)
+    return replace(settings, resume=defaults.resume, resume_from=defaults.resume_from)
 
 
 def preset_config(kind: type[C], name: str) -> C:
@@ -204,7 +233,12 @@ def preset_config(kind: type[C], name: str) -> C:
 @contextmanager
 def shown(run: Run, config: JobConfig) -> Iterator[Any]:
     """Store the run's config; within, the function that this yields shows records and notices on the console and in
-    TensorBoard."""
+    TensorBoard. Call it when this driver has the run's folder to itself.
+
+    Raises:
+        InputError: another driver has trained a run of this name since `start_run`.
+    """
+    _check_resumed(config, run)
     run.write_text(CONFIG, to_json(config))
     with LiveLine() as line, Scalars(run) as scalars:
 

@@ -13,6 +13,7 @@ from datasets.text_files import json_of, text_of
 from trainers.engine.checkpoint import read_state, write_state
 
 CONFIG, METRICS, HISTORY, MODEL, REPORT = "config.json", "metrics.json", "history.json", "model.pt", "report.html"
+CHECKPOINTS = "step-"  # how the names of their folders begin
 
 
 class Run:
@@ -34,8 +35,13 @@ class Run:
         return self.objects.url
 
     def exists(self) -> bool:
-        """Whether the run was started before."""
-        return self.objects.exists(CONFIG)
+        """Whether the run was started before; raises InputError when it was and its settings are gone."""
+        if self.objects.exists(CONFIG):
+            return True
+        if self.objects.sizes(CHECKPOINTS):
+            remedy = f"put the file back: the folder of each checkpoint, {CHECKPOINTS}NNNNNNNN, has a copy"
+            raise InputError(f"the run has checkpoints and no {CONFIG}", self.url, remedy)
+        return False
 
     def read_text(self, name: str) -> str:
         """Read a text file of the folder.

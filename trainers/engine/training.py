@@ -29,11 +29,11 @@ from datasets.loading.stats import BadSamples, LoaderStats
 from datasets.loading.workers import load_in_workers
 from datasets.sampling.difficulty_table import DifficultyTable
 from trainers.engine.checkpoint import crc32c_of, read_state, write_state
-from trainers.engine.config import addresses
+from trainers.engine.config import addresses, to_json
 from trainers.engine.distributed import allreduce_s, broadcast_buffers, distribute
 from trainers.engine.loop import Meter, Step, steps
 from trainers.engine.optim import OptimConfig, moving_average
-from trainers.engine.run import HISTORY, METRICS, Run
+from trainers.engine.run import CONFIG, HISTORY, METRICS, Run
 from trainers.engine.worker import Worker
 
 STATE = "state.pt"
@@ -100,11 +100,12 @@ class TrainingRun:
     def __init__(
         self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None, *, score: str = "", sign: int = 1
     ) -> None:  # fmt: skip
-        """Read the run's latest checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
+        """Read the run's newest whole checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
         ``score``: the figure of an evaluation by which a sweep compares runs; ``sign`` -1: smaller is better.
 
         Raises:
-            InputError: the data were changed, or the checkpoint is damaged.
+            InputError: the data were changed.
+            Exception: with ``exit_code`` 2: there are checkpoints, and none of them is whole.
         """
         self.config, self.worker, self.data, self.files = config, worker, data, files
         self.stored = worker.restore(self._read, files.wanted if files else None) or {}
@@ -238,6 +239,7 @@ class TrainingRun:
         first, *others = [optimiser.state_dict() for optimiser in self.optimisers]
         state = {"task": self.task.state_dict(), "optimiser": first, "journal": self.log.state(), "data": self.data}
         state |= {"average": self._average.state_dict()} if self._average else {}
+        (folder / CONFIG).write_text(to_json(self.config))  # a copy, for a run's folder that has lost its own
         write_state(folder / STATE, {**state, **({"others": others} if others else {}), **more})
 
     def finish(

@@ -36,4 +36,4 @@ class Worker(Protocol):
         """Store a checkpoint of what ``write`` (rank 0) and ``write_own`` (every rank) put into a folder."""
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
-        """``read`` of the latest checkpoint's folder, with the files that ``wanted`` picks; None when there is none."""
+        """``read`` of the newest whole checkpoint's folder, with the files that ``wanted`` picks; None when there is none."""

@@ -94,7 +94,19 @@ def test_a_resumed_run_and_a_file_give_the_defaults(tmp_path: Path) -> None:
     assert read("--name=run", f"--runs={tmp_path}", "--resume", "--augment.flip").augment.flip is True
     file = str(tmp_path / "run" / CONFIG)
     assert read("--config", file, "--seed", "4") == replace(ran, name="", runs="", config=file, seed=4)
-    for arguments in (("--resume",), ("--resume", "--name", "other"), ("--config", "nowhere.json")):
+    auto = ("--runs", str(tmp_path), "--resume", "auto", "--name")
+    assert read(*auto, "run", "--config", file) == replace(ran, resume="auto", config=file)
+    assert read(*auto, "new", "--config", file) == replace(ran, name="new", resume="auto", config=file)
+    assert read(*auto, "new") == replace(reid.Train(), name="new", runs=str(tmp_path), resume="auto")
+    assert read("--name", "run", "--runs", str(tmp_path), "--resume-from=4") == replace(ran, resume=True, resume_from=4)
+    went_back = replace(ran, name="back", resume=True, resume_from=4)
+    Run(str(tmp_path), "back").write_text(CONFIG, to_json(went_back))
+    assert read("--name", "back", "--runs", str(tmp_path), "--resume").resume_from is None
+    for arguments in (
+        ("--resume",), ("--resume-from", "4"), ("--resume", "--name", "other"), ("--config", "nowhere.json"),
+        ("--resume", "auto", "--resume-from", "4", "--name", "run", "--runs", str(tmp_path)),
+        ("--resume-from", "4", "--config", file, "--name", "run", "--runs", str(tmp_path)),
+    ):  # fmt: skip
         with pytest.raises(InputError):
             read(*arguments)
 

@@ -22,7 +22,7 @@ from trainers.engine.run import CONFIG, Run
 
 JOBS = {"reid": reid, "attributes": attributes, "detection": detection, "actions": actions, "sequences": sequences}
 EVERYWHERE = {
-    "resume", "config",  # how the command was given
+    "resume", "resume_from", "config",  # how the command was given
     "evaluate_every", "checkpoint_every", "record_every",  # what is noted, and when
     "loader.workers", "loader.ahead", "loader.bad_share",  # who prepares the batches; when a run gives up
     *(f"cache.{name}" for name in ("folder", "gib", "fill")),  # from where bytes come
