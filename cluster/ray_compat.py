@@ -57,6 +57,17 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def keep_s3_keys_out_of_tune() -> None:
+    """Have Ray Tune put no AWS_* variable into its trials' runtime environments, which Ray's logs, events and task details show.
+
+    Wanted in public: a switch of Tune's. Its own list cannot be configured (`ray.tune.execution.class_cache`, read at each start
+    of a trial). Imported here, since only sweeps need Tune.
+    """
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+
+
 def max_resources() -> dict[str, float]:
     """The resources that the cluster's autoscaler can grow it to; empty without an autoscaler.
 

@@ -26,6 +26,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from cluster import prometheus
 from cluster.errors import ClusterError
+from cluster.ray_compat import keep_s3_keys_out_of_tune
 from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
 from cluster.trackers import Tracker, check_trackers, tracker_callbacks
@@ -87,6 +88,7 @@ def sweep(
         KeyboardInterrupt: at Ctrl-C, when the state is stored; the sweep can be resumed.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
+    keep_s3_keys_out_of_tune()
 
     def trial(settings: dict[str, Any]) -> None:
         _run_trial(run, name, settings)

@@ -2,7 +2,9 @@
 
 import math
 import os
+import secrets
 import signal
+import tempfile
 import threading
 import time
 from functools import partial
@@ -11,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+import ray
 from ray import tune
 
 from cluster.errors import ClusterError
@@ -43,6 +46,20 @@ def test_failed_trials_are_reported_and_do_not_end_the_sweep(tmp_path: Path) -> 
     assert all(trial.name.startswith("s-") for trial in trials)
     again = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=True)
     assert {t.name: t.score for t in again if not t.failure} == {t.name: t.score for t in trials if not t.failure}
+
+
+def test_no_key_of_s3_is_written_by_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Tune would put the keys in the driver's environment into its trials' runtime environments, which Ray logs."""
+    planted = {
+        name: f"planted-{secrets.token_hex(8)}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    }
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    sweep(run, {"x": tune.grid_search([4])}, SweepConfig(trials=1), name="s", runs=str(tmp_path), steps=20, resume=False)
+    session = Path(tempfile.gettempdir()) / "ray" / ray.get_runtime_context().get_session_name()
+    written = [file.read_bytes() for folder in (session, tmp_path) for file in folder.rglob("*") if file.is_file()]
+    assert any(b"PL_DISABLE_FORK" in data for data in written)  # of the same runtime environment
+    assert [value for value in planted.values() if any(value.encode() in data for data in written)] == []
 
 
 def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
