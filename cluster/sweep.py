@@ -31,7 +31,7 @@ from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
 from cluster.trackers import Tracker, check_trackers, tracker_callbacks
 
-METRIC, TIME = "score", "step"  # keys of what runs report with their checkpoints; Tune's own count restarts in a resumed trial
+METRIC, PART, TIME = "score", "score/", "step"  # keys of what runs report; Tune's own count restarts in a resumed trial
 _STATES = {"PENDING": "pending", "PAUSED": "pending", "RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed"}
 DRIVER_CPUS = 0.01  # reserved for a trial's driver, which only waits
 
@@ -65,13 +65,15 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial's result. A failed one has the ``score`` NaN and a message in ``failure``. ``step``: the last that it reported."""
+    """A trial's result. A failed one has the ``score`` NaN and a message in ``failure``. ``step``: the last that it reported.
+    ``made_of``: the figures behind the score."""
 
     name: str
     settings: dict[str, Any]
     score: float
     step: int
     failure: str
+    made_of: dict[str, float]
 
 
 def sweep(
@@ -80,8 +82,8 @@ def sweep(
 ) -> list[Trial]:  # fmt: skip
     """Call ``run(trial's name, its settings)`` with settings drawn from ``space``; bad trials are stopped early.
 
-    The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better) and "step"
-    with each checkpoint, and returns the last of these.
+    The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better), the figures
+    that it is made of as "score/NAME", and "step" with each checkpoint, and returns the last of these.
 
     Raises:
         ClusterError: there is no sweep to resume.
@@ -200,7 +202,8 @@ def _trial_of(name: str, result: Any) -> Trial:
     failure = figures.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
     score = float("nan") if failure else float(figures.get(METRIC, math.nan))
     trial = figures.get("trial_id") or result.path.rstrip("/").rpartition("/")[2]
-    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(figures.get(TIME, 0)), failure)
+    made_of = {key.removeprefix(PART): value for key, value in figures.items() if key.startswith(PART) and not failure}
+    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(figures.get(TIME, 0)), failure, made_of)
 
 
 def cpus_for(config: SweepConfig, workers: int, cpus: int) -> int:

@@ -70,7 +70,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single", size=config.size)
     task = AttributesTask(model, worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
-    run = TrainingRun(config, worker, checksum_of(sets), score="score")
+    run = TrainingRun(config, worker, checksum_of(sets), score="score", made_of="*.skill")
     stages = StageLog(run.log.notes, worker.group)
     restored = stages.now
     if run.fresh:
@@ -125,7 +125,9 @@ def evaluate(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask) 
     if can_evaluate(sets):
         config = run.config
         result = evaluate_faces(task.model, sets, config.size, config.cache, turn=config.turn, **run.for_evaluation(task))
-        run.evaluated(result.figures, result.bad, f"score {result.figures['score']:.3f}")
+        score = result.figures.get("score")
+        summary = "no score: no task has labels that differ" if score is None else f"score {score:.3f}"
+        run.evaluated(result.figures, result.bad, summary)
 
 
 def trained_model(trained: Opened) -> Attributes:

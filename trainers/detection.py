@@ -77,7 +77,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if task.adversaries is not None:
         optim.append(config.adversaries_optim())
         optimisers.append(build_optimiser(optim[1], task.adversaries))
-    run = TrainingRun(config, worker, checksum_of(domains[:2]), score="score")
+    run = TrainingRun(config, worker, checksum_of(domains[:2]), score="score", made_of="AP50.*")
     run.start(task, *optimisers)
     if run.fresh:
         evaluate(run, domains, task)

@@ -30,7 +30,7 @@ def run(name: str, settings: dict[str, Any]) -> dict[str, float]:
         raise RuntimeError("broken")
     if settings["x"] != 4:  # as a run that had finished before: it returns without reports
         tune.report({"score": settings["x"] + 0.1, "step": 10})
-    return {"score": settings["x"] + 0.2, "step": 20}
+    return {"score": settings["x"] + 0.2, "score/x": settings["x"], "step": 20}
 
 
 def test_failed_trials_are_reported_and_do_not_end_the_sweep(tmp_path: Path) -> None:
@@ -39,6 +39,7 @@ def test_failed_trials_are_reported_and_do_not_end_the_sweep(tmp_path: Path) -> 
     trials = sweep(run, space, config, name="s", runs=str(tmp_path), steps=20, resume=False)
     found = {trial.settings["x"]: trial for trial in trials}
     assert {x: (t.score, t.step) for x, t in found.items() if not t.failure} == {1: (1.2, 20), 4: (4.2, 20)}
+    assert (found[1].made_of, found[2].made_of) == ({"x": 1}, {})
     assert found[2].failure == "x is 2: here; choose another"
     assert "broken" in found[3].failure
     assert math.isnan(found[2].score)
