@@ -64,6 +64,12 @@ def open_objects(url: str) -> "Folder | Bucket":
     return Folder(Path(url))
 
 
+def read_file(url: str) -> bytes:
+    """Read one file: a local path, ``file:///path`` or ``s3://bucket/name``; raises InputError."""
+    folder, _, name = open_objects(url).url.rpartition("/")
+    return open_objects(folder or "/").get(name)
+
+
 def bucket_faults(name: str) -> list[str]:
     """Return the S3 naming rules that a bucket's name breaks, as words that can follow "it"."""
     rules = {

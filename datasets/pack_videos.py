@@ -187,17 +187,18 @@ def _bounded() -> Iterator[None]:
         raise ValueError(f"frames that cannot be resized ({error.err})") from error
 
 
-def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
-    """Read one video, or npz file of frames, as a set with these options would store it; raises InputError."""
+def frames_of_file(path: Path, name: str, rate: float, side: int, stream: Stream) -> Frames:
+    """Read one video, or npz file of frames, as a set with these options would store it; raises InputError, which calls it
+    ``name``."""
     options = VideoOptions(stream=stream, rate=rate, side=side)
     kind: Kind = "arrays" if path.suffix.lower() == ".npz" else "videos"
     try:
         with path.open("rb") as file:
-            frames, _, _ = frames_of(Clip("test", path.name, ()), kind, file, str(path), options)
+            frames, _, _ = frames_of(Clip("test", path.name, ()), kind, file, name, options)
     except OSError as error:
-        raise InputError(f"cannot read the video ({error.strerror})", str(path), "is the path right?") from error
+        raise InputError(f"cannot read the video ({error.strerror})", name, "is the path right?") from error
     except ValueError as error:
-        raise InputError(str(error), str(path), "give a whole video, or an npz file with frames") from error
+        raise InputError(str(error), name, "give a whole video, or an npz file with frames") from error
     return frames
 
 

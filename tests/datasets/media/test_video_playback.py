@@ -85,10 +85,10 @@ def test_one_reader_serves_packing_and_predicting(tmp_path: Path) -> None:
     for stream, count in (("rgb", 20), ("flow", 19)):
         index = pack_videos("video_csv", folder, str(tmp_path / stream), VideoOptions(stream=stream))  # type: ignore[arg-type]
         assert index.clips.column("frames").to_pylist() == [count, count]
-        predicted = frames_of_file(folder / "v.mp4", 25, 128, stream)  # type: ignore[arg-type]
+        predicted = frames_of_file(folder / "v.mp4", "v.mp4", 25, 128, stream)  # type: ignore[arg-type]
         assert predicted.shape == (count, 48, 32, 3)
     streamed = np.stack([image for _, image in frames_of_stream(str(folder / "v.mp4"))])
-    np.testing.assert_array_equal(streamed, frames_of_file(folder / "v.mp4", 25, 128, "rgb"))
+    np.testing.assert_array_equal(streamed, frames_of_file(folder / "v.mp4", "v.mp4", 25, 128, "rgb"))
     assert len(list(frames_of_stream(str(folder / "v.mp4"), 3))) == 3
 
 

@@ -83,8 +83,8 @@ def _angles(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
             constant = float(np.abs(np.median(true[known, i]) - true[known, i]).mean())
             found["mae" if len(task.columns) == 1 else f"{column}_mae"] = error
             skills.append(_skill(error, constant))
-    known = [skill for skill in skills if not np.isnan(skill)]
-    mean = float(np.mean(known)) if known else float("nan")
+    varying = [skill for skill in skills if not np.isnan(skill)]
+    mean = float(np.mean(varying)) if varying else float("nan")
     return found | {"skill": mean, "n": int((~np.isnan(true)).any(axis=1).sum())} if found else {}
 
 
