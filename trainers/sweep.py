@@ -64,7 +64,7 @@ class Sweep:
             folder.write_text(SEARCH, to_json(self))
             folder.write_text(BASE, to_json(base))
         cores = cpus_for(how.sweep, base.cluster.workers, base.cluster.cpus)
-        connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
+        connect(ClusterConfig(workers=cores, cpus=1, gpu=False))  # each trial asks for its GPUs itself
         print(f"sweep {config.name} of {self.job}{' continues' if self.resume else f': {how.sweep.trials} trials'}")
         trial = partial(run_trial, self.job, to_json(base))
         trials = sweep(trial, space, how.sweep, name=config.name, runs=config.runs, steps=most, resume=self.resume)
