@@ -23,6 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.trainable import wrap_function
 
 from cluster import prometheus
 from cluster.errors import ClusterError
@@ -78,12 +79,13 @@ class Trial:
 
 def sweep(
     run: Callable[[str, dict[str, Any]], Mapping[str, float]], space: Mapping[str, Any], config: SweepConfig, *,
-    name: str, runs: str, steps: int, resume: bool,
+    name: str, runs: str, steps: int, resume: bool, stopping: Callable[[], None] = lambda: None,
 ) -> list[Trial]:  # fmt: skip
     """Call ``run(trial's name, its settings)`` with settings drawn from ``space``; bad trials are stopped early.
 
     The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better), the figures
-    that it is made of as "score/NAME", and "step" with each checkpoint, and returns the last of these.
+    that it is made of as "score/NAME", and "step" with each checkpoint, and returns the last of these. ``stopping`` is called in
+    a trial's process before Tune ends it, which may be in the middle of ``run``.
 
     Raises:
         ClusterError: there is no sweep to resume.
@@ -95,7 +97,14 @@ def sweep(
     def trial(settings: dict[str, Any]) -> None:
         _run_trial(run, name, settings)
 
-    trainable = tune.with_resources(trial, {"CPU": DRIVER_CPUS})
+    class Stoppable(wrap_function(trial)):  # type: ignore[misc]  # made by a function
+        def cleanup(self) -> None:
+            try:
+                stopping()
+            finally:
+                super().cleanup()
+
+    trainable = tune.with_resources(Stoppable, {"CPU": DRIVER_CPUS})
     folder = storage_uri(f"{runs.rstrip('/')}/{name}")
     if resume:
         if not tune.Tuner.can_restore(folder):

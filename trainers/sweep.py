@@ -24,6 +24,7 @@ from datasets.errors import InputError, run_main
 from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
 from trainers.engine.job import JobConfig, named, resumed_defaults, stored_config
 from trainers.engine.run import METRICS, Run
+from trainers.engine.tensorboard import close_scalars
 from trainers.reports.console import summary_table
 from trainers.reports.sweep import relations
 from trainers.spaces import SPACES, check_space, space_of
@@ -67,7 +68,8 @@ class Sweep:
         connect(ClusterConfig(workers=cores, cpus=1, gpu=False))  # each trial asks for its GPUs itself
         print(f"sweep {config.name} of {self.job}{' continues' if self.resume else f': {how.sweep.trials} trials'}")
         trial = partial(run_trial, self.job, to_json(base))
-        trials = sweep(trial, space, how.sweep, name=config.name, runs=config.runs, steps=most, resume=self.resume)
+        where = {"name": config.name, "runs": config.runs}
+        trials = sweep(trial, space, how.sweep, **where, steps=most, resume=self.resume, stopping=close_scalars)
         report(folder, base, trials)
 
     def _kept(self, folder: Run) -> "Sweep":

@@ -18,6 +18,8 @@ from ray import tune
 
 from cluster.errors import ClusterError
 from cluster.sweep import SweepConfig, sweep
+from trainers.engine.run import Run
+from trainers.engine.tensorboard import Scalars, close_scalars
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -61,6 +63,25 @@ def test_no_key_of_s3_is_written_by_a_sweep(tmp_path: Path, monkeypatch: pytest.
     written = [file.read_bytes() for folder in (session, tmp_path) for file in folder.rglob("*") if file.is_file()]
     assert any(b"PL_DISABLE_FORK" in data for data in written)  # of the same runtime environment
     assert [value for value in planted.values() if any(value.encode() in data for data in written)] == []
+
+
+def shows(runs: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
+    """A trial that shows a record, reports, and takes long to end."""
+    with Scalars(Run(runs, name)) as scalars:
+        scalars.add({"step": 10, "loss": settings["x"]})
+        tune.report({"score": settings["x"], "step": 10})
+        time.sleep(0.1 if settings["x"] == 2 else 8)
+    return {"score": settings["x"], "step": 20}
+
+
+def test_a_trial_that_is_stopped_early_keeps_its_scalars_in_s3(s3_url: str) -> None:
+    what = {"space": {"x": tune.grid_search([2, 1])}, "config": SweepConfig(1, concurrent=1, grace=10, reduction=2)}
+    trials = sweep(
+        partial(shows, s3_url), name="s", runs=s3_url, steps=20, resume=False, stopping=close_scalars, **what  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [(trial.score, trial.step) for trial in trials] == [(2, 20), (1, 10)]
+    for trial in trials:
+        assert len(Run(s3_url, trial.name).objects.sizes("tensorboard/")) == 1
 
 
 def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]:
