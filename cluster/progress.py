@@ -36,8 +36,8 @@ class Progress:
 
     def fail(self, errors: list[str]) -> None:
         """Count failures of workers, with their messages; does not act on them."""
-        self._failures.inc(len(errors), {"run": self._state["run"]})
         self._state["failures"] += len(errors)
+        self._failures.set(self._state["failures"], {"run": self._state["run"]})
         self._state["errors"] = [*self._state["errors"], *((time.time(), error) for error in errors)][-5:]
 
     def drain(self) -> tuple[list[Record], list[str]]:

@@ -30,9 +30,7 @@ from cluster.status import row_of, span, table_of
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
 NAMES = {f"ray_hardshard_{name}" for name, _ in exported.GAUGES.values()}
-NAMES |= {
-    f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.COUNTERS.values()), "draws", "worker_failures"]
-}
+NAMES |= {f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.TOTALS.values()), "draws", "worker_failures"]}
 NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
 
@@ -61,17 +59,37 @@ def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str])
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def exported_lines(run: str) -> list[str]:
+    """What the node's agent exports of a run."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return [line for line in answer.read().decode().splitlines() if f'run="{run}"' in line]
+
+
 @pytest.mark.usefixtures("cluster")
-def test_the_nodes_agent_exports_totals_as_counters_and_records_as_gauges() -> None:
+def test_no_figure_of_a_run_stays_when_its_processes_have_ended() -> None:
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def report(self) -> None:
+            exported.Figures("ended", 0).report({"step": 10}, {"samples": 5.0, "gets": 5.0, "draws_9": 2.0})
+            exported.failures().set(3, {"run": "ended"})
+
+    worker = Worker.remote()  # type: ignore[attr-defined]
+    ray.get(worker.report.remote())
+    until(lambda: len(exported_lines("ended")) == 5)
+    ray.kill(worker)
+    until(lambda: exported_lines("ended") == [])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_nodes_agent_exports_totals_and_records() -> None:
     figures = exported.Figures("reported", 1)
     figures.report({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
     figures.report({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
-    (node,) = ray.nodes()
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
     def reported() -> dict[str, float]:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if 'run="reported"' in line]
+        lines = exported_lines("reported")
         assert all('rank="1"' in line for line in lines)
         return {line.partition("{")[0].removeprefix("ray_hardshard_"): float(line.split()[-1]) for line in lines}
 
