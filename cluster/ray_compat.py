@@ -144,7 +144,7 @@ class RunTrainer(TorchTrainer):
         return [*kept, _Cleaning(self.run_config.name)]
 
 
-class _Cleaning(PlacementGroupCleanerCallback):  # type: ignore[misc]  # has no types
+class _Cleaning(PlacementGroupCleanerCallback):
     """Starts a run's cleaner: a detached actor, as Ray's own, but named after the run."""
 
     def __init__(self, run: str) -> None:
@@ -169,7 +169,7 @@ def _cleaner_class() -> type[PlacementGroupCleaner]:
     is pickled by value: the actor need not import this module, and with it torch.
     """
 
-    class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]  # has no types
+    class Cleaner(PlacementGroupCleaner):
         def _monitor_loop(self) -> None:
             from ray._private.state import state
 

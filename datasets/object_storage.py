@@ -221,6 +221,11 @@ class Bucket:
                         raise
         raise AssertionError  # the last read returns or raises
 
+    def get_file(self, name: str, path: Path) -> None:
+        """Copy an object to a local file, in parts, so that it may be larger than memory."""
+        with self.errors(name):
+            self.client.download_file(self.bucket, self.prefix + checked(name), str(path))
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Name and size in bytes of each object, at any depth, whose name begins with the prefix."""
         return {name: entry["Size"] for name, entry in self.entries(prefix)}

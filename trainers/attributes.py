@@ -157,7 +157,7 @@ class Predict(OnRun):
     images: tuple[str, ...] = ()
     """Image files and folders of images, local or in S3."""
     stream: str = ""
-    """A camera's number, a video file, or the address of a video stream."""
+    """A camera's number, a video file, local or in S3, or the address of a video stream."""
     frames: int = 0
     """Frames to predict; 0: all until the stream ends."""
 

@@ -91,15 +91,29 @@ def frames_of_files(files: Iterable[InputFile]) -> Iterator[tuple[str, Image]]:
         yield file.name, read_image(file)
 
 
+@contextmanager
+def local_stream(source: str) -> Iterator[str]:
+    """A stream's source as it can be opened here: a video in S3 is copied to a temporary folder, anything else is as it is."""
+    if not source.startswith("s3://"):
+        yield source
+        return
+    with video_files([source]) as files:
+        yield str(files[0].path)
+
+
 def frames_of_stream(source: str, frames: int = 0) -> Iterator[tuple[str, Image]]:
     """Frames of a camera (by its number), a video file or an address, as they come; at most ``frames`` of them unless that is 0.
+    They are named after ``source``.
 
     Raises:
         InputError: it cannot be opened, is damaged, or gives no frame.
     """
     number, remedy = -1, "give a camera's number, a video file or its address"
     try:
-        with closing(camera_frames(int(source)) if source.isdecimal() else timed_frames(source)) as timed:
+        with (
+            local_stream(source) as here,
+            closing(camera_frames(int(here)) if here.isdecimal() else timed_frames(here)) as timed,
+        ):
             for number, (_, image) in enumerate(islice(timed, frames or None)):
                 yield f"{source}#{number}", image
     except ValueError as error:
