@@ -23,6 +23,7 @@ class Progress:
         self._state: Record = {"run": run, "runs": runs, "begun": time.time(), "reported": None, "failures": 0, "errors": []}
         self._failures, self._step = failures(), run_step()
         self._step.set(0, {"run": run})
+        self._failures.set(0, {"run": run})  # so that Prometheus counts the first one
 
     def record(self, record: Record) -> None:
         """Add the figures of a step."""

@@ -97,8 +97,6 @@ class Figures:
             if record.get(key) is not None:
                 gauge.set(float(record[key]), self._tags)
         for key, total in counts.items():
-            if total <= 0:
-                continue
             if key in self._totals:
                 self._totals[key].set(total, self._tags)
             elif key.startswith("draws_"):
