@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import ray
 import requests
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import ClusterError
@@ -36,12 +36,12 @@ class Jobs:
         try:  # Ray's clients have no timeouts
             if re.fullmatch(r"[^/]+:\d+", self.address):
                 _check_answers(f"//{self.address}")
-                self.address = dashboard_url(self.address)
+                self.address = _dashboard_at(self.address)
             _check_answers(self.address)
             os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else Ray's client prefers RAY_ADDRESS to its argument
             self._client = JobSubmissionClient(self.address)
             version = version_of(self._client)["ray_version"]
-        except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
+        except (OSError, ValueError, RuntimeError, requests.RequestException, RpcError) as error:
             what = f"no Ray cluster answers ({type(error).__name__})"
             raise ClusterError(what, self.address, "start one with `ray start --head`, or correct the address") from error
         except AuthenticationError as error:
@@ -99,6 +99,15 @@ class Jobs:
     def stop(self, job: str) -> None:
         """Ask a job to end; the cluster kills it 3 s later."""
         self._client.stop_job(job)
+
+
+def _dashboard_at(address: str) -> str:
+    """The URL of the dashboard that is at host:port, or else that of the head there."""
+    try:
+        requests.get(f"http://{address}", timeout=5)  # first: Ray would wait for 40 s for a head that does not answer
+        return f"http://{address}"
+    except requests.RequestException:
+        return dashboard_url(address)
 
 
 def _check_answers(url: str) -> None:

@@ -369,7 +369,8 @@ def test_a_scheduler_whose_clock_is_off_does_not_start(
 
 def test_both_addresses_of_a_cluster_work_everywhere(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/scheduling.md exports the dashboard's as RAY_ADDRESS, docs/cluster.md that of the head."""
-    assert Jobs(head.address).session() == Jobs(head.jobs).session()
+    for address in (head.address, head.jobs.removeprefix("http://")):
+        assert Jobs(address).session() == Jobs(head.jobs).session()
     assert Jobs(head.jobs).head.rpartition(":")[2] == head.address.rpartition(":")[2]
     environment = {**os.environ, "RAY_ADDRESS": head.jobs, "PYTHONPATH": str(ROOT)}
     status = [sys.executable, "-m", "cluster.status", "--once"]
