@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -17,12 +18,10 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNIN
 REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 
 
-def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
+def connect(config: ClusterConfig) -> None:
     """Join the cluster at ``RAY_ADDRESS``, else the one on this machine, else start one here with enough CPUs for the run.
 
-    ``RAY_ADDRESS=local`` always starts one. ``dashboard``: start it with Ray's dashboard. A sweep needs it: Ray Train asks the
-    dashboard whether a stopped trial is dead, and without an answer never frees the trial's workers (Ray 2.60). Every cluster of
-    `ray start --head` has a dashboard.
+    ``RAY_ADDRESS=local`` always starts one.
 
     Raises:
         ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
@@ -37,7 +36,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
-        _init(config, dashboard)
+        _init(config)
     have = most_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     least = config.fewest or config.workers
@@ -57,7 +56,7 @@ def most_resources() -> dict[str, float]:
     return have
 
 
-def _init(config: ClusterConfig, dashboard: bool) -> None:
+def _init(config: ClusterConfig) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
         join(address)
@@ -71,19 +70,25 @@ def _init(config: ClusterConfig, dashboard: bool) -> None:
                 return
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         with loopback_only():
-            ray.init("local", num_cpus=cpus, include_dashboard=dashboard, **QUIET)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **QUIET)
     except REFUSALS as error:
         raise _refusal(error, "this machine") from error
 
 
 def join(address: str) -> None:
-    """Join the cluster at an address: host:port of its head, ray://host:10001 from outside, or ``auto`` for this machine's.
+    """Join the cluster at an address: host:port of its head, ray://host:10001 from outside, http://host:8265 of its dashboard, or
+    ``auto`` for this machine's, which is then printed.
 
     Raises:
         ClusterError: no cluster answers there, it refuses the token, or it runs another version of Ray or Python.
     """
-    if "://" in address and not address.startswith("ray://"):
-        raise ClusterError("not an address that drivers can join", address, "give host:6379 of its head, or ray://host:10001")
+    if address.startswith(("http://", "https://")):
+        from cluster.jobs import Jobs  # here: a client of HTTP, which other addresses do not need
+
+        address = os.environ["RAY_ADDRESS"] = Jobs(address).head
+    elif "://" in address and not address.startswith("ray://"):
+        remedy = "give host:6379 of its head, ray://host:10001 or http://host:8265"
+        raise ClusterError("not an address that drivers can join", address, remedy)
     use_auth_token()
     try:
         if ":" in address:  # Ray would end this process when nobody answers, without an exception
@@ -101,7 +106,10 @@ def join(address: str) -> None:
 
 def _join_this_machine() -> None:
     """Join the Ray on this machine, started by `ray start` or by a run. Raises ConnectionError where there is none."""
-    _init_at(address_of_this_machine())
+    address = address_of_this_machine()
+    _init_at(address)
+    others = "RAY_ADDRESS=host:port chooses another one, RAY_ADDRESS=local starts one"
+    print(f"joined the Ray cluster at {address}, which runs on this machine; {others}", file=sys.stderr)
 
 
 def _init_at(address: str) -> None:

@@ -37,6 +37,8 @@ class Schedule:
     """The code to ship with each job, as for `ray job submit --working-dir`; empty: the nodes have it."""
     created: datetime = EPOCH
     """Only later times are started."""
+    removed: Literal["", "follow", "stop"] = ""
+    """Whether it was removed, and what a scheduler does with its jobs that still run before it deletes the record."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", self.name):

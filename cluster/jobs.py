@@ -1,18 +1,21 @@
 """A client of the cluster's job API: commands that run on the cluster, each under a unique id."""
 
 import os
+import re
 import shlex
 import socket
 from collections.abc import Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import ray
 import requests
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import ClusterError
-from cluster.ray_compat import use_auth_token, version_of
+from cluster.ray_compat import dashboard_url, head_address, time_of, use_auth_token, version_of
 
 LOCAL = "http://127.0.0.1:8265"
 RUNNING = ("PENDING", "RUNNING")
@@ -20,7 +23,8 @@ UNREACHABLE = (ConnectionError, requests.RequestException)
 
 
 class Jobs:
-    """The jobs of the cluster at an address http://host:port; empty: at RAY_ADDRESS, else on this machine.
+    """The jobs of the cluster at an address: its dashboard's, http://host:8265, or host:6379 of its head; empty: RAY_ADDRESS,
+    else on this machine.
 
     Raises:
         ClusterError: no cluster answers there, it refuses the token, or it runs another version of Ray.
@@ -28,19 +32,18 @@ class Jobs:
 
     def __init__(self, address: str = "") -> None:
         self.address = address or os.environ.get("RAY_ADDRESS", "") or LOCAL
-        parts = urlsplit(self.address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ClusterError("not the address of a job API", self.address, "give the dashboard's: http://host:8265")
         use_auth_token()
-        try:  # Ray's client has no timeout
-            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-            socket.create_connection((parts.hostname, port), timeout=5).close()
+        try:  # Ray's clients have no timeouts
+            if re.fullmatch(r"[^/]+:\d+", self.address):
+                _check_answers(f"//{self.address}")
+                self.address = _dashboard_at(self.address)
+            _check_answers(self.address)
             os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else Ray's client prefers RAY_ADDRESS to its argument
             self._client = JobSubmissionClient(self.address)
             version = version_of(self._client)["ray_version"]
-        except (OSError, ValueError, RuntimeError, requests.RequestException) as error:
+        except (OSError, ValueError, RuntimeError, requests.RequestException, RpcError) as error:
             what = f"no Ray cluster answers ({type(error).__name__})"
-            raise ClusterError(what, self.address, "start one with `ray start --head`, or correct --address") from error
+            raise ClusterError(what, self.address, "start one with `ray start --head`, or correct the address") from error
         except AuthenticationError as error:
             remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             raise ClusterError("the cluster refuses the token", self.address, remedy) from error
@@ -48,9 +51,25 @@ class Jobs:
             remedy = "install the same minor version on both sides"
             raise ClusterError(f"the cluster runs Ray {version} and this is {ray.__version__}", self.address, remedy)
 
+    @property
+    def head(self) -> str:
+        """host:port of the cluster's head, which drivers join; raises ClusterError if the dashboard does not show it."""
+        try:
+            address = head_address(self._client)
+        except (*UNREACHABLE, RuntimeError, ValueError, KeyError):
+            address = ""
+        if not address:
+            what = "the dashboard does not show the address of the cluster's head"
+            raise ClusterError(what, self.address, "give host:6379 of the head, as `ray start` printed it")
+        return address
+
     def session(self) -> str:
         """The name of the cluster's session. A restarted head has a new one, and does not know the jobs of earlier sessions."""
         return version_of(self._client)["session_name"]
+
+    def now(self) -> datetime:
+        """The time of the cluster's head, in whole seconds."""
+        return parsedate_to_datetime(time_of(self._client))
 
     def submit(self, job: str, command: Sequence[str], working_dir: str) -> None:
         """Start a command under an id.
@@ -80,3 +99,21 @@ class Jobs:
     def stop(self, job: str) -> None:
         """Ask a job to end; the cluster kills it 3 s later."""
         self._client.stop_job(job)
+
+
+def _dashboard_at(address: str) -> str:
+    """The URL of the dashboard that is at host:port, or else that of the head there."""
+    try:
+        requests.get(f"http://{address}", timeout=5)  # first: Ray would wait for 40 s for a head that does not answer
+        return f"http://{address}"
+    except requests.RequestException:
+        return dashboard_url(address)
+
+
+def _check_answers(url: str) -> None:
+    """Raise OSError if nobody listens at a URL, ClusterError if it is none that a job API can have."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https", "") or not parts.hostname:
+        remedy = "give the dashboard's, http://host:8265, or host:6379 of the cluster's head"
+        raise ClusterError("not the address of a job API", url, remedy)
+    socket.create_connection((parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)), timeout=5).close()

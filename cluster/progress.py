@@ -23,6 +23,7 @@ class Progress:
         self._state: Record = {"run": run, "runs": runs, "begun": time.time(), "reported": None, "failures": 0, "errors": []}
         self._failures, self._step = failures(), run_step()
         self._step.set(0, {"run": run})
+        self._failures.set(0, {"run": run})  # so that Prometheus counts the first one
 
     def record(self, record: Record) -> None:
         """Add the figures of a step."""
@@ -36,8 +37,8 @@ class Progress:
 
     def fail(self, errors: list[str]) -> None:
         """Count failures of workers, with their messages; does not act on them."""
-        self._failures.inc(len(errors), {"run": self._state["run"]})
         self._state["failures"] += len(errors)
+        self._failures.set(self._state["failures"], {"run": self._state["run"]})
         self._state["errors"] = [*self._state["errors"], *((time.time(), error) for error in errors)][-5:]
 
     def drain(self) -> tuple[list[Record], list[str]]:

@@ -2,7 +2,8 @@
 
 Ray's agent on every node serves them. Ray lists the agents in a file for Prometheus' service discovery, so that Prometheus finds
 the figures of new workers without configuration, and drops those of dead ones. Labels have few values: a run's name, a rank, a
-decile, a state.
+decile, a state. Totals are exported as gauges, too: Ray's agents keep a counter for ever, also when its run has ended (Ray 2.60),
+and Prometheus' rate() takes either.
 """
 
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Gauge
 
 PREFIX = "hardshard_"
 WORKER = ("run", "rank")
@@ -35,7 +36,7 @@ GAUGES = {  # key of a step's record: the metric's name and description
     "age": ("difficulty_age_steps", "Steps since that vector was computed"),
     "due": ("difficulty_due_steps", "Largest age of a vector, in steps, that interval and lag allow"),
 }
-COUNTERS = {  # key of a worker's total since it started: the metric's name and description
+TOTALS = {  # key of a worker's total since it started: the metric's name and description
     "samples": ("samples", "Samples trained on"),
     "skipped": ("skipped_samples", "Samples that could not be read and were replaced"),
     "gets": ("gets", "GETs from S3 that returned bytes"),
@@ -86,11 +87,9 @@ class Figures:
     def __init__(self, run: str, rank: int) -> None:
         self._tags = {"run": run, "rank": str(rank)}
         self._gauges = {key: PersistentGauge(name, about, WORKER) for key, (name, about) in GAUGES.items()}
-        self._counters = {key: Counter(PREFIX + name, about, WORKER) for key, (name, about) in COUNTERS.items()}
-        self._draws = Counter(
-            PREFIX + "draws", "Samples drawn, by the decile of their identity's difficulty", (*WORKER, "decile")
-        )
-        self._reported: dict[str, float] = {}
+        self._totals = {key: PersistentGauge(f"{name}_total", about, WORKER) for key, (name, about) in TOTALS.items()}
+        about = "Samples drawn, by the decile of their identity's difficulty"
+        self._draws = PersistentGauge("draws_total", about, (*WORKER, "decile"))
 
     def report(self, record: Mapping[str, Any], counts: Mapping[str, float]) -> None:
         """Export a step's record and the totals so far; keys without a metric are ignored."""
@@ -98,19 +97,15 @@ class Figures:
             if record.get(key) is not None:
                 gauge.set(float(record[key]), self._tags)
         for key, total in counts.items():
-            more = total - self._reported.get(key, 0.0)
-            self._reported[key] = total
-            if more <= 0:
-                continue
-            if key in self._counters:
-                self._counters[key].inc(more, self._tags)
+            if key in self._totals:
+                self._totals[key].set(total, self._tags)
             elif key.startswith("draws_"):
-                self._draws.inc(more, {**self._tags, "decile": key.removeprefix("draws_")})
+                self._draws.set(total, {**self._tags, "decile": key.removeprefix("draws_")})
 
 
-def failures() -> Counter:
+def failures() -> PersistentGauge:
     """Deaths and errors of a run's workers, counted by its progress actor."""
-    return Counter(PREFIX + "worker_failures", "Deaths and errors of workers", ("run",))
+    return PersistentGauge("worker_failures_total", "Deaths and errors of workers", ("run",))
 
 
 def run_step() -> PersistentGauge:

@@ -4,17 +4,27 @@ When a new version of Ray has lost one of them, importing this module fails and 
 """
 
 import logging
+import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state
+from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
+
+from cluster.progress import NAMESPACE
+
+CLEANER = "cleaner:"  # prefix of the names of runs' cleaners
 
 
 def use_auth_token() -> None:
@@ -57,6 +67,17 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def keep_s3_keys_out_of_tune() -> None:
+    """Have Ray Tune put no AWS_* variable into its trials' runtime environments, which Ray's logs, events and task details show.
+
+    Wanted in public: a switch of Tune's. Its own list cannot be configured (`ray.tune.execution.class_cache`, read at each start
+    of a trial). Imported here, since only sweeps need Tune.
+    """
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+
+
 def max_resources() -> dict[str, float]:
     """The resources that the cluster's autoscaler can grow it to; empty without an autoscaler.
 
@@ -79,16 +100,90 @@ def version_of(client: JobSubmissionClient) -> dict[str, str]:
     return answer
 
 
+def time_of(client: JobSubmissionClient) -> str:
+    """The head's time, as in HTTP's header ``Date``. Wanted in public: a method for it, or for the answer's headers."""
+    date: str = client._do_request("GET", "/api/version", timeout=20).headers["Date"]
+    return date
+
+
+def head_address(client: JobSubmissionClient) -> str:
+    """host:port of the head of the cluster whose dashboard the client asks; empty if the dashboard does not show it.
+
+    Wanted in public: the address in /api/version. It is in the command lines of the nodes' processes, which the dashboard shows.
+    """
+    nodes = client._do_request("GET", "/nodes?view=summary", timeout=20).json()["data"]["summary"]
+    words = [word for node in nodes for word in node.get("cmdline", [])]
+    return next((word.partition("=")[2] for word in words if word.startswith("--gcs-address=")), "")
+
+
+def dashboard_url(address: str) -> str:
+    """The dashboard's URL of the cluster whose head is at host:port.
+
+    Wanted in public: the same. Only the job client does it, and not for its argument where ``RAY_ADDRESS`` is set.
+    """
+    url: str = ray_address_to_api_server_url(address)
+    return url
+
+
 def cause_of(error: BaseException) -> BaseException | None:
     """The error that this one wraps, if any. Wanted in public: Ray Train setting ``__cause__`` when it wraps a worker's error."""
     return getattr(error, "_base_exc", None) or error.__cause__
 
 
-class TrainerWithoutData(TorchTrainer):
-    """Ray Train's trainer without Ray Data, which no run uses: saves imports, and a process that wakes a hundred times a second.
+class RunTrainer(TorchTrainer):
+    """Ray Train's trainer with two of its callbacks changed.
 
-    Wanted in public: a trainer that starts Ray Data only when data sets are passed.
+    Without Ray Data, which no run uses: saves imports, and a process that wakes a hundred times a second. And with another actor
+    that frees the workers' reservation when a killed driver or a stopped trial takes the controller with it (`_cleaner_class`).
+    Wanted in public: a trainer that starts Ray Data only when data sets are passed, and a cleaner that ends.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, DatasetsCallback)]
+        others = (DatasetsCallback, PlacementGroupCleanerCallback)
+        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, others)]
+        return [*kept, _Cleaning(self.run_config.name)]
+
+
+class _Cleaning(PlacementGroupCleanerCallback):
+    """Starts a run's cleaner: a detached actor, as Ray's own, but named after the run."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self._run = run
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._controller_actor_id = ray.get_runtime_context().get_actor_id()
+        name = f"{CLEANER}{self._run}:{self._controller_actor_id[:8]}"
+        where = {"resources": {HEAD_NODE_RESOURCE_NAME: 0.001}, "scheduling_strategy": "DEFAULT"}
+        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, **where}
+        timing = (self._check_interval_s, self._get_actor_timeout_s, self._stop_timeout)
+        self._cleaner = ray.remote(**options)(_cleaner_class()).remote(self._controller_actor_id, *timing)
+        self._cleaner.start_monitoring.remote()
+
+
+def _cleaner_class() -> type[PlacementGroupCleaner]:
+    """Ray Train's cleaner, which removes a run's placement group when its controller is dead; without a dashboard, and it ends.
+
+    Ray's own asks the dashboard whether the controller is dead, and without an answer frees nothing. When it is done, it calls
+    ``exit_actor`` in a thread, which ends that thread alone: the actor stays for ever (Ray 2.60). Made in a function so that it
+    is pickled by value: the actor need not import this module, and with it torch.
+    """
+
+    class Cleaner(PlacementGroupCleaner):
+        def _monitor_loop(self) -> None:
+            from ray._private.state import state
+
+            group = None
+            while not self._stop_event.is_set():
+                with suppress(queue.Empty):
+                    group = self._pg_queue.get(timeout=self._check_interval_s)
+                controller: dict[str, Any] = {}
+                with suppress(ray.exceptions.RaySystemError):  # the head is being restarted
+                    controller = state.actor_table(self._controller_actor_id)
+                if controller.get("State") == "DEAD":
+                    while not self._pg_queue.empty():
+                        group = self._pg_queue.get()
+                    self._cleanup_placement_group(group)
+                    ray.kill(ray.get_runtime_context().current_actor)
+
+    return Cleaner

@@ -18,7 +18,7 @@ from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.connection import most_resources
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record
-from cluster.ray_compat import TrainerWithoutData, cause_of, start_autoscaling_coordinator
+from cluster.ray_compat import RunTrainer, cause_of, start_autoscaling_coordinator
 from cluster.ray_worker import RayWorker, this_worker
 from cluster.storage import storage_uri
 
@@ -50,7 +50,7 @@ def launch(
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
     torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
-    trainer = TrainerWithoutData(
+    trainer = RunTrainer(
         partial(_work, work),
         train_loop_config={**settings, "progress": progress, "folder": folder},
         scaling_config=_scaling(config, gpu),

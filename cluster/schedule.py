@@ -2,7 +2,7 @@
 
     python -m cluster.schedule add nightly "0 3 * * *" --zone Europe/Berlin -- python trainers/reid.py --data s3://bucket/market1501
     python -m cluster.schedule run         start them when due, until Ctrl-C; several of these may run at a time
-    python -m cluster.schedule list | history NAME | remove NAME
+    python -m cluster.schedule list | history NAME | remove NAME [--stop]
 
 Schedules, and the state of each start, are records in --store (a folder or s3://bucket/prefix), which outlives schedulers and
 clusters. A scheduler claims a time by creating its record, which only one scheduler can do, and then submits the job. The job's
@@ -26,11 +26,13 @@ from cluster.cron import Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
 from cluster.jobs import RUNNING, UNREACHABLE, Jobs
 from cluster.ledger import Ledger, Record, open_ledger
+from cluster.status import span
 from datasets.command_line import POSITIONAL, parse, take_verb
 
 PROGRAM = "python -m cluster.schedule"
 STAMP = "%Y%m%dT%H%M%SZ"
 LEASE = timedelta(minutes=1)  # age of a claim after which another scheduler takes it over
+SKEW = timedelta(seconds=30)  # difference of a scheduler's clock from the cluster's with which it still starts jobs
 KEPT = 200  # records of ended jobs that are kept of each schedule
 OPEN = ("claimed", "submitted")  # states of a job that has not ended
 ENDED = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
@@ -65,8 +67,12 @@ class Scheduler:
             for key, record in records.items():
                 if record["state"] in OPEN:
                     self._follow(schedule, key, record, session, now)
+            if schedule.removed:
+                self._end(schedule, records)
+                continue
             self._retry(schedule, records, session, now)
-            done = max([schedule.created, *(_parsed(record["at"]) for record in records.values())])
+            times_done = [_parsed(record["at"]) for record in records.values()]
+            done = max([schedule.created, *(at for at in times_done if at <= now)])  # later ones: by a clock that was wrong
             for entry in due(schedule, done, now):
                 self._act(schedule, entry, records, session, now)
             self._forget(records)
@@ -92,6 +98,8 @@ class Scheduler:
             self._set(key, record, "lost", "the cluster was restarted")
         elif status is None and record["state"] == "submitted":
             self._set(key, record, "lost", "the cluster does not know it any more")
+        elif status is None and schedule.removed:
+            self._set(key, record, "stopped", "its schedule was removed")
         elif status is None and now - _parsed(record["claimed"]) > LEASE:
             self._submit(schedule, key, record)
 
@@ -109,10 +117,21 @@ class Scheduler:
             self._note(schedule, entry, records, "left out", "the job before it was still running")
         else:
             if schedule.overlap == "replace":
-                for record in running.values():
-                    if self.cluster.status(record["job"]) in RUNNING:
-                        self.cluster.stop(record["job"])
+                self._stop(running)
             self._start(schedule, entry.at, 1, entry.passed, records, session, now)
+
+    def _stop(self, running: dict[str, Record]) -> None:
+        for record in running.values():
+            if self.cluster.status(record["job"]) in RUNNING:
+                self.cluster.stop(record["job"])
+
+    def _end(self, schedule: Schedule, records: dict[str, Record]) -> None:
+        """Delete a schedule that was removed, when its last job has ended."""
+        running = {key: record for key, record in records.items() if record["state"] in OPEN}
+        if schedule.removed == "stop":
+            self._stop(running)
+        if not running:
+            self.ledger.delete(_place(schedule.name))
 
     def _note(self, schedule: Schedule, entry: Due, records: dict[str, Record], state: str, note: str) -> None:
         key = _key(schedule.name, entry.at, 1)
@@ -157,9 +176,14 @@ class Scheduler:
 
 
 def schedules(ledger: Ledger) -> list[Schedule]:
-    """All schedules, by name."""
+    """All schedules, by name; also those that were removed while a job of theirs still ran."""
     names = ledger.names("schedules")
     return [_schedule(record, f"{ledger.url}/{name}") for name in names if (record := ledger.get(name)) is not None]
+
+
+def current(ledger: Ledger) -> list[Schedule]:
+    """The schedules that were not removed, by name."""
+    return [schedule for schedule in schedules(ledger) if not schedule.removed]
 
 
 def _schedule(record: Record, where: str) -> Schedule:
@@ -185,6 +209,18 @@ def start_record(ledger: Ledger, key: str) -> Record | None:
     if not right or not isinstance(record.get("attempt"), int) or not isinstance(record.get("passed"), int):
         raise ClusterError("the record of a start is damaged", f"{ledger.url}/{key}", "remove it")
     return record
+
+
+def check_clock(here: datetime, there: datetime, where: str) -> None:
+    """Raises ClusterError when this machine's time differs from the cluster's by more than `SKEW`: jobs would start wrongly."""
+    if abs(here - there) > SKEW:
+        side = "ahead of" if here > there else "behind"
+        what = f"this machine's clock is {span(abs(here - there).total_seconds())} {side} the cluster's: no job is started"
+        raise ClusterError(what, where, "set the clock that is wrong, best by NTP")
+
+
+def _place(name: str) -> str:
+    return f"schedules/{name}.json"
 
 
 def _key(name: str, at: datetime, attempt: int) -> str:
@@ -237,8 +273,11 @@ class Add(Stored):
         settings = {name: value for name, value in asdict(self).items() if name != "store"}
         schedule = Schedule(**settings, command=command, created=datetime.now(UTC))
         ledger = self.ledger
-        if not ledger.create(f"schedules/{self.name}.json", {**asdict(schedule), "created": schedule.created.isoformat()}):
-            raise ClusterError(f"the name '{self.name}' is in use", ledger.url, "remove it first, or choose another")
+        record = {**asdict(schedule), "created": schedule.created.isoformat()}
+        if not ledger.create(_place(self.name), record):
+            if not (ledger.get(_place(self.name)) or {}).get("removed"):
+                raise ClusterError(f"the name '{self.name}' is in use", ledger.url, "remove it first, or choose another")
+            ledger.put(_place(self.name), record)
         print(f"{self.name}: first at {_shown(schedule, next(times(schedule, schedule.created)))}")
 
 
@@ -251,7 +290,7 @@ class List(Stored):
         ledger, table = self.ledger, Table(box=None, header_style="dim")
         for name in ("name", "cron", "next", "overlap", "missed", "retries", "last", "command"):
             table.add_column(name, overflow="fold")
-        for schedule in schedules(ledger):
+        for schedule in current(ledger):
             last = [record for key in ledger.names(f"starts/{schedule.name}")[-1:] if (record := start_record(ledger, key))]
             latest = f"{last[0]['at'][:16]} {last[0]['state']}" if last else "never"
             row = (schedule.name, schedule.cron, _shown(schedule, next(times(schedule, datetime.now(UTC)))), schedule.overlap)
@@ -261,15 +300,21 @@ class List(Stored):
 
 @dataclass(frozen=True)
 class Remove(Stored):
-    """Remove a schedule. Its running jobs go on, and its history is kept."""
+    """Remove a schedule: it starts no more jobs. Its history is kept, and goes on until the end of its running jobs."""
 
     name: str = field(default="", metadata=POSITIONAL)
     """The schedule's name."""
+    stop: bool = False
+    """Stop its running jobs."""
 
     def run(self) -> None:
-        """Delete the schedule's record."""
-        check_known(self.ledger, self.name)
-        self.ledger.delete(f"schedules/{self.name}.json")
+        """Mark the schedule's record, which a scheduler deletes when the last job has ended."""
+        ledger = self.ledger
+        check_known(ledger, self.name)
+        ledger.put(_place(self.name), {**(ledger.get(_place(self.name)) or {}), "removed": "stop" if self.stop else "follow"})
+        records = [record for key in ledger.names(f"starts/{self.name}") if (record := start_record(ledger, key))]
+        for job in [record["job"] for record in records if record["state"] in OPEN]:
+            print(f"{job} {'is stopped by the next scheduler that looks' if self.stop else 'still runs: --stop stops it, too'}")
 
 
 @dataclass(frozen=True)
@@ -298,7 +343,7 @@ class Start(Stored):
     """Start jobs when they are due, until Ctrl-C."""
 
     address: str = ""
-    """The cluster's dashboard, http://host:8265; empty: RAY_ADDRESS, or this machine's."""
+    """The cluster: its dashboard, http://host:8265, or host:port of its head; empty: RAY_ADDRESS, or this machine's."""
     every: float = 5.0
     """Seconds between two checks."""
 
@@ -307,11 +352,13 @@ class Start(Stored):
         if not self.every > 0:
             raise ClusterError(f"every is {self.every}", "--every", "give seconds above 0")
         ledger, cluster = self.ledger, Jobs(self.address)
+        check_clock(datetime.now(UTC), cluster.now(), cluster.address)
         ledger.put("scheduler.json", {"begun": datetime.now(UTC).isoformat()})  # fails at once if the storage cannot be written
-        say(f"{len(schedules(ledger))} schedules in {ledger.url}, cluster {cluster.address}")
+        say(f"{len(current(ledger))} schedules in {ledger.url}, cluster {cluster.address}")
         scheduler, printed = Scheduler(ledger, cluster), ""
         while True:
             try:
+                check_clock(datetime.now(UTC), cluster.now(), cluster.address)
                 scheduler.turn(datetime.now(UTC))
                 problem = ""
             except ClusterError as error:
@@ -326,7 +373,7 @@ class Start(Stored):
 
 def check_known(ledger: Ledger, name: str) -> None:
     """Raises ClusterError when there is no schedule of that name."""
-    names = [schedule.name for schedule in schedules(ledger)]
+    names = [schedule.name for schedule in current(ledger)]
     if name not in names:
         raise ClusterError(f"no schedule '{name}'", ledger.url, f"there are: {', '.join(names) or 'none'}")
 

@@ -30,7 +30,8 @@ class Watch:
     """Show the runs on a cluster: their progress, speed and failures."""
 
     address: str = ""
-    """The cluster: host:port of its head, or ray://host:10001 from outside; empty: RAY_ADDRESS, or this machine's."""
+    """The cluster: host:port of its head, http://host:8265 of its dashboard, or ray://host:10001 from outside; empty:
+    RAY_ADDRESS, or this machine's."""
     every: float = 2.0
     """Seconds between two updates."""
     runs: str = ""

@@ -23,14 +23,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.trainable import wrap_function
 
 from cluster import prometheus
 from cluster.errors import ClusterError
+from cluster.ray_compat import keep_s3_keys_out_of_tune
 from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
 from cluster.trackers import Tracker, check_trackers, tracker_callbacks
 
-METRIC, TIME = "score", "step"  # keys of what runs report with their checkpoints; Tune's own count restarts in a resumed trial
+METRIC, PART, TIME = "score", "score/", "step"  # keys of what runs report; Tune's own count restarts in a resumed trial
 _STATES = {"PENDING": "pending", "PAUSED": "pending", "RUNNING": "running", "TERMINATED": "ended", "ERROR": "failed"}
 DRIVER_CPUS = 0.01  # reserved for a trial's driver, which only waits
 
@@ -64,23 +66,26 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial's result. A failed one has the ``score`` NaN and a message in ``failure``. ``step``: the last that it reported."""
+    """A trial's result. A failed one has the ``score`` NaN and a message in ``failure``. ``step``: the last that it reported.
+    ``made_of``: the figures behind the score."""
 
     name: str
     settings: dict[str, Any]
     score: float
     step: int
     failure: str
+    made_of: dict[str, float]
 
 
 def sweep(
     run: Callable[[str, dict[str, Any]], Mapping[str, float]], space: Mapping[str, Any], config: SweepConfig, *,
-    name: str, runs: str, steps: int, resume: bool,
+    name: str, runs: str, steps: int, resume: bool, stopping: Callable[[], None] = lambda: None,
 ) -> list[Trial]:  # fmt: skip
     """Call ``run(trial's name, its settings)`` with settings drawn from ``space``; bad trials are stopped early.
 
-    The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better) and "step"
-    with each checkpoint, and returns the last of these.
+    The scheduler is ASHA (Li et al., 2020). ``run`` makes ``steps`` steps at most, reports "score" (more is better), the figures
+    that it is made of as "score/NAME", and "step" with each checkpoint, and returns the last of these. ``stopping`` is called in
+    a trial's process before Tune ends it, which may be in the middle of ``run``.
 
     ``resume``: go on from Tune's state, if it had stored one.
 
@@ -88,11 +93,19 @@ def sweep(
         KeyboardInterrupt: at Ctrl-C, when the state is stored; the sweep can be resumed.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
+    keep_s3_keys_out_of_tune()
 
     def trial(settings: dict[str, Any]) -> None:
         _run_trial(run, name, settings)
 
-    trainable = tune.with_resources(trial, {"CPU": DRIVER_CPUS})
+    class Stoppable(wrap_function(trial)):  # type: ignore[misc]  # made by a function
+        def cleanup(self) -> None:
+            try:
+                stopping()
+            finally:
+                super().cleanup()
+
+    trainable = tune.with_resources(Stoppable, {"CPU": DRIVER_CPUS})
     folder = storage_uri(f"{runs.rstrip('/')}/{name}")
     if resume and tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
@@ -197,7 +210,8 @@ def _trial_of(name: str, result: Any) -> Trial:
     failure = figures.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else "")
     score = float("nan") if failure else float(figures.get(METRIC, math.nan))
     trial = figures.get("trial_id") or result.path.rstrip("/").rpartition("/")[2]
-    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(figures.get(TIME, 0)), failure)
+    made_of = {key.removeprefix(PART): value for key, value in figures.items() if key.startswith(PART) and not failure}
+    return Trial(f"{name}-{trial}", dict(result.config or {}), score, int(figures.get(TIME, 0)), failure, made_of)
 
 
 def cpus_for(config: SweepConfig, workers: int, cpus: int) -> int:

@@ -5,6 +5,7 @@ Settings and keys are the packages' own environment variables, such as WANDB_PRO
 
 import math
 import os
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +38,8 @@ def tracker_callbacks(trackers: tuple[Tracker, ...], sweep: str) -> list[Callbac
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers that a run itself reported."""
-    own = {name: value for name, value in result.items() if name not in AUTO_RESULT_KEYS}
+    """The numbers that a run itself reported, without those whose names MLflow refuses, such as a class with brackets."""
+    own = {name: value for name, value in result.items() if name not in AUTO_RESULT_KEYS and re.fullmatch(r"[/\w.\- :]+", name)}
     return {name: value for name, value in own.items() if type(value) in (int, float) and math.isfinite(value)}
 
 

@@ -64,6 +64,12 @@ def open_objects(url: str) -> "Folder | Bucket":
     return Folder(Path(url))
 
 
+def read_file(url: str) -> bytes:
+    """Read one file: a local path, ``file:///path`` or ``s3://bucket/name``; raises InputError."""
+    folder, _, name = open_objects(url).url.rpartition("/")
+    return open_objects(folder or "/").get(name)
+
+
 def bucket_faults(name: str) -> list[str]:
     """Return the S3 naming rules that a bucket's name breaks, as words that can follow "it"."""
     rules = {
@@ -214,6 +220,11 @@ class Bucket:
                     if not reads_left:
                         raise
         raise AssertionError  # the last read returns or raises
+
+    def get_file(self, name: str, path: Path) -> None:
+        """Copy an object to a local file, in parts, so that it may be larger than memory."""
+        with self.errors(name):
+            self.client.download_file(self.bucket, self.prefix + checked(name), str(path))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Name and size in bytes of each object, at any depth, whose name begins with the prefix."""

@@ -18,14 +18,14 @@ from rich.console import Console
 
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Archive, open_archive
+from datasets.layouts.archive import Archive, name_of_source, open_archive, refuse_inside
 from datasets.layouts.boxes import BOX_LAYOUTS, BoxName, renamed
 from datasets.layouts.degrade import Degradation, degraded
 from datasets.layouts.faces import FACE_LAYOUTS, FaceName
 from datasets.layouts.identities import LAYOUTS, Name
 from datasets.layouts.listing import Listing
 from datasets.layouts.pairs import PAIR_LAYOUTS, PairName
-from datasets.object_storage import Folder, open_objects
+from datasets.object_storage import open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import boxes_of, index_of, labels_of, plan_shards
 from datasets.packing.summary import summary_lines
@@ -88,8 +88,8 @@ class Pack(Options):
     """Pack a data set into shards that store an identity's images side by side."""
 
     layout: Layout = field(kw_only=True, metadata={**POSITIONAL, "help": KINDS})
-    source: Path = field(kw_only=True, metadata=POSITIONAL)
-    """The folder, zip, tar, .rec, .bin or .mat that was downloaded."""
+    source: str = field(kw_only=True, metadata=POSITIONAL)
+    """The folder, zip, tar, .rec, .bin or .mat that was downloaded, or its s3:// address."""
     destination: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
@@ -103,7 +103,7 @@ class Pack(Options):
 
 
 def pack(
-    layout: Layout, source: Path, destination: str, options: Options | None = None, *,
+    layout: Layout, source: Path | str, destination: str, options: Options | None = None, *,
     allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
 ) -> Index:  # fmt: skip
     """Pack a data set, or finish an interrupted pack; a complete one is not packed again. Returns the index.
@@ -114,7 +114,7 @@ def pack(
     options = options or Options()
     with _listed(layout, source, destination, options) as (opened, listing):
         return pack_listing(
-            layout, source.resolve().name, opened, listing, destination, options,
+            layout, name_of_source(source), opened, listing, destination, options,
             allow_unreadable=allow_unreadable, overwrite=overwrite, quiet=quiet,
         )  # fmt: skip
 
@@ -171,8 +171,9 @@ def _summary(index: Index, listing: Listing) -> str:
 
 
 def pack_part(
-    layout: Layout, source: Path, destination: str, options: Options, part: Part, *, allow_unreadable: int = 0, quiet: bool = True
-) -> int:
+    layout: Layout, source: Path | str, destination: str, options: Options, part: Part, *,
+    allow_unreadable: int = 0, quiet: bool = True,
+) -> int:  # fmt: skip
     """Write every ``part.parts``-th shard of a set, without an index; returns their number.
 
     So several processes or machines that see the same source can pack it together. `pack` then writes what is missing, and the
@@ -196,11 +197,10 @@ def pack_part(
 
 
 @contextmanager
-def _listed(layout: Layout, source: Path, destination: str, options: Options) -> Iterator[tuple[Archive, Listing]]:
+def _listed(layout: Layout, source: Path | str, destination: str, options: Options) -> Iterator[tuple[Archive, Listing]]:
     """Open the source; yields what is read from, and the listing to be packed."""
     objects = open_objects(destination)
-    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
-        raise InputError("the destination lies inside the source", objects.url, "pack to another place")
+    refuse_inside(objects, source)
     with open_archive(source) as opened:
         found = (LAYOUTS | PAIR_LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options)

@@ -26,13 +26,13 @@ from rich.console import Console
 
 from datasets.command_line import POSITIONAL, parse
 from datasets.errors import InputError, printable, run_main
-from datasets.layouts.archive import Archive, open_archive
+from datasets.layouts.archive import Archive, name_of_source, open_archive, refuse_inside
 from datasets.layouts.listing import Sample
 from datasets.layouts.videos import VIDEO_LAYOUTS, VIDEOS, Choice, Clip, ClipListing, Kind, Name, skeletons_of
 from datasets.media.flow import METHOD, flow_of
 from datasets.media.video import read_video, shrunk
 from datasets.numpy_files import MAX_BYTES, arrays_of, texts_of
-from datasets.object_storage import Folder, open_objects
+from datasets.object_storage import open_objects
 from datasets.packing.destination import claim, forget
 from datasets.packing.plan import index_of, plan_shards
 from datasets.packing.summary import lines_of
@@ -83,8 +83,8 @@ class PackVideos(VideoOptions):
     """Pack videos into shards from which a training job reads only the frames that it needs."""
 
     layout: Name = field(kw_only=True, metadata={**POSITIONAL, "help": f"Layout of the data: {', '.join(VIDEO_LAYOUTS)}."})
-    source: Path = field(kw_only=True, metadata=POSITIONAL)
-    """The folder, zip or tar that was downloaded."""
+    source: str = field(kw_only=True, metadata=POSITIONAL)
+    """The folder, zip or tar that was downloaded, or its s3:// address."""
     destination: str = field(kw_only=True, metadata=POSITIONAL)
     """A folder or s3://bucket/prefix."""
     allow_unreadable: int = 0
@@ -108,7 +108,7 @@ class _Cut:
 
 
 def pack_videos(
-    layout: Name, source: Path, destination: str, options: VideoOptions | None = None, *,
+    layout: Name, source: Path | str, destination: str, options: VideoOptions | None = None, *,
     allow_unreadable: int = 0, overwrite: bool = False, quiet: bool = True,
 ) -> Index:  # fmt: skip
     """Pack clips, or finish an interrupted pack; a complete one is not packed again. Returns the index.
@@ -121,8 +121,7 @@ def pack_videos(
     options = options or VideoOptions()
     console = Console(stderr=True, quiet=quiet)
     objects = open_objects(destination)
-    if isinstance(objects, Folder) and objects.path.resolve().is_relative_to(source.resolve()):
-        raise InputError("the destination lies inside the source", destination, "pack to another place")
+    refuse_inside(objects, source)
     with open_archive(source) as opened, tempfile.TemporaryDirectory(prefix="hardshard-") as folder:
         choice = Choice(HeldOut(options.held_out, options.seed), options.fold, options.test)
         listing = VIDEO_LAYOUTS[layout](opened, choice)
@@ -140,7 +139,7 @@ def pack_videos(
     left_out = {rule: {"files": len(names), "first": [printable(name) for name in names[:NAMED]]} for rule, names in left.items()}
     classes = sorted({action for clip, _, _ in cut.clips.values() for action in clip.actions})
     about = {
-        "layout": layout, "source": source.resolve().name, "mirror": listing.mirror, **asdict(options), "classes": classes,
+        "layout": layout, "source": name_of_source(source), "mirror": listing.mirror, **asdict(options), "classes": classes,
         "flow": METHOD if options.stream == "flow" else "", "unreadable": cut.broken, "too_short": cut.too_short,
         "variable_rate": cut.variable, "splits_by": listing.by, "files": seen, "left_out": left_out,
         "fingerprint": fingerprint,
@@ -187,17 +186,18 @@ def _bounded() -> Iterator[None]:
         raise ValueError(f"frames that cannot be resized ({error.err})") from error
 
 
-def frames_of_file(path: Path, rate: float, side: int, stream: Stream) -> Frames:
-    """Read one video, or npz file of frames, as a set with these options would store it; raises InputError."""
+def frames_of_file(path: Path, name: str, rate: float, side: int, stream: Stream) -> Frames:
+    """Read one video, or npz file of frames, as a set with these options would store it; raises InputError, which calls it
+    ``name``."""
     options = VideoOptions(stream=stream, rate=rate, side=side)
     kind: Kind = "arrays" if path.suffix.lower() == ".npz" else "videos"
     try:
         with path.open("rb") as file:
-            frames, _, _ = frames_of(Clip("test", path.name, ()), kind, file, str(path), options)
+            frames, _, _ = frames_of(Clip("test", path.name, ()), kind, file, name, options)
     except OSError as error:
-        raise InputError(f"cannot read the video ({error.strerror})", str(path), "is the path right?") from error
+        raise InputError(f"cannot read the video ({error.strerror})", name, "is the path right?") from error
     except ValueError as error:
-        raise InputError(str(error), str(path), "give a whole video, or an npz file with frames") from error
+        raise InputError(str(error), name, "give a whole video, or an npz file with frames") from error
     return frames
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets.command_line import POSITIONAL, parse
 from datasets.decisions import KINDS, decisions_of, renamed
 from datasets.errors import InputError, printable, run_main
-from datasets.object_storage import open_objects
+from datasets.object_storage import open_objects, read_file
 from datasets.shards.index import BOXES, MANIFEST, PACKING, Index, link, read_index, write_index
 from datasets.shards.relabelled import relabelled
 from datasets.text_files import text_of
@@ -74,8 +74,7 @@ def relabel(url: str, decisions: str, destination: str) -> list[str]:
         InputError: the csv has a fault, or as for `write_relabelled`. Then nothing is written.
     """
     index = read_index(url)
-    folder, _, name = open_objects(decisions).url.rpartition("/")
-    text = text_of(open_objects(folder or "/").get(name), decisions)
+    text = text_of(read_file(decisions), decisions)
     accepted, refused = decisions_of(text, decisions, index)
     identities = list(index.identities)
     names = [identities[number] for number in index.identity_of(np.arange(len(index)))]

@@ -12,7 +12,6 @@ python trainers/actions.py compare --data RGB --flow FLOW --seeds 0 1       all 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -28,6 +27,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
+from trainers.engine.inputs import video_files
 from trainers.engine.job import resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import METRICS, Run
@@ -141,12 +141,13 @@ class Evaluate(OnData):
 class Predict(OnRun):
     """Predict the action in video files, or npz files of frames."""
 
-    videos: tuple[Path, ...]
-    """Files and folders of files."""
+    videos: tuple[str, ...]
+    """Files and folders of files, local or in S3."""
 
     def run(self) -> None:
         """Print a line of JSON for each file; write the lines to the run's prediction.jsonl, and a picture of the first files."""
-        predict_actions(open_trained(self), self.videos)
+        with video_files(self.videos) as files:
+            predict_actions(open_trained(self), files)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, i
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -26,7 +25,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
-from trainers.engine.inputs import frames_of_files, frames_of_stream
+from trainers.engine.inputs import frames_of_files, frames_of_stream, image_files
 from trainers.engine.job import resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import METRICS
@@ -70,7 +69,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single", size=config.size)
     task = AttributesTask(model, worker.group)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
-    run = TrainingRun(config, worker, checksum_of(sets), score="score")
+    run = TrainingRun(config, worker, checksum_of(sets), score="score", made_of="*.skill")
     stages = StageLog(run.log.notes, worker.group)
     restored = stages.now
     if run.fresh:
@@ -125,7 +124,9 @@ def evaluate(run: TrainingRun, sets: tuple[FaceSet, ...], task: AttributesTask) 
     if can_evaluate(sets):
         config = run.config
         result = evaluate_faces(task.model, sets, config.size, config.cache, turn=config.turn, **run.for_evaluation(task))
-        run.evaluated(result.figures, result.bad, f"score {result.figures['score']:.3f}")
+        score = result.figures.get("score")
+        summary = "no score: no task has labels that differ" if score is None else f"score {score:.3f}"
+        run.evaluated(result.figures, result.bad, summary)
 
 
 def trained_model(trained: Opened) -> Attributes:
@@ -153,10 +154,10 @@ class Evaluate(OnSets):
 class Predict(OnRun):
     """Predict the attributes of images, of folders of images, or of a video stream."""
 
-    images: tuple[Path, ...] = ()
-    """Image files and folders of images."""
+    images: tuple[str, ...] = ()
+    """Image files and folders of images, local or in S3."""
     stream: str = ""
-    """A camera's number, a video file, or the address of a video stream."""
+    """A camera's number, a video file, local or in S3, or the address of a video stream."""
     frames: int = 0
     """Frames to predict; 0: all until the stream ends."""
 
@@ -165,10 +166,11 @@ class Predict(OnRun):
         if bool(self.images) == bool(self.stream) or self.frames < 0:
             raise InputError("predict takes either --images or --stream, and --frames of at least 0", "", "see `predict --help`")
         trained = open_run(Train, self)
-        source = frames_of_files(self.images) if self.images else frames_of_stream(self.stream, self.frames)
         at_once = BATCH if self.images else 1  # a camera's frame is predicted before the next is read
         model = trained_model(trained)
-        predict_faces(trained.run, model, source, trained.size, trained.device, trained.state["trained"], at_once)
+        with image_files(self.images) as files:
+            source = frames_of_files(files) if self.images else frames_of_stream(self.stream, self.frames)
+            predict_faces(trained.run, model, source, trained.size, trained.device, trained.state["trained"], at_once)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ python trainers/detection.py compare --source ... --target ... --seeds 0 1 2    
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -24,7 +23,7 @@ from datasets.loading.batches import RankSlice
 from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
-from trainers.engine.inputs import frames_of_files
+from trainers.engine.inputs import frames_of_files, image_files
 from trainers.engine.job import absolute, resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import METRICS
@@ -77,7 +76,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if task.adversaries is not None:
         optim.append(config.adversaries_optim())
         optimisers.append(build_optimiser(optim[1], task.adversaries))
-    run = TrainingRun(config, worker, checksum_of(domains[:2]), score="score")
+    run = TrainingRun(config, worker, checksum_of(domains[:2]), score="score", made_of="AP50.*")
     run.start(task, *optimisers)
     if run.fresh:
         evaluate(run, domains, task)
@@ -141,14 +140,15 @@ class Evaluate(OnData):
 class Predict(OnRun):
     """Predict the boxes of images; COCO's JSON and a picture of each image go into the run's folder."""
 
-    images: tuple[Path, ...]
-    """Images and folders of images."""
+    images: tuple[str, ...]
+    """Images and folders of images, local or in S3."""
 
     def run(self) -> None:
         """Predict, and print a line for each image and the address of the JSON."""
-        trained, source = open_run(Train, self), frames_of_files(self.images)
+        trained = open_run(Train, self)
         classes, side = trained.state["classes"], trained.config.side
-        predict_boxes(trained.run, trained_detector(trained), source, side, classes, trained.device)
+        with image_files(self.images) as files:
+            predict_boxes(trained.run, trained_detector(trained), frames_of_files(files), side, classes, trained.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ python trainers/reid.py compare --data ... --arms uniform proportional --seeds 0
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import google_crc32c
@@ -31,6 +30,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter, random_images
+from trainers.engine.inputs import image_files
 from trainers.engine.job import config_of_named, resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import HISTORY, METRICS
@@ -167,13 +167,13 @@ def trained_embedder(trained: Opened) -> Embedder:
 class Predict(OnRun):
     """Rank a gallery for query images, or decide whether two images show the same identity."""
 
-    query: tuple[Path, ...] = ()
-    """Query images."""
-    gallery: Path | None = None
-    """A folder of images to rank; default: the gallery of the run's set, of several the first."""
+    query: tuple[str, ...] = ()
+    """Query images, local or in S3."""
+    gallery: str = ""
+    """A folder of images to rank, or its s3:// address; default: the gallery of the run's set, of several the first."""
     top: int = 10
     """Gallery images listed for each query."""
-    pair: tuple[Path, Path] | None = None
+    pair: tuple[str, str] | None = None
     """Two images to compare: prints their cosine and whether they show the same identity."""
 
     def run(self) -> None:
@@ -187,17 +187,21 @@ class Predict(OnRun):
         if trained.config.evaluation.flip:  # by such features the run's threshold was chosen
             embedder = FlipTest(embedder)
         size = trained.size
-        features = embed_files(embedder, self.pair or self.query, size, trained.device)
-        if self.pair:
-            write_pair(trained.run, self.pair, features, trained.run.read_json(METRICS).get("after", {}).get("threshold"))
-            return
-        if self.gallery:
-            ranking = rank_files(embedder, features, self.gallery, self.top, size, trained.device)
-        else:
-            index = open_index(next(iter(trained.config.data), ""))
-            etags, cache = shard_etags(index), trained.config.cache
-            ranking = rank_split(embedder, features, index, self.top, size, trained.device, etags, cache)
-        write_ranking(trained.run, self.query, ranking)
+        with image_files(self.pair or self.query) as asked:
+            if self.pair and len(asked) != 2:
+                raise InputError("a pair is two images", " ".join(self.pair), "give two files")
+            features = embed_files(embedder, asked, size, trained.device)
+            if self.pair:
+                write_pair(trained.run, asked, features, trained.run.read_json(METRICS).get("after", {}).get("threshold"))
+                return
+            if self.gallery:
+                with image_files([self.gallery]) as files:
+                    ranking = rank_files(embedder, features, files, self.top, size, trained.device)
+            else:
+                index = open_index(next(iter(trained.config.data), ""))
+                etags, cache = shard_etags(index), trained.config.cache
+                ranking = rank_split(embedder, features, index, self.top, size, trained.device, etags, cache)
+            write_ranking(trained.run, asked, ranking)
 
 
 @dataclass(frozen=True, kw_only=True)

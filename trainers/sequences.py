@@ -13,7 +13,6 @@ python trainers/sequences.py compare --data ... --seeds 0 1          CTC against
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -29,6 +28,7 @@ from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
 from trainers.engine.export import exporter
+from trainers.engine.inputs import local_stream, video_files
 from trainers.engine.job import resolved, shown, start_run
 from trainers.engine.optim import build_optimiser
 from trainers.engine.run import METRICS
@@ -143,10 +143,10 @@ class Evaluate(OnData):
 class Predict(OnRun):
     """Predict the actions in videos, or recognise them online in a stream of frames."""
 
-    videos: tuple[Path, ...] = ()
-    """Video files, npz files of frames, and folders of these."""
+    videos: tuple[str, ...] = ()
+    """Video files, npz files of frames, and folders of these, local or in S3."""
     stream: str = ""
-    """A camera's number, a video file or its address, or a folder of frames; needs a causal model of RGB."""
+    """A camera's number, a video file or its address (s3:// too), or a folder of frames; needs a causal model of RGB."""
     chunk: int = 8
     """Frames of the stream that are processed at once: fewer report sooner, more need less computing."""
     threshold: float = 0.0
@@ -163,10 +163,11 @@ class Predict(OnRun):
             what, remedy = f"the model's input is {trained.stream}", "use a model of RGB; `evaluate` takes packed sets"
             raise InputError(what, trained.opened.run.url, remedy)
         if self.stream:
-            lines = predict_stream(trained, self.stream, self.chunk, self.threshold)
-        else:
-            lines = predict_files(trained, self.videos)
-        save_predictions(trained, lines)
+            with local_stream(self.stream) as source:
+                save_predictions(trained, predict_stream(trained, source, self.chunk, self.threshold))
+            return
+        with video_files(self.videos) as files:
+            save_predictions(trained, predict_files(trained, files))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from datasets.errors import InputError, run_main
 from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
 from trainers.engine.job import JobConfig, Resume, named, resumed_defaults, stored_config
 from trainers.engine.run import METRICS, Run
+from trainers.engine.tensorboard import close_scalars
 from trainers.reports.console import summary_table
 from trainers.reports.sweep import relations
 from trainers.spaces import SPACES, check_space, space_of
@@ -63,14 +64,15 @@ class Sweep:
         most = check_space(space, base)
         base.check()
         cores = cpus_for(how.sweep, base.cluster.workers, base.cluster.cpus)
-        connect(ClusterConfig(workers=cores, cpus=1, gpu=False), dashboard=True)  # each trial asks for its GPUs itself
+        connect(ClusterConfig(workers=cores, cpus=1, gpu=False))  # each trial asks for its GPUs itself
         with held(config.runs, config.name):
             if not resume:
                 folder.write_text(SEARCH, to_json(self))
                 folder.write_text(BASE, to_json(base))
             print(f"sweep {config.name} of {self.job}{' continues' if resume else f': {how.sweep.trials} trials'}")
             trial = partial(run_trial, self.job, to_json(base))
-            trials = sweep(trial, space, how.sweep, name=config.name, runs=config.runs, steps=most, resume=resume)
+            where = {"name": config.name, "runs": config.runs}
+            trials = sweep(trial, space, how.sweep, **where, steps=most, resume=resume, stopping=close_scalars)
             report(folder, base, trials)
 
     def _kept(self, folder: Run) -> "Sweep":
@@ -108,18 +110,19 @@ class Sweep:
 
 
 def run_trial(job: str, base: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Run one trial, from its last checkpoint if there is one; returns its last score and step.
+    """Run one trial, from its last checkpoint if there is one; returns its last score, what that is made of, and the step.
 
     Raises:
-        InputError: the job refuses the settings or the data, or nothing is held out to compare by.
+        InputError: the job refuses the settings or the data, or these have nothing to compare by.
     """
     config = changed(from_json(importlib.import_module(f"trainers.{job}").Train, base, "the sweep"), settings)
     run = Run(config.runs, name)
     replace(config, name=name, resume=run.exists()).run()
     metrics = run.read_json(METRICS)
     if "score" not in metrics:
-        raise InputError("nothing was held out to compare by", run.url, "sweep with data that a run can evaluate on")
-    return {"score": metrics["score"], "step": metrics["step"]}
+        remedy = "sweep with data that has a test or val split, with labels that differ"
+        raise InputError("nothing was held out to compare by", run.url, remedy)
+    return {name: value for name, value in metrics.items() if name == "step" or name.partition("/")[0] == "score"}
 
 
 def report(folder: Run, base: Any, trials: list[Trial]) -> None:
@@ -130,8 +133,9 @@ def report(folder: Run, base: Any, trials: list[Trial]) -> None:
     for t in ranked:
         state = f"failed: {t.failure}" if t.failure else "ended" if ended[t.name] else "stopped early"
         settings = ", ".join(f"{name} {shown(value)}" for name, value in sorted(t.settings.items()) if "weights" not in name)
-        rows.append([t.name, t.score, t.step, state, settings])
-    summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "steps", "state", "settings"], rows)
+        made_of = ", ".join(f"{name.removesuffix('.skill')} {shown(value)}" for name, value in t.made_of.items())
+        rows.append([t.name, t.score, made_of, t.step, state, settings])
+    summary_table(f"{folder.name}: {len(trials)} trials", ["trial", "score", "made of", "steps", "state", "settings"], rows)
     scored = [{**vars(t), "score": None if math.isnan(t.score) else t.score, "ended": ended[t.name]} for t in ranked]
     folder.write_json(TRIALS, scored)
     folder.objects.put(PICTURE, relations([(t.settings, t.score, ended[t.name]) for t in trials]))

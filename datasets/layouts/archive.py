@@ -1,6 +1,7 @@
-"""A downloaded data set: a folder, a zip or a tar, read in place.
+"""A downloaded data set: a folder, a zip or a tar, read in place, or in S3.
 
-Nothing is unpacked. Names are only looked up in the archive's own listing, so no name can lead out of it.
+Nothing is unpacked. An archive in S3 is first copied to a temporary folder; the objects under a prefix are read one by one. Names
+are only looked up in the archive's own listing, so no name can lead out of it.
 """
 
 import bz2
@@ -23,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from datasets.errors import InputError
+from datasets.object_storage import Bucket, Folder, open_objects
 from datasets.shards.tar import members
 from datasets.skipped_files import LITTER, is_litter
 from datasets.text_files import text_of
@@ -30,6 +32,7 @@ from datasets.text_files import text_of
 COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # type: ignore[dict-item]
 CONTAINERS = {".rec", ".bin", ".mat"}  # endings of files that hold a whole data set
 GIVE = "give the folder, zip, tar, .rec, .bin or .mat that was downloaded"
+S3 = "s3://"
 NOWHERE = "links to missing files"
 MAX_TEXT = 4 << 30  # bytes of a list or a JSON
 # What reading a file of an archive raises; RuntimeError: it is encrypted.
@@ -90,9 +93,23 @@ class Archive:
             raise InputError(f"cannot be read ({error})", self.place(name), "get it again, or take it out") from error
 
 
+def name_of_source(source: Path | str) -> str:
+    """The last part of a source's path or address."""
+    address = str(source).rstrip("/")
+    return address.rpartition("/")[2] if address.startswith(S3) else Path(source).resolve().name
+
+
+def refuse_inside(objects: Folder | Bucket, source: Path | str) -> None:
+    """Raise InputError if a destination lies inside a source."""
+    address = str(source).rstrip("/")
+    folder = objects.path.resolve() if isinstance(objects, Folder) else None
+    if folder.is_relative_to(Path(source).resolve()) if folder else f"{objects.url}/".startswith(f"{address}/"):
+        raise InputError("the destination lies inside the source", objects.url, "pack to another place")
+
+
 @contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a folder, a zip, or a tar (also compressed by gzip, bzip2 or xz); the content decides which it is.
+def open_archive(source: Path | str) -> Iterator[Archive]:
+    """Open a folder, a zip, or a tar (also compressed by gzip, bzip2 or xz), local or in S3; the content decides which it is.
 
     Links to files or folders inside the archive are followed. A compressed tar has no random access, so it is first expanded to
     an unnamed temporary file; so is a file of a zip that is opened. A file with an ending in ``CONTAINERS`` counts as a folder
@@ -101,30 +118,25 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         InputError: there is nothing, nothing in it, or it is none of these kinds.
     """
+    where = str(source)
     with ExitStack() as stack:
-        try:
-            if path.is_dir():
-                files = _folder(path)
-            elif not path.is_file():
-                raise InputError("no such folder or archive", str(path), GIVE)
-            elif path.suffix.lower() in CONTAINERS:
-                files = _alike(path)
-            elif tarfile.is_tarfile(path) or _compression(path):  # first: a tar that ends in an npz file looks like a zip, too
-                files = _tar(stack.enter_context(_expanded(path)), str(path))
-            elif zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
-                files = _zip(stack.enter_context(zipfile.ZipFile(path)))
-            else:
-                raise InputError("neither a zip nor a tar", str(path), GIVE)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as error:
-            raise InputError(f"cannot be read ({error})", str(path), "get it again") from error
+        objects = open_objects(where) if where.startswith(S3) else None
+        if objects and (sizes := objects.sizes()):
+            files = _Files(objects.get, lambda name: io.BytesIO(objects.get(name)), sizes)
+        else:
+            path = stack.enter_context(_fetched(where)) if objects else Path(source)
+            try:
+                files = _files_of(path, where, stack)
+            except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as error:
+                raise InputError(f"cannot be read ({error})", where, "get it again") from error
         for name in [name for name in files.sizes if is_litter(name)]:
             del files.sizes[name]
             files.leave_out(LITTER, name)
         if not files.sizes:
-            raise InputError("holds no files", str(path), GIVE)
+            raise InputError("holds no files", where, GIVE)
         left_out = {rule: tuple(sorted(names)) for rule, names in files.left_out.items()}
         sizes = dict(sorted(files.sizes.items()))
-        yield Archive(str(path), sizes, files.read, left_out, files.open, stack)
+        yield Archive(where, sizes, files.read, left_out, files.open, stack)
 
 
 @dataclass
@@ -143,6 +155,39 @@ class _Files:
 
     def leave_out(self, rule: str, name: str) -> None:
         self.left_out[rule].append(name)
+
+
+def _files_of(path: Path, where: str, stack: ExitStack) -> _Files:
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise InputError("no such folder or archive", where, GIVE)
+    if _is_container(path.name):
+        return _alike(path)
+    if tarfile.is_tarfile(path) or _compression(path):  # first: a tar that ends in an npz file looks like a zip, too
+        return _tar(stack.enter_context(_expanded(path)), where)
+    if zipfile.is_zipfile(path) or path.suffix.lower() == ".zip":
+        return _zip(stack.enter_context(zipfile.ZipFile(path)))
+    raise InputError("neither a zip nor a tar", where, GIVE)
+
+
+@contextmanager
+def _fetched(address: str) -> Iterator[Path]:
+    """Copy an archive from S3 to a temporary folder; of a container, also the files of its name."""
+    parent, _, name = address.rpartition("/")
+    bucket, stem = open_objects(parent), PurePosixPath(name).stem
+    assert isinstance(bucket, Bucket)
+    if not bucket.exists(name):
+        raise InputError("no such folder or archive", address, GIVE)
+    alike = [other for other in bucket.sizes(f"{stem}.") if "/" not in other] if _is_container(name) else [name]
+    with tempfile.TemporaryDirectory(prefix="hardshard-source-") as folder:
+        for each in alike:
+            bucket.get_file(each, Path(folder) / each)
+        yield Path(folder) / name
+
+
+def _is_container(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in CONTAINERS
 
 
 def _folder(root: Path) -> _Files:

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,50 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint_whatever_ray_has_noted(t
     assert sorted(path.name for path in run.glob("step-*")) == ["step-00000003", "step-00000004"]
 
 
+def waits(worker: RayWorker, settings: dict[str, Any]) -> None:
+    Path(settings["began"]).touch()
+    time.sleep(600)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.config import ClusterConfig
+from cluster.launch import connect
+from test_launch import start, waits
+connect(ClusterConfig())
+start(waits, Path(sys.argv[1]), began=sys.argv[2])
+"""
+
+
+def alive() -> set[str]:
+    """The actors of the cluster, with their classes; asked of the control store, as this cluster has no dashboard."""
+    states = ray._private.state.actors().values()
+    return {f"{state['ActorClassName']} {state['ActorID']}" for state in states if state["State"] != "DEAD"}
+
+
+def test_a_killed_driver_leaves_no_actor_and_no_reservation(tmp_path: Path) -> None:
+    """Ray's own cleaner of reservations needs a dashboard, and stays for ever when it has done its work."""
+    before, free = alive(), ray.available_resources()["CPU"]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "runs"), str(tmp_path / "began")], env=environment)
+    try:
+        until(lambda: (tmp_path / "began").exists())
+        assert any("Cleaner" in actor for actor in alive())
+    finally:
+        driver.kill()
+        driver.wait()
+    until(lambda: not [actor for actor in alive() - before if not actor.startswith("_AutoscalingCoordinator")])
+    until(lambda: ray.available_resources().get("CPU") == free)
+
+
+def until(reached: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not reached in time; alive: {alive()}"
+        time.sleep(0.2)
+
+
 def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match="a fault of ours"):
         start(fails, tmp_path, ClusterConfig(workers=1, max_failures=0))
@@ -209,6 +255,7 @@ def test_a_ray_that_a_run_starts_listens_only_on_loopback_and_can_be_joined() ->
             [sys.executable, "-c", patched, "join"], env=environment, capture_output=True, text=True, timeout=60
         )
         assert joined.stdout.strip() == address, joined.stderr
+        assert f"joined the Ray cluster at {address}, which runs on this machine; RAY_ADDRESS=host:port chooses" in joined.stderr
         owner.stdin.write("\n")
 
 

@@ -17,10 +17,10 @@ import pytest
 from conftest import Head
 
 from cluster.cron import Schedule
-from cluster.errors import run_main
+from cluster.errors import ClusterError, run_main
 from cluster.jobs import Jobs
 from cluster.ledger import Ledger, open_ledger
-from cluster.schedule import KEPT, LEASE, Scheduler, main
+from cluster.schedule import KEPT, LEASE, Add, Remove, Scheduler, check_clock, current, main
 
 BEGIN = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -114,6 +114,56 @@ def test_a_failed_job_is_retried(ledger: Ledger) -> None:
         scheduler.turn(BEGIN + HOUR)
         cluster.jobs.update(dict.fromkeys(cluster.jobs, "FAILED"))
     assert states(ledger) == ["13.1 failed", "13.2 failed"]
+
+
+def test_a_scheduler_whose_clock_is_ahead_does_not_silence_the_others(ledger: Ledger) -> None:
+    add(ledger, overlap="allow")
+    cluster = Memory()
+    Scheduler(ledger, cluster).turn(BEGIN + timedelta(days=1))
+    assert states(ledger) == ["12.1 submitted"]
+    Scheduler(ledger, cluster).turn(BEGIN + HOUR)
+    assert states(ledger) == ["13.1 submitted", "12.1 submitted"]
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(86400, "1 d 0 h ahead of"), (-40, "40 s behind"), (25, ""), (-25, "")])
+def test_a_clock_that_is_off_is_named(seconds: int, words: str) -> None:
+    here = BEGIN + timedelta(seconds=seconds)
+    if not words:
+        check_clock(here, BEGIN, "http://head:8265")
+        return
+    with pytest.raises(
+        ClusterError, match=f"this machine's clock is {words} the cluster's: no job is started: http://head:8265; set"
+    ):
+        check_clock(here, BEGIN, "http://head:8265")
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_removed_schedule_ends_with_its_last_job(stop: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger, cluster, job = open_ledger(str(tmp_path)), Memory(), "nightly-20260310T130000Z-1"
+    add(ledger, retries=1)
+    scheduler = Scheduler(ledger, cluster)
+    scheduler.turn(BEGIN + HOUR)
+    Remove(str(tmp_path), name="nightly", stop=stop).run()
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{job} {'is stopped by' if stop else 'still runs'}")
+    assert current(ledger) == []
+    scheduler.turn(BEGIN + 2 * HOUR)
+    assert cluster.jobs == {job: "STOPPED" if stop else "RUNNING"}
+    cluster.jobs[job] = "STOPPED" if stop else "FAILED"
+    scheduler.turn(BEGIN + 3 * HOUR)
+    assert states(ledger) == [f"13.1 {'stopped' if stop else 'failed'}"]
+    assert ledger.names("schedules") == []
+
+
+def test_a_removed_schedules_name_can_be_used_again(ledger: Ledger, tmp_path: Path) -> None:
+    add(ledger)
+    cluster = Memory()
+    Scheduler(ledger, cluster).turn(BEGIN + HOUR)
+    Remove(str(tmp_path), name="nightly").run()
+    with pytest.raises(ClusterError, match="no schedule 'nightly'"):
+        Remove(str(tmp_path), name="nightly").run()
+    Add(str(tmp_path), name="nightly", cron="0 0 * * *").run(("true",))
+    Scheduler(ledger, cluster).turn(BEGIN + 2 * HOUR)
+    assert [schedule.cron for schedule in current(ledger)] == ["0 0 * * *"]
 
 
 def test_missed_times_are_recorded(ledger: Ledger) -> None:
@@ -296,6 +346,43 @@ def test_the_job_api(head: Head) -> None:
     wait(lambda: jobs.status("once") == "RUNNING")
     jobs.stop("once")
     wait(lambda: jobs.status("once") == "STOPPED")
+
+
+def test_a_scheduler_whose_clock_is_off_does_not_start(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("cluster.schedule.datetime", Ahead)
+    monkeypatch.setattr(sys, "argv", ["schedule", "run", "--store", str(tmp_path / "store"), "--address", head.jobs])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith("error: this machine's clock is ")
+    assert f"ahead of the cluster's: no job is started: {head.jobs}; set the clock that is wrong" in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_both_addresses_of_a_cluster_work_everywhere(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/scheduling.md exports the dashboard's as RAY_ADDRESS, docs/cluster.md that of the head."""
+    for address in (head.address, head.jobs.removeprefix("http://")):
+        assert Jobs(address).session() == Jobs(head.jobs).session()
+    assert Jobs(head.jobs).head.rpartition(":")[2] == head.address.rpartition(":")[2]
+    environment = {**os.environ, "RAY_ADDRESS": head.jobs, "PYTHONPATH": str(ROOT)}
+    status = [sys.executable, "-m", "cluster.status", "--once"]
+    shown = subprocess.run(status, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert "0 runs" in shown.stdout, shown.stderr
+    code = "import ray; from cluster.config import *; from cluster.launch import *; connect(ClusterConfig()); print(ray.nodes())"
+    joined = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert "NodeID" in joined.stdout, joined.stderr
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    refused = subprocess.run(status, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: no Ray cluster answers (ConnectionRefusedError): http://127.0.0.1:1; start one")
 
 
 def test_a_client_of_the_job_api_uses_its_token(head: Head) -> None:

@@ -21,18 +21,18 @@ import pytest
 import ray
 import yaml
 from conftest import Head
+from ray.util.state import list_actors, list_jobs, list_tasks
 from s3server import SECRET, free_ports
 
 from cluster import prometheus as exported
 from cluster.jobs import RUNNING, Jobs
 from cluster.status import row_of, span, table_of
+from datasets.object_storage import open_objects
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
 NAMES = {f"ray_hardshard_{name}" for name, _ in exported.GAUGES.values()}
-NAMES |= {
-    f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.COUNTERS.values()), "draws", "worker_failures"]
-}
+NAMES |= {f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.TOTALS.values()), "draws", "worker_failures"]}
 NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
 
@@ -61,17 +61,37 @@ def test_each_alert_fires_on_its_fault_and_on_nothing_else(arguments: list[str])
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def exported_lines(run: str) -> list[str]:
+    """What the node's agent exports of a run."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return [line for line in answer.read().decode().splitlines() if f'run="{run}"' in line]
+
+
 @pytest.mark.usefixtures("cluster")
-def test_the_nodes_agent_exports_totals_as_counters_and_records_as_gauges() -> None:
+def test_no_figure_of_a_run_stays_when_its_processes_have_ended() -> None:
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def report(self) -> None:
+            exported.Figures("ended", 0).report({"step": 10}, {"samples": 5.0, "gets": 5.0, "draws_9": 2.0})
+            exported.failures().set(3, {"run": "ended"})
+
+    worker = Worker.remote()  # type: ignore[attr-defined]
+    ray.get(worker.report.remote())
+    until(lambda: len(exported_lines("ended")) == 5)
+    ray.kill(worker)
+    until(lambda: exported_lines("ended") == [])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_nodes_agent_exports_totals_and_records() -> None:
     figures = exported.Figures("reported", 1)
     figures.report({"step": 10, "loss": 0.5, "name": "no figure", "version": None}, {"gets": 5.0, "draws_9": 2.0, "other": 1.0})
     figures.report({"step": 20, "loss": 0.25}, {"gets": 8.0, "draws_9": 2.0})
-    (node,) = ray.nodes()
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
     def reported() -> dict[str, float]:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if 'run="reported"' in line]
+        lines = exported_lines("reported")
         assert all('rank="1"' in line for line in lines)
         return {line.partition("{")[0].removeprefix("ray_hardshard_"): float(line.split()[-1]) for line in lines}
 
@@ -204,10 +224,64 @@ def test_a_real_prometheus_finds_the_workers_and_fires_at_a_fault(head: Head, sh
             hung.send_signal(signal.SIGCONT)
         assert {alert["run"] for alert in firing} == {name}
         until(lambda: not server.ask('ALERTS{alertname="RunStuck"}'))
-    secrets = [SECRET.encode(), os.environ["RAY_AUTH_TOKEN"].encode()]
-    logs = [file for folder in (runs, head.folder) for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    logs = files_of(runs, head.folder)
     assert any(file.suffix == ".out" for file in logs)
-    assert [file for file in logs for secret in secrets if secret in file.read_bytes()] == []
+    assert [file for file in logs if has_secret(file.read_bytes())] == []
+
+
+def files_of(*folders: Path) -> list[Path]:
+    return [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+
+
+def has_secret(data: bytes) -> bool:
+    return any(secret.encode() in data for secret in (SECRET, os.environ["RAY_AUTH_TOKEN"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_secret_is_written_by_a_sweep_or_a_schedule(head: Head, shards: str, s3_url: str, tmp_path: Path) -> None:
+    """Both are started where the keys of S3 stand in the environment. Nothing of these is in a file of Ray, of a run or of the
+    store, in an output, or in what the cluster says about its tasks, actors and jobs."""
+    store = tmp_path / "store"
+    job = [
+        "--data",
+        shards,
+        "--optim.steps",
+        "10",
+        "--sampler.batch",
+        "16",
+        "--sampler.instances",
+        "2",
+        "--sampler.interval",
+        "5",
+    ]
+    job += ["--loader.workers", "0", "--cluster.workers", "1", "--cache.folder", str(tmp_path / "cache")]
+
+    def command(*words: str, **how: Any) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=-1, stderr=-2, text=True, **how)
+
+    how = ["--runs", f"{s3_url}/runs", "--name", "sw", "--trials", "2", "--grace", "5", "--space", "optim.lr=0.001,0.01"]
+    outputs = [command("trainers/sweep.py", "reid", *how, "--", *job).communicate(timeout=300)[0]]
+    assert "best: sw-" in outputs[0], outputs[0]
+    run = ["env", "OMP_NUM_THREADS=1", sys.executable, "trainers/reid.py", "--runs", f"{s3_url}/runs", *job]
+    outputs += command("-m", "cluster.schedule", "add", "yearly", "0 0 1 1 *", "--store", str(store), "--", *run).communicate()[
+        :1
+    ]
+    record = json.loads((store / "schedules" / "yearly.json").read_text())
+    (store / "schedules" / "yearly.json").write_text(json.dumps({**record, "created": "2000-01-01T00:00:00+00:00"}))  # it is due
+    scheduler = command("-m", "cluster.schedule", "run", "--every", "0.5", "--store", str(store))
+    try:
+        until(lambda: [json.loads(file.read_text())["state"] for file in store.glob("starts/yearly/*")] == ["succeeded"], 180)
+    finally:
+        scheduler.terminate()
+        outputs += scheduler.communicate()[:1]
+    asked: list[Any] = [tell(head.jobs, detail=True, limit=10_000) for tell in (list_tasks, list_actors, list_jobs)]
+    assert all(asked)
+    assert not has_secret("".join([*outputs, *map(repr, asked)]).encode())
+    objects = open_objects(f"{s3_url}/runs")
+    assert [name for name in objects.sizes() if has_secret(objects.get(name))] == []
+    assert [file for file in files_of(store, head.folder) if has_secret(file.read_bytes())] == []
 
 
 def test_a_row_of_the_status() -> None:

@@ -322,7 +322,7 @@ def test_too_little_memory_is_a_fault_of_the_clip(videos: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=r"a clip that cannot be read: a-000000 \(a\.avi\) \(not enough memory for its frames"):
         pack_videos("video_csv", videos, str(tmp_path / "set"))
     with pytest.raises(InputError, match="not enough memory"):
-        frames_of_file(videos / "a.avi", 25, 128, "rgb")
+        frames_of_file(videos / "a.avi", "a.avi", 25, 128, "rgb")
 
 
 def test_frames_too_large_for_a_strip_are_a_fault_of_the_clip(tmp_path: Path) -> None:

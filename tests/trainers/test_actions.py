@@ -101,7 +101,7 @@ def test_two_streams_are_fused(trained: Train, sets: dict[str, str], capsys: pyt
 
 def test_predict(trained: Train, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "v.mp4").write_bytes(video_bytes(stairs(12)))
-    Predict(name=trained.name, videos=(Path(sets["npz"]) / "clip000.npz", tmp_path), runs=trained.runs).run()
+    Predict(name=trained.name, videos=(f"{sets['npz']}/clip000.npz", str(tmp_path)), runs=trained.runs).run()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["video"]).name for line in lines] == ["clip000.npz", "v.mp4"]
     assert all(sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-3) for line in lines)
@@ -111,7 +111,7 @@ def test_predict(trained: Train, sets: dict[str, str], tmp_path: Path, capsys: p
     (tmp_path / "empty").mkdir()
     for wrong in ("broken.mp4", "none.mp4", "empty"):
         with pytest.raises(InputError):
-            Predict(name=trained.name, videos=(tmp_path / wrong,), runs=trained.runs).run()
+            Predict(name=trained.name, videos=(str(tmp_path / wrong),), runs=trained.runs).run()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
+from datasets.object_storage import open_objects
 from datasets.pack import Options, pack
 from datasets.shards.index import read_index
 from datasets.shards.labels import COLUMNS, KEYPOINTS
@@ -117,7 +118,7 @@ def test_predict_prints_the_labels_of_images_and_of_a_stream(
     trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = faces(tmp_path / "some", 3)
-    Predict(name=trained.name, runs=trained.runs, images=(folder / "0001.png", folder)).run()
+    Predict(name=trained.name, runs=trained.runs, images=(str(folder / "0001.png"), str(folder))).run()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["0001.png", "0000.png", "0001.png", "0002.png"]
     assert {name: lines[0][name] for name in COLUMNS if name in lines[0]} == {n: v for n, v in lines[2].items() if n != "image"}
@@ -133,10 +134,10 @@ def test_predict_prints_the_labels_of_images_and_of_a_stream(
     frames = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
     assert frames == [f"{tmp_path / 'v.avi'}#{number}" for number in range(3)]
     for wrong in (
-        {"images": (tmp_path / "none.png",)},
+        {"images": (str(tmp_path / "none.png"),)},
         {"stream": str(tmp_path / "none.avi")},
         {},
-        {"images": (tmp_path / "empty",)},
+        {"images": (str(tmp_path / "empty"),)},
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError):
@@ -190,13 +191,17 @@ def test_arms(sets: tuple[str, ...], tmp_path: Path) -> None:
     assert len(short(sets, tmp_path, arm="staged").stages) == 3
 
 
-def test_settings_from_a_file(trained: Train, tmp_path: Path) -> None:
+def test_settings_from_a_file(trained: Train, tmp_path: Path, s3_url: str) -> None:
     stored = Path(trained.runs) / trained.name / "config.json"
     found = defaults("train", ["--config", str(stored)])
     assert found == replace(resolved(trained, "attributes"), name="", runs="", config=str(stored))
     assert defaults("compare", ["--config", str(stored), "--seeds", "1", "2"]).train == found
+    open_objects(s3_url).put("best.json", stored.read_bytes())
+    assert defaults("train", ["--config", f"{s3_url}/best.json"]) == replace(found, config=f"{s3_url}/best.json")
+    with pytest.raises(InputError, match=rf"no such object: {s3_url}/none.json"):
+        defaults("train", ["--config", f"{s3_url}/none.json"])
     assert defaults("train", []) is None
-    with pytest.raises(InputError, match="cannot read the settings"):
+    with pytest.raises(InputError, match="no such file or directory"):
         defaults("train", ["--config", str(tmp_path / "none.json")])
 
 

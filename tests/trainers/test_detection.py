@@ -122,7 +122,8 @@ def test_predict_gives_cocos_json_and_pictures(trained: Train, tmp_path: Path) -
     (tmp_path / "some" / "a.png").write_bytes(encoded(scene(1)[0]))
     (tmp_path / "b.png").write_bytes(encoded(scene(2, 90, 60)[0]))
     (tmp_path / "tiny.png").write_bytes(encoded(np.full((5, 4), 9, np.uint16)[..., None]))
-    Predict(name=trained.name, images=(tmp_path / "some", tmp_path / "b.png", tmp_path / "tiny.png"), runs=trained.runs).run()
+    images = tuple(str(tmp_path / name) for name in ("some", "b.png", "tiny.png"))
+    Predict(name=trained.name, images=images, runs=trained.runs).run()
     folder = Path(trained.runs) / trained.name
     coco = COCO(folder / "prediction.json")
     assert [image["file_name"] for image in coco.dataset["images"]] == [
@@ -137,7 +138,7 @@ def test_predict_gives_cocos_json_and_pictures(trained: Train, tmp_path: Path) -
     assert len(list((folder / "prediction").glob("*.png"))) == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in the folder"):
-        Predict(name=trained.name, images=(tmp_path / "empty",), runs=trained.runs).run()
+        Predict(name=trained.name, images=(str(tmp_path / "empty"),), runs=trained.runs).run()
 
 
 def test_export(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -366,7 +366,7 @@ def test_training_evaluates_with_the_flip_test_and_so_does_predict(
         cv2.imwrite(str(paths[-1]), np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     cosines = []
     for train in (copy_of_run, flipped):
-        Predict(name=train.name, runs=train.runs, pair=(paths[0], paths[1])).run()
+        Predict(name=train.name, runs=train.runs, pair=(str(paths[0]), str(paths[1]))).run()
         cosines.append(Run(train.runs, train.name).read_json("prediction.json")["cosine"])
     assert cosines[0] != cosines[1]
 
@@ -405,7 +405,7 @@ def test_predict_finds_the_image_itself_first(trained: Train, tmp_path: Path, ca
     for number in range(5):
         cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
     query = tmp_path / "3.png"
-    Predict(name=trained.name, runs=trained.runs, query=(query,), gallery=tmp_path, top=3).run()
+    Predict(name=trained.name, runs=trained.runs, query=(str(query),), gallery=str(tmp_path), top=3).run()
     run = Run(trained.runs, trained.name)
     (answer,) = run.read_json("prediction.json")
     assert answer["found"][0]["name"] == str(query)
@@ -416,10 +416,10 @@ def test_predict_finds_the_image_itself_first(trained: Train, tmp_path: Path, ca
     assert ended.returncode == 0, ended.stderr
     (answer,) = run.read_json("prediction.json")
     assert len(answer["found"]) == 4
-    Predict(name=trained.name, runs=trained.runs, pair=(query, query)).run()
+    Predict(name=trained.name, runs=trained.runs, pair=(str(query), str(query))).run()
     assert run.read_json("prediction.json")["same"] is True
     with pytest.raises(InputError, match="cannot read an image"):
-        Predict(name=trained.name, runs=trained.runs, pair=(query, tmp_path / "none.png")).run()
+        Predict(name=trained.name, runs=trained.runs, pair=(str(query), str(tmp_path / "none.png"))).run()
     assert "picture:" in capsys.readouterr().out
 
 

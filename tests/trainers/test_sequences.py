@@ -98,7 +98,7 @@ def test_evaluate_again_gives_what_training_gave(trained: Train, words: str, cap
 def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = np.repeat(moving(("up", "left"))[..., None], 3, axis=3)
     (tmp_path / "v.mp4").write_bytes(video_bytes(frames))
-    Predict(name=trained.name, runs=trained.runs, videos=(tmp_path / "v.mp4",)).run()
+    Predict(name=trained.name, runs=trained.runs, videos=(str(tmp_path / "v.mp4"),)).run()
     whole = json.loads(capsys.readouterr().out)
     assert set(whole) == {"video", "actions", "times", "beam"}
     for chunk in (1, 3, 50):
@@ -119,7 +119,7 @@ def test_predict_whole_and_online(trained: Train, tmp_path: Path, capsys: pytest
         {},
         {"stream": "none.mp4"},
         {"stream": "0", "chunk": 0},
-        {"videos": (tmp_path / "none.mp4",)},
+        {"videos": (str(tmp_path / "none.mp4"),)},
         {"stream": "0", "threshold": 1.0},
     ):
         with pytest.raises(InputError):

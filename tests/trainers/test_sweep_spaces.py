@@ -1,5 +1,6 @@
 """What a sweep draws: every trial is a valid config of the job, and what is switched off stays off."""
 
+import csv
 import json
 import sys
 from dataclasses import replace
@@ -253,7 +254,7 @@ def test_a_run_that_has_ended_gives_its_score_again(tmp_path: Path) -> None:
     base = sequence_run(tmp_path, cluster=LOCAL, runs=str(tmp_path / "runs"), checkpoint_every=2, record_every=1)
     first = run_trial("sequences", to_json(base), "s-1", {"optim.lr": 0.01})
     metrics = json.loads((tmp_path / "runs" / "s-1" / "metrics.json").read_text())
-    assert first == {"score": -metrics["after"]["edit"], "step": STEPS}
+    assert first == {"score": -metrics["after"]["edit"], "score/edit": metrics["after"]["edit"], "step": STEPS}
     assert run_trial("sequences", to_json(base), "s-1", {"optim.lr": 0.01}) == first
 
 
@@ -262,6 +263,27 @@ def test_a_run_without_anything_held_out_has_no_score(tmp_path: Path) -> None:
     pack("attributes_csv", tmp_path / "images", str(tmp_path / "all"), Options(held_out=0))
     with pytest.raises(InputError, match="nothing was held out to compare by"):
         run_trial("attributes", to_json(replace(base, data=(str(tmp_path / "all"),))), "s-1", {})
+
+
+@pytest.mark.parametrize("constant", [("age",), ("age", "gender", "mask")])
+def test_a_label_with_one_value_is_in_no_score(constant: tuple[str, ...], tmp_path: Path) -> None:
+    base = face_run(tmp_path, cluster=LOCAL, runs=str(tmp_path / "runs"))
+    table = tmp_path / "images" / "labels.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, **dict.fromkeys(constant, "1")} for row in rows)
+    pack("attributes_csv", tmp_path / "images", str(tmp_path / "constant"), Options(held_out=0.3))
+    trial = replace(base, data=(str(tmp_path / "constant"),), augment=replace(base.augment, turn=0.0))
+    if "mask" in constant:
+        with pytest.raises(InputError, match="nothing was held out to compare by"):
+            run_trial("attributes", to_json(trial), "s-1", {})
+        return
+    figures = run_trial("attributes", to_json(trial), "s-1", {})
+    assert figures.keys() == {"step", "score", "score/gender.skill", "score/mask.skill"}
+    assert figures["score"] == pytest.approx((figures["score/gender.skill"] + figures["score/mask.skill"]) / 2)
+    assert -1 <= figures["score"] <= 1
 
 
 def test_values_in_the_table() -> None:

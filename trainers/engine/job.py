@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from datasets.errors import InputError
+from datasets.object_storage import read_file
+from datasets.text_files import text_of
 from trainers.engine.config import HARMLESS, changed, from_json, settings_of, to_json
 from trainers.engine.run import CONFIG, Run
 from trainers.engine.tensorboard import Scalars
@@ -36,7 +38,8 @@ class JobConfig:
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time and a random part."""
     config: str = field(default="", metadata=HARMLESS)
-    """A JSON file of settings, such as a run's config.json or a sweep's best.json; options not given are taken from it."""
+    """A JSON file of settings, such as a run's config.json or a sweep's best.json, or its s3:// address; options not given are
+    taken from it."""
     runs: str = field(default="", metadata=HARMLESS)
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
     resume: Resume = field(default=False, metadata=HARMLESS)
@@ -209,15 +212,12 @@ def check_same(config: JobConfig, run: Run, may: Sequence[str], remedy: str) -> 
 
 
 def config_file(kind: type[C], path: str) -> C:
-    """The settings in a file, for a run of another name.
+    """The settings in a file, local or in S3, for a run of another name.
 
     Raises:
         InputError: the file cannot be read, or is not such a config.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise InputError(f"cannot read the settings ({error.strerror})", path, "name a JSON file such as config.json") from error
+    text = text_of(read_file(path), path)
     defaults = kind()
     settings = replace(from_json(kind, text, path), name=defaults.name, runs=defaults.runs, config=path)
     return replace(settings, resume=defaults.resume, resume_from=defaults.resume_from)

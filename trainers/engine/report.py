@@ -26,12 +26,13 @@ class RunReport(Page):
         ``text``: formats a figure, given its name and value."""
         if evaluations := self.history["evaluations"]:
             first, last = evaluations[0], evaluations[-1]
-            self.numbers(title, [(words, text(n, last[n]), f"before: {text(n, first[n])}") for n, words in names.items()])
+            both = [(n, words) for n, words in names.items() if n in first and n in last]
+            self.numbers(title, [(words, text(n, last[n]), f"before: {text(n, first[n])}") for n, words in both])
 
     def evaluations(self, names: Mapping[str, str], text: Callable[[str, float], str]) -> None:
         """A table of these figures, with a row for each evaluation."""
         if evaluations := self.history["evaluations"]:
-            rows = [[e["step"], *(text(name, e[name]) for name in names)] for e in evaluations]
+            rows = [[e["step"], *(text(name, e[name]) if name in e else "" for name in names)] for e in evaluations]
             self.table("Evaluations", ["step", *names.values()], rows)
 
     def training(self, first: Sequence[str], last: Sequence[str], hard_from: int | None = None) -> None:

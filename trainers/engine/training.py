@@ -12,6 +12,7 @@ for step in run.steps(stream, config.optim, samples=len(train)):
 run.finish({"model": task.state_dict()})
 """
 
+import fnmatch
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -98,10 +99,12 @@ class TrainingRun:
     """The state in the checkpoint that the run continues from; empty for a fresh run."""
 
     def __init__(
-        self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None, *, score: str = "", sign: int = 1
+        self, config: Any, worker: Worker, data: int, files: OwnFiles | None = None, *, score: str = "", sign: int = 1,
+        made_of: str = "",
     ) -> None:  # fmt: skip
         """Read the run's newest whole checkpoint, if any. ``data``: a checksum of the data set; a resumed run must find the same.
-        ``score``: the figure of an evaluation by which a sweep compares runs; ``sign`` -1: smaller is better.
+        ``score``: the figure of an evaluation by which a sweep compares runs; ``sign`` -1: smaller is better. ``made_of``: the
+        figures that it is the mean of, as a pattern such as ``*.skill``; empty: it is a figure of its own.
 
         Raises:
             InputError: the data were changed.
@@ -113,7 +116,7 @@ class TrainingRun:
             where = ", ".join(addresses(config))
             raise InputError("the data were changed since the run began", where, "start a new run, or put the old data back")
         self.fresh, self.log = not self.stored, TrainingLog(**self.stored.get("journal", {}))
-        self._over, self._score_by = False, (score, sign)
+        self._over, self._score_by = False, (score, sign, made_of or score)
 
     def _read(self, folder: Path) -> dict[str, Any]:
         state = read_state(folder / STATE)
@@ -223,9 +226,13 @@ class TrainingRun:
             self.worker.say(f"step {self.log.step}: {summary}")
 
     def _score(self) -> dict[str, float]:
-        """The last evaluation's score; nothing if there is none. On rank 0: others lack the figures of some evaluations."""
-        name, sign = self._score_by
-        return {"score": sign * self.log.evaluations[-1][name]} if name and self.log.evaluations else {}
+        """The last evaluation's score, and as ``score/<figure>`` what it is made of; nothing if there is none. On rank 0: others
+        lack the figures of some evaluations."""
+        name, sign, made_of = self._score_by
+        last = self.log.evaluations[-1] if self.log.evaluations else {}
+        if name not in last:
+            return {}
+        return {"score": sign * last[name], **{f"score/{each}": last[each] for each in fnmatch.filter(last, made_of)}}
 
     def save(self, **more: Any) -> None:
         """Store a checkpoint, and report step and score to a sweep. ``more``: tensors and plain values that the job needs to

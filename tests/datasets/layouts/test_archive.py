@@ -7,7 +7,8 @@ import pytest
 from pictures import Files, jpeg, put, tarred, zipped
 
 from datasets.errors import InputError
-from datasets.layouts.archive import open_archive
+from datasets.layouts.archive import name_of_source, open_archive, refuse_inside
+from datasets.object_storage import open_objects
 
 FILES: Files = {"a/x.jpg": jpeg(1), "a/b/y z.jpg": jpeg(2), "top.txt": b"text", "empty.txt": b""}
 CLUTTER: Files = {".DS_Store": b"1", "a/Thumbs.db": b"2", "__MACOSX/a/x.jpg": b"3", "a/._x.jpg": b"4"}
@@ -31,6 +32,36 @@ def test_every_kind_lists_and_reads_the_same(kind: str, tmp_path: Path) -> None:
         assert list(source.sizes) == sorted(FILES)
         assert {name: source.read(name) for name in reversed(source.sizes)} == FILES
     assert sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "w:gz"])
+def test_what_lies_in_s3_reads_as_what_lies_in_a_folder(kind: str, tmp_path: Path, s3_url: str) -> None:
+    path = make(kind, tmp_path, FILES | CLUTTER)
+    objects = open_objects(s3_url)
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        objects.put(file.relative_to(tmp_path).as_posix(), file.read_bytes())
+    with open_archive(f"{s3_url}/{path.name}") as source, open_archive(path) as local:
+        assert source.sizes == local.sizes
+        assert {name: source.read(name) for name in source.sizes} == FILES
+        assert source.open("a/x.jpg").read() == FILES["a/x.jpg"]
+        assert source.place("a/x.jpg") == f"a/x.jpg in {s3_url}/{path.name}"
+    assert name_of_source(f"{s3_url}/{path.name}") == name_of_source(path) == path.name
+    with pytest.raises(InputError, match=rf"no such folder or archive: {s3_url}/none"), open_archive(f"{s3_url}/none"):
+        pass
+
+
+def test_a_container_in_s3_is_read_with_the_files_of_its_name(s3_url: str) -> None:
+    for name, data in {"train.rec": b"1", "train.idx": b"22", "train.bin": b"3", "val.rec": b"4"}.items():
+        open_objects(s3_url).put(name, data)
+    with open_archive(f"{s3_url}/train.rec") as source:
+        assert {name: source.read(name) for name in source.sizes} == {"train.idx": b"22", "train.rec": b"1"}
+
+
+def test_a_destination_inside_the_source_is_refused(tmp_path: Path) -> None:
+    for destination, source in (("s3://bucket/set/out", "s3://bucket/set/"), (str(tmp_path / "set" / "out"), tmp_path / "set")):
+        with pytest.raises(InputError, match=f"the destination lies inside the source: {destination}"):
+            refuse_inside(open_objects(destination), source)
+        refuse_inside(open_objects(f"{destination}/../../beside" if isinstance(source, Path) else "s3://bucket/set2"), source)
 
 
 @pytest.mark.parametrize("kind", ["zip", "w"])

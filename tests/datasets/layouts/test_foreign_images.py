@@ -35,7 +35,7 @@ from datasets.pack import Layout, Options, pack
 from datasets.shards.index import read_index
 from datasets.skipped_files import LITTER
 from datasets.splits import HeldOut
-from trainers.engine.inputs import read_image
+from trainers.engine.inputs import InputFile, read_image
 
 ROOT = Path(__file__).parents[3]
 EVERY = {**LAYOUTS, **FACE_LAYOUTS, **BOX_LAYOUTS}
@@ -234,7 +234,7 @@ def test_a_turned_picture_is_packed_read_and_predicted_upright(tmp_path: Path) -
     assert index.about["size"] == [80, 60]
     (data,) = read_samples(index, np.arange(1))
     assert isinstance(data, bytes)
-    assert decode(data).shape == read_image(tmp_path / "in" / "0.jpg").shape == (80, 60, 3)
+    assert decode(data).shape == read_image(InputFile("0.jpg", tmp_path / "in" / "0.jpg")).shape == (80, 60, 3)
     degraded = pack("voc", source, str(tmp_path / "fog"), Options(held_out=0, degrade="fog"))
     assert degraded.about["size"] == [80, 60]
     assert (degraded.boxes.corners == index.boxes.corners).all()  # type: ignore[union-attr]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from clipdata import film, stairs, trimmed, video_bytes
 
+from datasets.errors import InputError
 from datasets.media.video import read_video, timed_frames
+from datasets.object_storage import open_objects
 from datasets.pack_videos import VideoOptions, frames_of_file, pack_videos
 from trainers.engine.inputs import frames_of_stream
 
@@ -85,11 +87,18 @@ def test_one_reader_serves_packing_and_predicting(tmp_path: Path) -> None:
     for stream, count in (("rgb", 20), ("flow", 19)):
         index = pack_videos("video_csv", folder, str(tmp_path / stream), VideoOptions(stream=stream))  # type: ignore[arg-type]
         assert index.clips.column("frames").to_pylist() == [count, count]
-        predicted = frames_of_file(folder / "v.mp4", 25, 128, stream)  # type: ignore[arg-type]
+        predicted = frames_of_file(folder / "v.mp4", "v.mp4", 25, 128, stream)  # type: ignore[arg-type]
         assert predicted.shape == (count, 48, 32, 3)
     streamed = np.stack([image for _, image in frames_of_stream(str(folder / "v.mp4"))])
-    np.testing.assert_array_equal(streamed, frames_of_file(folder / "v.mp4", 25, 128, "rgb"))
+    np.testing.assert_array_equal(streamed, frames_of_file(folder / "v.mp4", "v.mp4", 25, 128, "rgb"))
     assert len(list(frames_of_stream(str(folder / "v.mp4"), 3))) == 3
+
+
+def test_a_video_in_s3_is_streamed(s3_url: str) -> None:
+    open_objects(s3_url).put("v.mp4", film(ramp(6)))
+    assert [name for name, _ in frames_of_stream(f"{s3_url}/v.mp4", 3)] == [f"{s3_url}/v.mp4#{number}" for number in range(3)]
+    with pytest.raises(InputError, match=rf"no such object: {s3_url}/none.mp4"):
+        list(frames_of_stream(f"{s3_url}/none.mp4"))
 
 
 @pytest.mark.parametrize("interval", ["4", "40"])

@@ -63,8 +63,8 @@ def test_mean_errors_and_skill() -> None:
 
 
 def test_score_is_the_mean_of_skills() -> None:
-    assert score({"a.skill": 0.5, "b.skill": 1.0, "b.accuracy": 0.1}) == 0.75
-    assert score({"a.accuracy": 0.5}) == 0
+    assert score({"a.skill": 0.5, "b.skill": 1.0, "b.accuracy": 0.1}) == {"score": 0.75}
+    assert score({"a.accuracy": 0.5}) == {}
 
 
 def test_interval_by_t() -> None:
@@ -76,4 +76,18 @@ def test_interval_by_t() -> None:
 
 def test_what_one_class_alone_does_not_determine_is_left_out() -> None:
     found = task_figures("mask", np.array([[0.9], [0.2]]), np.array([[1.0], [1.0]]))
-    assert found == {"mask.accuracy": 0.5, "mask.skill": 0, "mask.n": 2}
+    assert found == {"mask.accuracy": 0.5, "mask.n": 2}
+
+
+@pytest.mark.parametrize(("task", "columns"), [("gender", 1), ("quality", 1), ("age", 1), ("keypoints", 10), ("pose", 3)])
+def test_labels_that_are_all_the_same_give_no_skill(task: str, columns: int) -> None:
+    true = np.full((4, columns), 1.0, np.float32)
+    found = task_figures(task, true + np.float32(0.5), true)
+    assert f"{task}.n" in found
+    assert f"{task}.skill" not in found
+
+
+def test_labels_that_hardly_differ_do_not_decide_a_score() -> None:
+    true = np.full((1000, 1), 30.0)
+    true[0] = 31
+    assert task_figures("age", true + 5, true)["age.skill"] == -1

@@ -11,8 +11,9 @@ import torch
 
 from datasets.errors import InputError
 from datasets.media.decode import Image
+from datasets.object_storage import open_objects
 from datasets.pack import pack
-from trainers.engine.inputs import frames_of_files, frames_of_stream, video_files
+from trainers.engine.inputs import frames_of_stream, image_files, video_files
 from trainers.engine.run import Run
 from trainers.tasks.attributes.data import open_sets
 from trainers.tasks.attributes.model import Attributes, FaceModelConfig
@@ -67,12 +68,27 @@ def test_folders_without_what_desktops_leave(tmp_path: Path) -> None:
     for name in ("a/x.mp4", "a/._x.mp4", "__MACOSX/x.mp4", ".cache/y.mp4", "b.NPZ", "c.mov/z.webm", "a/readme.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = [path.relative_to(tmp_path).as_posix() for path in video_files([tmp_path, tmp_path / "a" / "._x.mp4"])]
+    with video_files([str(tmp_path), str(tmp_path / "a" / "._x.mp4")]) as files:
+        found = [file.path.relative_to(tmp_path).as_posix() for file in files]
     assert found == ["a/x.mp4", "b.NPZ", "c.mov/z.webm", "a/._x.mp4"]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "._0.png").write_bytes(b"")
-    with pytest.raises(InputError, match="no images in the folder"):
-        list(frames_of_files([tmp_path / "only"]))
+    with pytest.raises(InputError, match="no images in the folder"), image_files([str(tmp_path / "only")]):
+        pass
+
+
+def test_files_in_s3_are_read_as_those_in_a_folder(s3_url: str, tmp_path: Path) -> None:
+    objects = open_objects(s3_url)
+    for name in ("a/x.png", "a/._x.png", "b.PNG", "texts/readme.txt", ".cache/y.png"):
+        objects.put(name, name.encode())
+    with image_files([s3_url, f"{s3_url}/a/x.png"]) as files:
+        assert [file.name for file in files] == [f"{s3_url}/a/x.png", f"{s3_url}/b.PNG", f"{s3_url}/a/x.png"]
+        assert [file.path.read_bytes() for file in files] == [b"a/x.png", b"b.PNG", b"a/x.png"]
+    assert not any(file.path.exists() for file in files)
+    with pytest.raises(InputError, match=rf"no such object: {s3_url}/none.png"), image_files([f"{s3_url}/none.png"]):
+        pass
+    with pytest.raises(InputError, match="no images in the folder"), image_files([f"{s3_url}/texts"]):
+        pass
 
 
 def test_a_stream_that_gives_nothing_leaves_what_was_printed_before(tmp_path: Path) -> None:

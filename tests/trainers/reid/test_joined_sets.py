@@ -121,7 +121,7 @@ def test_each_set_is_evaluated_and_the_first_is_ranked(trained: Train, sets: Set
     for url, figures in again.items():
         assert figures == pytest.approx(after["sets"][url], abs=1e-6)
     with pytest.raises(InputError, match=r"no split 'gallery': .*/0/set"):  # of the first set of all
-        Predict(name="run", runs=trained.runs, query=(Path(sets[0]).parent / "images/p0/0.png",)).run()
+        Predict(name="run", runs=trained.runs, query=(str(Path(sets[0]).parent / "images/p0/0.png"),)).run()
     with pytest.raises(InputError, match="neither query and gallery"):
         Evaluate(name="run", runs=trained.runs, data=sets).run()
 

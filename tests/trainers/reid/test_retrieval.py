@@ -15,8 +15,8 @@ from datasets.errors import InputError
 from datasets.loading.batches import RankSlice, SplitStream
 from datasets.loading.workers import load_in_workers
 from datasets.shards.index import Index, split_of
-from trainers.engine.inputs import read_image
-from trainers.tasks.reid.retrieval import embed, embed_files, images_below, rank_files, rank_split
+from trainers.engine.inputs import InputFile, image_files, read_image
+from trainers.tasks.reid.retrieval import embed, embed_files, rank_files, rank_split
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +47,30 @@ def test_features_are_ordered_by_position_whatever_the_order_of_chunks(market: I
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[InputFile]:
     """Three looks twice each, some in a folder below; and a text."""
     paths = [tmp_path / "images" / f"{i // 2}" / f"{i}.png" for i in range(6)]
     for i, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), picture(i // 2, i)[:, :, ::-1])
     (tmp_path / "images" / "notes.txt").write_text("not an image")
-    return paths
+    with image_files([str(tmp_path / "images")]) as files:
+        assert [file.path for file in files] == paths
+        return files
 
 
-def test_embed_files(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_files(images: list[InputFile], monkeypatch: pytest.MonkeyPatch) -> None:
     features = embed_files(Pixels().eval(), images, SIZE, CPU)
     assert torch.equal(features[4], torch.from_numpy(picture(2, 4)).permute(2, 0, 1).flatten().float() - 128)
     monkeypatch.setattr("trainers.tasks.reid.retrieval.CHUNK", 4)
     assert torch.equal(embed_files(Pixels().eval(), images, SIZE, CPU), features)
 
 
-def test_rank_files(images: list[Path]) -> None:
+def test_rank_files(images: list[InputFile]) -> None:
     embedder = Pixels().eval()
-    found = rank_files(embedder, embed_files(embedder, images[2:4], SIZE, CPU), images[0].parent.parent, 3, SIZE, CPU)
-    assert [row[0].name for row in found] == [str(images[2]), str(images[3])]
-    assert [row[1].name for row in found] == [str(images[3]), str(images[2])]
+    found = rank_files(embedder, embed_files(embedder, images[2:4], SIZE, CPU), images, 3, SIZE, CPU)
+    assert [row[0].name for row in found] == [images[2].name, images[3].name]
+    assert [row[1].name for row in found] == [images[3].name, images[2].name]
     assert all(len(row) == 3 and row[0].cosine == pytest.approx(1, abs=1e-5) for row in found)
     np.testing.assert_array_equal(found[0][0].image, picture(1, 2))
 
@@ -88,14 +90,15 @@ def test_rank_split(market: Index) -> None:
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(InputError, match=r"cannot read an image \(not a JPEG, PNG, BMP or WebP image\): .*text\.jpg"):
-        embed_files(Pixels(), [tmp_path / "text.jpg"], SIZE, CPU)
-    with pytest.raises(InputError, match=r"cannot read an image \(No such file or directory\): .*gone\.jpg"):
-        embed_files(Pixels(), [tmp_path / "gone.jpg"], SIZE, CPU)
+    for name, reason in (("text.jpg", "not a JPEG, PNG, BMP or WebP image"), ("gone.jpg", "No such file or directory")):
+        with (
+            image_files([str(tmp_path / name)]) as files,
+            pytest.raises(InputError, match=rf"cannot read an image \({reason}\): .*{name}"),
+        ):
+            embed_files(Pixels(), files, SIZE, CPU)
     (tmp_path / "bare").mkdir()
-    for folder, message in (("nowhere", "no such folder"), ("bare", "no images in the folder")):
-        with pytest.raises(InputError, match=message):
-            rank_files(Pixels(), torch.ones(1, 96), tmp_path / folder, 3, SIZE, CPU)
+    with pytest.raises(InputError, match="no images in the folder"), image_files([str(tmp_path / "bare")]):
+        pass
 
 
 def test_a_gallery_without_litter_and_with_names_in_any_bytes(tmp_path: Path) -> None:
@@ -103,7 +106,8 @@ def test_a_gallery_without_litter_and_with_names_in_any_bytes(tmp_path: Path) ->
         path = tmp_path / os.fsdecode(name)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\xff\xd8")
-    assert [path.name for path in images_below(tmp_path)] == ["a.jpg", os.fsdecode(b"caf\xe9.jpg"), "D.JPG"]
-    with pytest.raises(InputError, match=r"cannot read an image.*caf\\xe9\.jpg") as error:
-        read_image(tmp_path / os.fsdecode(b"caf\xe9.jpg"))
+    with image_files([str(tmp_path)]) as files:
+        assert [file.path.name for file in files] == ["a.jpg", os.fsdecode(b"caf\xe9.jpg"), "D.JPG"]
+        with pytest.raises(InputError, match=r"cannot read an image.*caf\\xe9\.jpg") as error:
+            read_image(files[1])
     assert str(error.value).isprintable()

@@ -27,7 +27,8 @@ CHUNK = 128  # images evaluated at once
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures``: those of `task_figures` for all tasks, and "score"; ``bad``: the images that this rank could not read."""
+    """``figures``: those of `task_figures` for all tasks, and "score" if any task has a skill; ``bad``: the images that this rank
+    could not read."""
 
     figures: dict[str, float]
     bad: list[str]
@@ -98,4 +99,4 @@ def _figures(model: Attributes, predicted: Floats, true: Floats) -> dict[str, fl
     for task in model.tasks:
         columns = [model.columns.index(column) for column in TASKS[task].columns]
         figures |= task_figures(task, predicted[:, columns], true[:, columns])
-    return figures | {"score": score(figures)}
+    return figures | score(figures)

@@ -1,6 +1,7 @@
 """Figures of predicted labels against true ones. NumPy arrays; n samples, C columns of a task.
 
-``skill`` puts all tasks on one scale: 0 for the best constant prediction, 1 for a perfect one.
+``skill`` puts all tasks on one scale: 1 for a perfect prediction, 0 for the best constant one, -1 for the worst. Labels that are
+all the same determine none: then every constant prediction of them is perfect.
 """
 
 import numpy as np
@@ -46,7 +47,7 @@ def nme(predicted: Floats, true: Floats) -> float:
 def task_figures(name: str, predicted: Floats, true: Floats) -> dict[str, float]:
     """A task's figures as ``<task>.<figure>``, and ``<task>.n``, the number of samples; labels [n, C], NaN in ``true`` if absent.
 
-    Figures that the labels do not determine, such as an AUC of one class, are left out; empty if all labels are absent.
+    Figures that the labels do not determine, such as an AUC or the skill of one class, are left out; empty if all are absent.
     """
     task = TASKS[name]
     found = _angles(task, predicted, true) if task.figure == "mae" else _whole(task, predicted, true)
@@ -60,15 +61,15 @@ def _whole(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
         return {}
     if task.figure == "nme":
         error, constant = nme(predicted, true), nme(np.broadcast_to(np.median(true, axis=0), true.shape), true)
-        return {"nme": error, "skill": 1 - error / max(constant, 1e-9), "n": len(true)}
+        return {"nme": error, "skill": _skill(error, constant), "n": len(true)}
     predicted, true = predicted[:, 0], true[:, 0]
     if task.figure == "correlation":
         r = correlation(predicted, true)
-        return {"correlation": r, "skill": float(np.nan_to_num(r)), "n": len(true)}
+        varies = len(true) > 1 and np.ptp(true) > 0
+        return {"correlation": r, "skill": float(np.nan_to_num(r)) if varies else float("nan"), "n": len(true)}
     balanced = balanced_accuracy(predicted, true)
     accuracy = float(((predicted >= 0.5) == (true >= 0.5)).mean())
-    skill = float(np.nan_to_num(2 * balanced - 1))
-    return {"accuracy": accuracy, "balanced": balanced, "auc": auc(predicted, true), "skill": skill, "n": len(true)}
+    return {"accuracy": accuracy, "balanced": balanced, "auc": auc(predicted, true), "skill": 2 * balanced - 1, "n": len(true)}
 
 
 def _angles(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
@@ -81,11 +82,18 @@ def _angles(task: Task, predicted: Floats, true: Floats) -> dict[str, float]:
             error = float(np.abs(predicted[known, i] - true[known, i]).mean())
             constant = float(np.abs(np.median(true[known, i]) - true[known, i]).mean())
             found["mae" if len(task.columns) == 1 else f"{column}_mae"] = error
-            skills.append(1 - error / max(constant, 1e-9))
-    return found | {"skill": float(np.mean(skills)), "n": int((~np.isnan(true)).any(axis=1).sum())} if found else {}
+            skills.append(_skill(error, constant))
+    varying = [skill for skill in skills if not np.isnan(skill)]
+    mean = float(np.mean(varying)) if varying else float("nan")
+    return found | {"skill": mean, "n": int((~np.isnan(true)).any(axis=1).sum())} if found else {}
 
 
-def score(figures: dict[str, float]) -> float:
-    """One number for all tasks: the mean of their skills; 0 if there are none."""
+def _skill(error: float, constant: float) -> float:
+    """The skill of predictions with this mean error, if the best constant one has the error ``constant``; NaN if that is 0."""
+    return max(1 - error / constant, -1.0) if constant > 1e-9 else float("nan")
+
+
+def score(figures: dict[str, float]) -> dict[str, float]:
+    """One number for all tasks: "score", the mean of their skills; nothing if no task has one."""
     skills = [value for name, value in figures.items() if name.endswith(".skill")]
-    return float(np.mean(skills)) if skills else 0.0
+    return {"score": float(np.mean(skills))} if skills else {}

@@ -46,7 +46,8 @@ def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
     """Print the table of a run's figures."""
-    summary_table(f"{title}: score {figures.get('score', float('nan')):.3f}", ["task", "images", "figures"], figure_rows(figures))
+    score = f"score {figures['score']:.3f}" if "score" in figures else "no score"
+    summary_table(f"{title}: {score}", ["task", "images", "figures"], figure_rows(figures))
 
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:

@@ -157,7 +157,8 @@ def _truth(box_set: BoxSet, sample: int, names: Sequence[str]) -> Truth:
 
 
 class Evaluation(NamedTuple):
-    """``figures``: `detection_figures`, and "score", which is mAP50; ``bad``: the images that this rank could not read."""
+    """``figures``: `detection_figures`, and "score": mAP50, if there are true boxes; ``bad``: the images that this rank could not
+    read."""
 
     figures: dict[str, float]
     bad: list[str]
@@ -201,7 +202,8 @@ def evaluate_boxes(
     everything = dict(sorted(item for item in gathered if box_set.boxes.annotated[item[0]]))
     truth = [_truth(box_set, sample, names) for sample in everything]
     figures = detection_figures(truth, list(everything.values()), names)
-    return Evaluation(figures | {"score": figures["mAP50"]}, bad)
+    counted = any(name.startswith("AP50.") for name in figures)  # without a true box, no model can score
+    return Evaluation(figures | ({"score": figures["mAP50"]} if counted else {}), bad)
 
 
 @torch.no_grad()

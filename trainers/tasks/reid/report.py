@@ -1,7 +1,6 @@
 """The report of a re-identification run, and the files that its predictions write."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from datasets.errors import InputError
 from datasets.loading.store import read_samples
 from datasets.media.decode import Image, decode
 from datasets.shards.index import Int64s, Split, split_of
-from trainers.engine.inputs import read_image
+from trainers.engine.inputs import InputFile, read_image
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
 from trainers.reports.console import summary_table
@@ -57,7 +56,7 @@ def _percent(_: str, value: float) -> str:
     return f"{value:.1%}"
 
 
-def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: float | None) -> None:
+def write_pair(run: Run, files: Sequence[InputFile], features: Tensor, threshold: float | None) -> None:
     """Decide whether two images with ``features`` [2, D] show the same identity; print and store the result.
 
     Raises:
@@ -70,22 +69,23 @@ def write_pair(run: Run, paths: Sequence[Path], features: Tensor, threshold: flo
     same = cosine >= threshold
     verdict = "same" if same else "different"
     summary_table("pair", ["image", "image", "cosine", "threshold", "verdict"],
-                  [[str(paths[0]), str(paths[1]), f"{cosine:.3f}", f"{threshold:.3f}", verdict]])  # fmt: skip
-    run.write_json("prediction.json", {"images": list(map(str, paths)), "cosine": cosine, "threshold": threshold, "same": same})
-    run.objects.put("prediction.png", two_images(read_image(paths[0]), read_image(paths[1]), cosine, threshold, same))
+                  [[files[0].name, files[1].name, f"{cosine:.3f}", f"{threshold:.3f}", verdict]])  # fmt: skip
+    names = [file.name for file in files]
+    run.write_json("prediction.json", {"images": names, "cosine": cosine, "threshold": threshold, "same": same})
+    run.objects.put("prediction.png", two_images(read_image(files[0]), read_image(files[1]), cosine, threshold, same))
     print(f"picture: {run.url}/prediction.png")
 
 
-def write_ranking(run: Run, queries: Sequence[Path], ranking: Sequence[Sequence[Found]]) -> None:
+def write_ranking(run: Run, queries: Sequence[InputFile], ranking: Sequence[Sequence[Found]]) -> None:
     """Print the gallery images found for each query; store them as JSON and as a picture in the run's folder."""
-    rows = [[str(path) if place == 0 else "", place + 1, found.name, f"{found.cosine:.3f}"]
-            for path, row in zip(queries, ranking, strict=True) for place, found in enumerate(row)]  # fmt: skip
+    rows = [[file.name if place == 0 else "", place + 1, found.name, f"{found.cosine:.3f}"]
+            for file, row in zip(queries, ranking, strict=True) for place, found in enumerate(row)]  # fmt: skip
     summary_table("ranking", ["query", "rank", "found", "cosine"], rows)
-    document = [{"query": str(path), "found": [{"name": f.name, "cosine": f.cosine} for f in row]}
-                for path, row in zip(queries, ranking, strict=True)]  # fmt: skip
+    document = [{"query": file.name, "found": [{"name": f.name, "cosine": f.cosine} for f in row]}
+                for file, row in zip(queries, ranking, strict=True)]  # fmt: skip
     run.write_json("prediction.json", document)
-    shown = [(read_image(path), path.name, [(f.image, f.cosine, None) for f in row])
-             for path, row in zip(queries, ranking, strict=True)]  # fmt: skip
+    shown = [(read_image(file), file.path.name, [(f.image, f.cosine, None) for f in row])
+             for file, row in zip(queries, ranking, strict=True)]  # fmt: skip
     run.objects.put("prediction.png", ranked_galleries(shown))
     print(f"picture: {run.url}/prediction.png")
 

@@ -1,14 +1,13 @@
 """Features of a split's images, which all ranks embed together, and of files; galleries ranked for them. D features."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datasets.errors import InputError, printable
+from datasets.errors import InputError
 from datasets.loading.batches import RankSlice, SplitStream
 from datasets.loading.cache import CacheConfig
 from datasets.loading.store import read_samples
@@ -16,7 +15,7 @@ from datasets.loading.workers import load_in_workers
 from datasets.media.augment import resize
 from datasets.media.decode import Image, decode
 from datasets.shards.index import JUNK, Index, Split, split_of
-from trainers.engine.inputs import images_below, read_image
+from trainers.engine.inputs import InputFile, read_image
 from trainers.tasks.reid.metrics import rank
 
 CHUNK = 128  # images embedded at once
@@ -92,33 +91,26 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def embed_files(embedder: nn.Module, paths: Sequence[Path], size: tuple[int, int], device: torch.device) -> Tensor:
+def embed_files(embedder: nn.Module, files: Sequence[InputFile], size: tuple[int, int], device: torch.device) -> Tensor:
     """Features of image files, [n, D].
 
     Raises:
         InputError: a file cannot be read or is not an image.
     """
     features = []
-    for start in range(0, len(paths), CHUNK):
-        images = [torch.from_numpy(resize(read_image(path), size)).permute(2, 0, 1) for path in paths[start : start + CHUNK]]
+    for start in range(0, len(files), CHUNK):
+        images = [torch.from_numpy(resize(read_image(file), size)).permute(2, 0, 1) for file in files[start : start + CHUNK]]
         features.append(embedder(torch.stack(images).to(device)).float().cpu())
     return torch.cat(features)
 
 
 def rank_files(
-    embedder: nn.Module, queries: Tensor, folder: Path, top: int, size: tuple[int, int], device: torch.device
+    embedder: nn.Module, queries: Tensor, files: Sequence[InputFile], top: int, size: tuple[int, int], device: torch.device
 ) -> list[list[Found]]:
-    """For each query [Q, D] the ``top`` most similar images of a folder and its subfolders, best first.
-
-    Raises:
-        InputError: there is no such folder, it has no images, or one cannot be read.
-    """
-    if not folder.is_dir():
-        raise InputError("no such folder", str(folder), "give a folder of images")
-    paths = images_below(folder)
-    order, cosines = rank(queries, embed_files(embedder, paths, size, device), top)
+    """For each query [Q, D] the ``top`` most similar images, best first; raises InputError if one cannot be read."""
+    order, cosines = rank(queries, embed_files(embedder, files, size, device), top)
     rows = zip(order.tolist(), cosines.tolist(), strict=True)
-    return [[Found(printable(str(paths[i])), read_image(paths[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
+    return [[Found(files[i].name, read_image(files[i]), c) for i, c in zip(*row, strict=True)] for row in rows]
 
 
 def rank_split(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from datasets.media.decode import Image
 from datasets.media.video import frames_of_path, shrunk
 from datasets.pack_videos import frames_of_file
 from datasets.shards.frame_strips import Frames
-from trainers.engine.inputs import video_files
+from trainers.engine.inputs import InputFile
 from trainers.engine.verbs import Opened
 from trainers.tasks.video.ctc_decoding import Floats, greedy, prefix_beam
 from trainers.tasks.video.data import evaluation_clips
@@ -56,30 +55,28 @@ class TrainedOnClips(Generic[M]):
         """Whether a set has the classes and the stream (rgb, flow or skeletons) that the model was trained on."""
         return clips.class_names == self.classes and clips.stream == self.stream
 
-    def frames_of(self, path: Path) -> Frames:
+    def frames_of(self, file: InputFile) -> Frames:
         """A file's frames, at the rate and size of the packed training videos; raises InputError if it cannot be read."""
         state = self.opened.state
-        return frames_of_file(path, state["rate"], state["side"], state["stream"])
+        return frames_of_file(file.path, file.name, state["rate"], state["side"], state["stream"])
 
 
-def predict_actions(trained: TrainedOnClips[Any], paths: Sequence[Path]) -> None:
+def predict_actions(trained: TrainedOnClips[Any], files: Sequence[InputFile]) -> None:
     """Print the most probable actions of each video; write the lines and a picture of the first videos into the run's folder."""
     run, clip = trained.opened.run, trained.opened.config.clip
     lines, films = [], list[tuple[list[Image], str]]()
-    for path in video_files(paths):
-        frames = trained.frames_of(path)
+    for file in files:
+        frames = trained.frames_of(file)
         views = torch.from_numpy(cuts_of_views(frames, clip, trained.stream)).permute(0, 4, 1, 2, 3)
         with torch.no_grad():
             p = trained.model(views.to(trained.opened.device)).float().mean(dim=0).softmax(dim=0).cpu()
         best = p.topk(min(TOP, len(p)))
         probabilities = {trained.classes[c]: round(float(v), 4) for v, c in zip(best.values, best.indices.tolist(), strict=True)}
-        lines.append(
-            json.dumps({"video": printable(str(path)), "action": next(iter(probabilities)), "probabilities": probabilities})
-        )
+        lines.append(json.dumps({"video": file.name, "action": next(iter(probabilities)), "probabilities": probabilities}))
         print(lines[-1])
         if len(films) < SHOWN:
             title = ", ".join(f"{action} {probability:.0%}" for action, probability in probabilities.items())
-            films.append((film_of(list(frames)), f"{printable(path.name)}: {title}"))
+            films.append((film_of(list(frames)), f"{printable(file.path.name)}: {title}"))
     run.objects.put("prediction.png", films_picture(films))
     run.write_text("prediction.jsonl", "".join(f"{line}\n" for line in lines))
 
@@ -109,18 +106,18 @@ def times_of(trained: Sequences, count: int) -> npt.NDArray[np.float64]:
     return times
 
 
-def predict_files(trained: Sequences, paths: Sequence[Path]) -> Iterator[str]:
+def predict_files(trained: Sequences, files: Sequence[InputFile]) -> Iterator[str]:
     """For each video, print a line of JSON with its actions and their times in seconds, and yield the same line.
 
     A picture of the timeline is stored as prediction.png in the run's folder; that of the last video stays.
     """
     classes, beam_width = trained.classes, trained.opened.config.beam_width
-    for path in video_files(paths):
-        frames = trained.frames_of(path)
+    for file in files:
+        frames = trained.frames_of(file)
         log_probs = log_probs_of(trained, frames)
         times = times_of(trained, len(log_probs))
         found = [(classes[event.action], round(float(times[event.frame]), 3)) for event in greedy(log_probs)]
-        line = {"video": printable(str(path)), "actions": [a for a, _ in found], "times": [t for _, t in found]}
+        line = {"video": file.name, "actions": [a for a, _ in found], "times": [t for _, t in found]}
         if beam_width:
             best, _ = prefix_beam(log_probs, beam_width)[0]
             line["beam"] = [classes[action] for action in best]
