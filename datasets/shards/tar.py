@@ -11,6 +11,13 @@ END = bytes(2 * RECORD)
 MAX_HEADER = 1 << 20  # bytes of a long name, or of a PAX header
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
+INDEX = "index the shards with `python -m datasets.index`, and give their folder"  # what to do where tars alone do not suffice
+
+
+def names_tars(url: str) -> bool:
+    """Whether an address names tar files, as in ``s3://bucket/set-{000..146}.tar``, and not a shard set."""
+    return url.endswith((".tar", "}"))
+
 
 def padded(size: int) -> int:
     """Return the bytes that a file takes in a tar, without its header."""
