@@ -11,6 +11,7 @@ import torch
 
 from cluster.checkpoint_folder import RunFolder, fetch
 from cluster.config import ClusterConfig
+from cluster.exporter import exported_run
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class LocalWorker:
     keep: int
     """Checkpoints kept."""
     show: Callable[[list[dict[str, Any]], list[str]], None]
+    report: Callable[[Mapping[str, Any], Mapping[str, float]], None] = lambda record, counts: None
+    """Exports a step's record and the counters so far."""
     rank: int = 0
     world: int = 1
     group: None = None
 
     def record(self, record: dict[str, Any], counts: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Show figures of a step."""
+        """Show figures of a step, and export them with this worker's counters."""
+        self.report(record, counts)
         self.show([record], [])
 
     def say(self, notice: str) -> None:
@@ -62,6 +66,11 @@ def train_here(
     work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, *,
     name: str, runs: str, show: Callable[[list[dict[str, Any]], list[str]], None],
 ) -> Any:  # fmt: skip
-    """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises."""
+    """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises.
+
+    Raises:
+        ClusterError: the port for figures is in use, or their file cannot be written.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
-    return work(LocalWorker(device, RunFolder(runs, name), config.keep_checkpoints, show), settings)
+    with exported_run(name, config) as report:
+        return work(LocalWorker(device, RunFolder(runs, name), config.keep_checkpoints, show, report), settings)

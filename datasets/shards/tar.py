@@ -1,4 +1,4 @@
-"""Tar basics: headers that we write, padding, names, and safe iteration over a tar that may be truncated or malicious."""
+"""Tar basics: padding, names, and safe iteration over a tar that may be truncated or malicious."""
 
 import tarfile
 from collections.abc import Iterator
@@ -22,13 +22,6 @@ def names_tars(url: str) -> bool:
 def padded(size: int) -> int:
     """Return the bytes that a file takes in a tar, without its header."""
     return -(-size // RECORD) * RECORD
-
-
-def header(name: str, size: int) -> bytes:
-    """Return a USTAR header that depends only on name and size, so that the same file always packs to the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
-    return info.tobuf(tarfile.USTAR_FORMAT, encoding="ascii", errors="strict")
 
 
 def member_path(name: str) -> str:
