@@ -8,6 +8,7 @@ from datasets.errors import InputError, printable
 
 RECORD = 512  # tar's unit: a header is one, data is padded to a multiple
 END = bytes(2 * RECORD)
+BUFFER = 1 << 16  # bytes; tarfile copies what is left of them at each read
 MAX_HEADER = 1 << 20  # bytes of a long name, or of a PAX header
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
@@ -78,7 +79,7 @@ def members(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int 
     if size is None:
         stream.seek(0)
     try:
-        with tarfile.open(fileobj=stream, mode=mode, bufsize=1 << 20, tarinfo=_Strict) as tar:
+        with tarfile.open(fileobj=stream, mode=mode, bufsize=BUFFER, tarinfo=_Strict) as tar:
             while (member := tar.next()) is not None:
                 begun = True
                 _check(member, tar.offset, total)
