@@ -1,13 +1,15 @@
 """Writes planned shards: reads and checks each image, stores each shard completely or not at all, shows progress."""
 
 import json
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import google_crc32c
 from rich.console import Console
@@ -20,9 +22,6 @@ from datasets.object_storage import Bucket, Folder
 from datasets.packing.destination import note_name
 from datasets.packing.plan import ShardPlan, Written
 from datasets.shards.tar import END
-
-if TYPE_CHECKING:
-    from webdataset import TarWriter
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -99,11 +98,26 @@ def _fault(data: bytes) -> str:
     return ""
 
 
-def _writer_to(file: BinaryIO) -> "TarWriter":
-    """webdataset's writer; its bytes depend only on the samples' names and bytes, and where they lie is known beforehand."""
-    from webdataset import TarWriter  # here: it imports torch, which takes a second
+@cache
+def _tar_writer() -> Any:
+    """webdataset's writer. It works without torch, but imports torch where it is installed: 1.4 s and 470 MB for nothing.
 
-    writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+    So, unless torch is there already, it is imported as if torch were missing; a later import is a new one, with torch.
+    """
+    if hidden := "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from webdataset import TarWriter
+    finally:
+        if hidden:
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "webdataset")]:
+                del sys.modules[name]
+    return TarWriter
+
+
+def _writer_to(file: BinaryIO) -> Any:
+    """webdataset's writer; its bytes depend only on the samples' names and bytes, and where they lie is known beforehand."""
+    writer = _tar_writer()(file, user="", group="", mode=0o644, mtime=0, encoder=False)
     # It takes a format and does not pass it on (1.0.2). In USTAR no member has an extended header.
     writer.tarstream.format, writer.tarstream.encoding, writer.tarstream.errors = tarfile.USTAR_FORMAT, "ascii", "strict"
     return writer
