@@ -254,7 +254,7 @@ class _Group:
 
     def __init__(self, stream: ShardStream, shards: Iterator[tuple[int, int]], source: "_Source") -> None:
         self.stream, self.shards, self.source = stream, shards, source
-        self.begun = self.read = self.number = 0  # shards, samples, members' keys of the last shard
+        self.begun = self.read = self.number = 0  # shards begun, samples read, keys found in the last shard
 
     def samples(self) -> Iterator[_Sample]:
         """All samples; raises InputError if there is none."""
