@@ -96,6 +96,8 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     )  # fmt: skip
     part = RankSlice(worker.rank, worker.world)
     places = Places.of(run.stored.get("read"), part, config.loader.workers)
+    if run.stored.get("read") and not places.readers and worker.rank == 0:
+        worker.say(f"another number of loader processes: goes on after {places.first:,} shards, with other batches")
     stream = config.batches(data, table, part, places, run.log.step)
     task.prepare(run.log.step)
     for step in run.steps(stream, config.optim, samples=data.samples, table=table):

@@ -70,6 +70,19 @@ def test_a_killed_run_goes_on_exactly(tars: Path, whole: Train, tmp_path: Path) 
     assert metrics(whole)["step"] == STEPS
 
 
+def test_with_another_number_of_loaders_it_says_that_the_batches_differ(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = short(tars, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_after("step-00000005", patch)
+        with pytest.raises(KilledError):
+            killed.run()
+    replace(killed, resume=True, loader=replace(killed.loader, workers=2)).run()
+    assert "another number of loader processes: goes on after " in capsys.readouterr().out
+    assert metrics(killed)["step"] == STEPS
+
+
 def test_its_report_has_curves_and_what_it_was_trained_on(whole: Train) -> None:
     report = Run(whole.runs, whole.name).read_text("report.html")
     assert f"4 shards, streamed, of {IDENTITIES} identities" in report
