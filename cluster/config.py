@@ -6,12 +6,30 @@ from cluster.errors import ClusterError
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ExportConfig:
+    """How a process outside Ray hands its figures to Prometheus."""
+
+    metrics_port: int = 0
+    """Port on which figures are served for Prometheus; 0: none."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which they are served. The figures are open to everybody who reaches it."""
+    metrics_file: str = ""
+    """File into which figures are written for node exporter's textfile collector: /folder/name.prom."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.metrics_port < 65536:
+            raise ClusterError(f"metrics_port is {self.metrics_port}", "--metrics-port", "give 1 to 65535; 0: no port")
+        if self.metrics_file and not self.metrics_file.endswith(".prom"):
+            raise ClusterError("node exporter reads files that end in .prom", self.metrics_file, "give another --metrics-file")
+
+
+@dataclass(frozen=True)
+class ClusterConfig(ExportConfig):
     """The resources that a run asks the cluster for."""
 
     local: bool = False
-    """Train with one worker in this process, without Ray: to try a job out and to debug it. Of the options below only gpu
-    and keep_checkpoints count then."""
+    """Train with one worker in this process, without Ray: to try a job out and to debug it. Of the other options only gpu,
+    keep_checkpoints and metrics_* count then; under Ray its agents export the figures."""
     workers: int = 2
     """Training processes. Each takes a GPU if the cluster has GPUs or its autoscaler can add some."""
     fewest: int = 0
@@ -28,6 +46,7 @@ class ClusterConfig:
     """Number of checkpoints kept in the run's folder, to go back to by --resume-from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers < 1 or self.cpus < 1 or self.max_failures < 0 or self.keep_checkpoints < 1:
             raise ClusterError(
                 "cluster.workers, cpus and keep_checkpoints must be at least 1, max_failures at least 0", "cluster"

@@ -10,6 +10,7 @@ import torch
 
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
+from cluster.exporter import exported_run
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,15 @@ class LocalWorker:
     device: torch.device
     folder: RunFolder
     show: Callable[[list[dict[str, Any]], list[str]], None]
+    report: Callable[[Mapping[str, Any], Mapping[str, float]], None] = lambda record, counts: None
+    """Exports a step's record and the counters so far."""
     rank: int = 0
     world: int = 1
     group: None = None
 
     def record(self, record: dict[str, Any], counts: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Show figures of a step."""
+        """Show figures of a step, and export them with this worker's counters."""
+        self.report(record, counts)
         self.show([record], [])
 
     def say(self, notice: str) -> None:
@@ -51,6 +55,11 @@ def train_here(
     work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder,
     show: Callable[[list[dict[str, Any]], list[str]], None],
 ) -> Any:  # fmt: skip
-    """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises."""
+    """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises.
+
+    Raises:
+        ClusterError: the port for figures is in use, or their file cannot be written.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
-    return work(LocalWorker(device, folder, show), settings)
+    with exported_run(folder.name, config) as report:
+        return work(LocalWorker(device, folder, show, report), settings)

@@ -22,10 +22,13 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config import ExportConfig
 from cluster.cron import Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
+from cluster.exporter import Exporter, exported
 from cluster.jobs import RUNNING, UNREACHABLE, Jobs
 from cluster.ledger import Ledger, Record, open_ledger
+from cluster.schedule_figures import OPEN, ScheduleFigures
 from cluster.status import span
 from datasets.command_line import POSITIONAL, parse, take_verb
 
@@ -34,7 +37,6 @@ STAMP = "%Y%m%dT%H%M%SZ"
 LEASE = timedelta(minutes=1)  # age of a claim after which another scheduler takes it over
 SKEW = timedelta(seconds=30)  # difference of a scheduler's clock from the cluster's with which it still starts jobs
 KEPT = 200  # records of ended jobs that are kept of each schedule
-OPEN = ("claimed", "submitted")  # states of a job that has not ended
 ENDED = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
 
 
@@ -52,6 +54,7 @@ class Scheduler:
 
     def __init__(self, ledger: Ledger, cluster: Cluster) -> None:
         self.ledger, self.cluster = ledger, cluster
+        self.seen: dict[str, tuple[Schedule, dict[str, Record]]] = {}  # schedules and their records, as of the last turn
         self._ended: dict[str, Record] = {}  # records that will not change any more
 
     def turn(self, now: datetime) -> None:
@@ -61,7 +64,7 @@ class Scheduler:
             ClusterError: the storage of the records refuses or does not answer.
             ConnectionError, requests.RequestException: the cluster is unreachable (`UNREACHABLE`).
         """
-        session = self.cluster.session()  # first: no time is claimed while the cluster is unreachable
+        session, seen = self.cluster.session(), {}  # first: no time is claimed while the cluster is unreachable
         for schedule in schedules(self.ledger):
             records = self._records(schedule.name)
             for key, record in records.items():
@@ -76,6 +79,8 @@ class Scheduler:
             for entry in due(schedule, done, now):
                 self._act(schedule, entry, records, session, now)
             self._forget(records)
+            seen[schedule.name] = schedule, records
+        self.seen = seen
 
     def _records(self, name: str) -> dict[str, Record]:
         found: dict[str, Record] = {}
@@ -339,7 +344,7 @@ class History(Stored):
 
 
 @dataclass(frozen=True)
-class Start(Stored):
+class Start(Stored, ExportConfig):
     """Start jobs when they are due, until Ctrl-C."""
 
     address: str = ""
@@ -355,19 +360,30 @@ class Start(Stored):
         check_clock(datetime.now(UTC), cluster.now(), cluster.address)
         ledger.put("scheduler.json", {"begun": datetime.now(UTC).isoformat()})  # fails at once if the storage cannot be written
         say(f"{len(current(ledger))} schedules in {ledger.url}, cluster {cluster.address}")
-        scheduler, printed = Scheduler(ledger, cluster), ""
+        figures = ScheduleFigures()
+        with exported(figures, self) as exporter:
+            self._turn_forever(Scheduler(ledger, cluster), figures, exporter)
+
+    def _turn_forever(self, scheduler: Scheduler, figures: ScheduleFigures, exporter: Exporter) -> None:
+        printed = ""
         while True:
             try:
-                check_clock(datetime.now(UTC), cluster.now(), cluster.address)
-                scheduler.turn(datetime.now(UTC))
+                now, there = datetime.now(UTC), scheduler.cluster.now()
+                figures.compared(now, there)
+                check_clock(now, there, scheduler.cluster.address)
+                scheduler.turn(now)
+                figures.turned(scheduler.seen, now)
                 problem = ""
             except ClusterError as error:
                 problem = str(error)
             except (*UNREACHABLE, RuntimeError) as error:
                 problem = f"the cluster is unreachable ({type(error).__name__}); retrying"
+            if problem:
+                figures.failed()
             if problem != printed:
                 say(problem or "no more errors")
                 printed = problem
+            exporter.update()
             time.sleep(self.every)
 
 

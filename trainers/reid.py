@@ -23,12 +23,14 @@ from cluster.difficulty_channel import DifficultyChannel, difficulty_service
 from cluster.launch import claimed, connect, launch
 from datasets.command_line import FLAT
 from datasets.errors import InputError
-from datasets.loading.batches import BatchStream, RankSlice
+from datasets.loading.batches import RankSlice
 from datasets.loading.store import shard_etags
+from datasets.loading.streamed import Places
 from datasets.sampling.difficulty_table import DifficultyTable
 from trainers.engine.cli import run_job
 from trainers.engine.compare import compare, compared_defaults
 from trainers.engine.config import from_json, to_json
+from trainers.engine.distributed import gathered
 from trainers.engine.export import exporter, random_images
 from trainers.engine.inputs import image_files
 from trainers.engine.job import config_of_named, resolved, shown, start_run
@@ -40,7 +42,7 @@ from trainers.engine.worker import Worker
 from trainers.tasks.reid.cleaning import cleaned_set, embedded_training, print_findings, suspected, write_findings
 from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
-from trainers.tasks.reid.data import Data, open_data, open_index
+from trainers.tasks.reid.data import Data, StreamedData, open_index
 from trainers.tasks.reid.difficulty import difficulty_figures, measure_difficulty, most_confusable
 from trainers.tasks.reid.evaluation import evaluate_set, evaluated_parts, evaluated_sets, main_figure
 from trainers.tasks.reid.evaluation_config import EvaluationConfig
@@ -61,7 +63,7 @@ class Train(ReidConfig):
         config = resolved(self, "reid")
         data, run = config.check(), start_run(config)
         connect(config.cluster)
-        print(f"run {config.name}: {len(data.train):,} images of {len(data.train.counts):,} identities from {data.index.url}")
+        print(f"run {config.name}: {data} from {data.url}")
         versions = config.sampler.versions_alive if config.sampler.by_difficulty else 0
         with (
             claimed(config.cluster, config.name, config.runs, config.resume_from) as folder,
@@ -74,34 +76,36 @@ class Train(ReidConfig):
         evaluations = run.read_json(HISTORY)["evaluations"]
         print_evaluations(f"{config.name}: held-out identities", "step", evaluations)
         print_evaluations(f"{config.name}: held-out identities of each set, after training", "set", rows_of_sets(evaluations))
-        write_report(run, data.train)
+        write_report(run, data)
 
 
 def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     """Train on one worker: called on each of them, and again after a failure, from the last checkpoint."""
     config = from_json(Train, settings["config"], "the driver")
-    data, sampler = open_data(config.data, config.loader.size), config.sampler
+    data, sampler = config.open(), config.sampler
     torch.manual_seed(config.seed)
-    task = ReidTask(config.model, config.head, len(data.train.counts), worker.group, config.pair, data.size)
+    task = ReidTask(config.model, config.head, data.identities, worker.group, config.pair, data.size)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     optimiser = build_optimiser(config.optim, task)
     sharded = ShardedRows(task.head, optimiser) if isinstance(task.head, ShardedHead) else None
-    run = TrainingRun(config, worker, data.index.checksum, sharded, score=main_figure(data.index))
+    run = TrainingRun(config, worker, data.checksum, sharded, score=main_figure(data.parts))
     run.start(task, optimiser, alone=task.alone, ema=config.optim.ema, keep=task.embedder)
     if run.fresh:
         evaluate(run, data)
-    table = DifficultyTable(len(data.train.counts), sampler)
+    table = DifficultyTable(data.identities, sampler)
     channel = DifficultyChannel(
         worker, settings["service"], table.put, DifficultyChannel.restored(run.stored.get("versions", [])),
         keep=sampler.versions_alive, after=sampler.version_at(run.log.step) - 1, patience=sampler.patience,
     )  # fmt: skip
-    stream = BatchStream(
-        data.train, sampler, config.loader, config.augment, config.cache, table, data.etags,
-        RankSlice(worker.rank, worker.world), config.seed, run.log.step, config.steps,
-    )  # fmt: skip
+    part = RankSlice(worker.rank, worker.world)
+    places = Places.of(run.stored.get("read"), part, config.loader.workers)
+    if run.stored.get("read") and not places.readers and worker.rank == 0:
+        worker.say(f"another number of loader processes: goes on after {places.first:,} shards, with other batches")
+    stream = config.batches(data, table, part, places, run.log.step)
     task.prepare(run.log.step)
-    for step in run.steps(stream, config.optim, samples=len(data.train), table=table):
+    for step in run.steps(stream, config.optim, samples=data.samples, table=table):
         task.prepare(step.done)
+        places.note(step.batch)
         run.log.notes["batches"] = google_crc32c.extend(run.log.notes.get("batches", 0), step.batch["draw"].to_bytes(4, "big"))
         table.note(step.done)
         if step.done % sampler.interval == 0:
@@ -111,7 +115,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         if run.evaluate_due(step):
             evaluate(run, data)
         if run.checkpoint_due(step):
-            run.save(versions=channel.state())
+            run.save(versions=channel.state(), read=places.state(lambda own: gathered(own.to(worker.device), worker.group)))
     if run.evaluation_missing:
         evaluate(run, data)
     channel.close()
@@ -120,12 +124,12 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     run.finish(model, {"confusable": confusable}, {"batches_crc32c": run.log.notes.get("batches")})
 
 
-def evaluate(run: TrainingRun, data: Data) -> None:
+def evaluate(run: TrainingRun, data: Data | StreamedData) -> None:
     """Record the figures of the held-out identities, if there are any; of several sets, the first set's are the run's.
 
     Every rank embeds its slice; rank 0 gets the figures.
     """
-    if not (sets := evaluated_parts(data.index)):
+    if not (sets := evaluated_parts(data.parts)):
         return
     config, where = run.config, run.for_evaluation(run.kept)
     results = [

@@ -255,7 +255,7 @@ class BucketStore:
             except BaseError as error:
                 reason = str(error).splitlines()[0]
                 last = tried == TRIES or time.monotonic() > latest or NOT_AGAIN.search(reason)
-                if last or self._over.wait(_pause(tried)):
+                if last or self._over.wait(pause(tried)):
                     raise StorageError(f"{where}: {reason}") from error
             with self._lock:
                 self.counts["retries"] += 1
@@ -380,7 +380,7 @@ def _cut(source: Sample | CachedShard, offset: int, start: int, size: int) -> Sa
     return source if isinstance(source, ValueError) else source.read(offset, size)
 
 
-def _pause(tried: int) -> float:
+def pause(tried: int) -> float:
     """Return the seconds before the next try: doubled each time, with a random factor, so that readers do not retry together."""
     return min(0.1 * 2.0 ** (tried - 1), PAUSE) * (0.5 + secrets.randbelow(500) / 1000)
 

@@ -44,10 +44,15 @@ class Member:
         return self.sample.name
 
     @property
+    def ending(self) -> str:
+        """What follows the key and a dot in the sample's name in the tar."""
+        suffix = posixpath.splitext(self.source)[1].lower()
+        return "jpg" if suffix == ".jpeg" else suffix[1:]
+
+    @property
     def name(self) -> str:
         """The sample's name in the tar."""
-        suffix = posixpath.splitext(self.source)[1].lower()
-        return self.key + (".jpg" if suffix == ".jpeg" else suffix)
+        return f"{self.key}.{self.ending}"
 
     @property
     def span(self) -> int:

@@ -1,6 +1,7 @@
 """Finds the identity of each image in shards of other tools: in its .cls, in a field of its .json, or in its key."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,7 +70,8 @@ class IdentityReader:
         Raises:
             InputError: the sample has no identity, or has it elsewhere than the first sample.
         """
-        at, labels = f"{group.name} in {reader.where} at byte {group.start}", Labels(group, reader)
+        labels = _labels_of(group, reader)
+        at = labels.at
         if self.rules.identity == "auto":
             self._decide(labels, group.name, at)
         camera = ""
@@ -89,7 +91,7 @@ class IdentityReader:
 
     def note_imageless(self, group: Group, reader: TarReader) -> None:
         """Remember a label without an image: in a set with labels, identities must not come from keys."""
-        if self.rules.identity == "auto" and not self._orphan and Labels(group, reader).best(self.rules.field) != "key":
+        if self.rules.identity == "auto" and not self._orphan and _labels_of(group, reader).best(self.rules.field) != "key":
             self._orphan = f"{group.name} in {reader.where}"
 
     def check_orphans(self) -> None:
@@ -110,10 +112,14 @@ class IdentityReader:
 
 
 class Labels:
-    """The labels of one sample, read on demand."""
+    """The labels of one sample, read on demand.
 
-    def __init__(self, group: Group, reader: TarReader) -> None:
-        self.group, self.reader = group, reader
+    ``key``, ``where``, ``at``: the sample's key, its shard's URL, and where it lies, for messages. ``sizes``: the bytes of each
+    of its members, by ending; ``read`` returns a member.
+    """
+
+    def __init__(self, key: str, where: str, at: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> None:
+        self.key, self.where, self.at, self.sizes, self.read = key, where, at, sizes, read
         self._json: Any = None
 
     def best(self, field: str) -> Literal["cls", "json", "key"]:
@@ -122,7 +128,7 @@ class Labels:
 
     def has(self, ending: str, field: str) -> bool:
         """Whether it has this label; of a .json, with this field."""
-        return ending in self.group.members and (ending == "cls" or field in self._object())
+        return ending in self.sizes and (ending == "cls" or field in self._object())
 
     def cls(self) -> str:
         """Return the sample's identity as its ``.cls`` member in the shard has it."""
@@ -131,7 +137,7 @@ class Labels:
     def field(self, name: str) -> str:
         """Return a field of the .json, as text."""
         at, remedy = self._place("json"), "give --field or --camera-field"
-        value = self._object().get(name) if "json" in self.group.members else self._bytes("json")
+        value = self._object().get(name) if "json" in self.sizes else self._bytes("json")
         if value is None:
             raise InputError(f"the sample's .json has no field '{name}'", at, remedy)
         if isinstance(value, bool) or not isinstance(value, int | str):
@@ -139,7 +145,7 @@ class Labels:
         return str(value)
 
     def _place(self, ending: str) -> str:
-        return f"{self.group.key}.{ending} in {self.reader.where}"
+        return f"{self.key}.{ending} in {self.where}"
 
     def _object(self) -> dict[str, Any]:
         if self._json is None:
@@ -147,11 +153,20 @@ class Labels:
         return self._json if isinstance(self._json, dict) else {}
 
     def _bytes(self, ending: str) -> bytes:
-        if ending not in self.group.members:
-            has, at = ", ".join(self.group.members), f"{self.group.name} in {self.reader.where} at byte {self.group.start}"
-            raise InputError(f"the sample has no .{ending}", at, f"it has: {has}; give --identity")
-        offset, size = self.group.members[ending]
-        if size > MAX_LABEL_BYTES[ending]:
-            what = f"a label of {size:,} bytes, of which {MAX_LABEL_BYTES[ending]:,} are read at most"
+        if ending not in self.sizes:
+            raise InputError(f"the sample has no .{ending}", self.at, f"it has: {', '.join(self.sizes)}; give --identity")
+        if self.sizes[ending] > MAX_LABEL_BYTES[ending]:
+            what = f"a label of {self.sizes[ending]:,} bytes, of which {MAX_LABEL_BYTES[ending]:,} are read at most"
             raise InputError(what, self._place(ending), "is it one? Else give --identity")
-        return self.reader.look(offset, offset + size)
+        return self.read(ending)
+
+
+def _labels_of(group: Group, reader: TarReader) -> Labels:
+    """The labels of a sample that lies in what the reader keeps."""
+
+    def read(ending: str) -> bytes:
+        offset, size = group.members[ending]
+        return reader.look(offset, offset + size)
+
+    sizes = {ending: size for ending, (_, size) in group.members.items()}
+    return Labels(group.key, reader.where, f"{group.name} in {reader.where} at byte {group.start}", sizes, read)

@@ -41,6 +41,7 @@ from datasets.errors import InputError
 from datasets.object_storage import Bucket, Folder, checked, open_objects
 from datasets.shards import index_checks as checks
 from datasets.shards.boxes import BoxTable, boxes_of_table
+from datasets.shards.tar import INDEX, names_tars
 from datasets.splits import evaluation_split
 from datasets.text_files import json_of
 
@@ -303,6 +304,8 @@ def read_index(url: str) -> Index:
         InputError: there is no set, it is incomplete, or the index is damaged or of another format.
     """
     objects = open_objects(url)
+    if names_tars(url):
+        raise InputError("tar files are named, and an index is needed here", url, INDEX)
     if not objects.exists(MANIFEST):
         there = objects.sizes()
         if any(name.startswith(f"{PACKING}/") for name in there):

@@ -1,4 +1,4 @@
-"""Tar basics: headers that we write, padding, names, and safe iteration over a tar that may be truncated or malicious."""
+"""Tar basics: padding, names, and safe iteration over a tar that may be truncated or malicious."""
 
 import tarfile
 from collections.abc import Iterator
@@ -8,20 +8,21 @@ from datasets.errors import InputError, printable
 
 RECORD = 512  # tar's unit: a header is one, data is padded to a multiple
 END = bytes(2 * RECORD)
+BUFFER = 1 << 16  # bytes; tarfile copies what is left of them at each read
 MAX_HEADER = 1 << 20  # bytes of a long name, or of a PAX header
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+INDEX = "index the shards with `python -m datasets.index`, and give their folder"  # what to do where tars alone do not suffice
+
+
+def names_tars(url: str) -> bool:
+    """Whether an address names tar files, as in ``s3://bucket/set-{000..146}.tar``, and not a shard set."""
+    return url.endswith((".tar", "}"))
 
 
 def padded(size: int) -> int:
     """Return the bytes that a file takes in a tar, without its header."""
     return -(-size // RECORD) * RECORD
-
-
-def header(name: str, size: int) -> bytes:
-    """Return a USTAR header that depends only on name and size, so that the same file always packs to the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
-    return info.tobuf(tarfile.USTAR_FORMAT, encoding="ascii", errors="strict")
 
 
 def member_path(name: str) -> str:
@@ -78,7 +79,7 @@ def members(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int 
     if size is None:
         stream.seek(0)
     try:
-        with tarfile.open(fileobj=stream, mode=mode, bufsize=1 << 20, tarinfo=_Strict) as tar:
+        with tarfile.open(fileobj=stream, mode=mode, bufsize=BUFFER, tarinfo=_Strict) as tar:
             while (member := tar.next()) is not None:
                 begun = True
                 _check(member, tar.offset, total)

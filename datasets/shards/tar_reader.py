@@ -81,11 +81,14 @@ class TarReader(io.RawIOBase):
         """The object's URL."""
         return f"{self.objects.url}/{self.name}"
 
+    def fetch(self, start: int) -> bytes:
+        """Get up to ``CHUNK`` bytes from ``start`` on."""
+        return self.objects.get_range(self.name, start, min(CHUNK, self.size - start))
+
     def read(self, size: int = -1) -> bytes:
         if not self.chunk and self.position < self.size:
-            length = min(CHUNK, self.size - self.position)
-            self.chunk = memoryview(self.objects.get_range(self.name, self.position, length))
-            self.advance(length)
+            self.chunk = memoryview(self.fetch(self.position))
+            self.advance(len(self.chunk))
         data = bytes(self.chunk[: size if size >= 0 else None])
         self.chunk = self.chunk[len(data) :]
         self.position += len(data)
@@ -159,6 +162,26 @@ def _parts(stream: IO[bytes], where: str, mode: Literal["r|", "r:"], size: int |
             folder, slash, file = member.name.rpartition("/")
             stem, _, ending = file.partition(".")
             yield Part(printable(folder + slash + stem), printable(ending), member.offset, member.offset_data, member.size)
+
+
+def files_of(reader: TarReader, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield path and bytes of each member that belongs to a sample and whose ending, in lower case, is ``wanted``, in order.
+
+    Raises:
+        InputError: the shard is truncated, damaged or no uncompressed tar; or a wanted member is larger than ``MAX_SAMPLE``.
+    """
+    held: tuple[str, int, int] | None = None  # a member lies in the reader only when the next one is found
+    for member in members(cast(IO[bytes], reader), reader.where, "r|", reader.size):
+        if held:
+            yield held[0], reader.look(*held[1:])
+        reader.cut(member.offset)
+        path, held = member_path(member.name), None
+        if not member.isdir() and not no_part_of_a_sample(member, path) and wanted(key_and_ending(path)[1].lower()):
+            if member.size > MAX_SAMPLE:
+                raise InputError(f"a member of more than {MAX_SAMPLE >> 20} MiB", f"{path} in {reader.where}", "is it an image?")
+            held = path, member.offset_data, member.offset_data + member.size
+    if held:
+        yield held[0], reader.look(*held[1:])
 
 
 def groups(reader: TarReader, left_out: LeftOut) -> Iterator[Group]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Head
+from s3server import free_ports
 
 from cluster.cron import Schedule
 from cluster.errors import ClusterError, run_main
@@ -285,6 +287,8 @@ def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["run", "--address", "localhost"], "not the address of a job API"),
         (["list", "--", "true"], "only for add"),
+        (["run", "--metrics-port", "70000"], "metrics_port is 70000"),
+        (["run", "--metrics-file", "a.txt"], "node exporter reads files that end in .prom"),
     ],
 )
 def test_wrong_options_end_with_2_and_one_line(
@@ -321,10 +325,17 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
     record = ledger.get("schedules/yearly.json") or {}
     ledger.put("schedules/yearly.json", {**record, "created": "2000-01-01T00:00:00+00:00"})  # so that it is due
     command = [sys.executable, "-m", "cluster.schedule", "run", "--store", store, "--address", head.jobs, "--every", "0.5"]
-    schedulers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    ports = free_ports(2)
+    schedulers = [
+        subprocess.Popen([*command, "--metrics-port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for port in ports
+    ]
     try:
         wait(lambda: states(ledger, "yearly") == ["00.1 succeeded"])
         time.sleep(2)
+        for port in ports:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                assert 'hardshard_schedule_jobs{schedule="yearly",state="succeeded"} 1.0' in answer.read().decode()
     finally:
         for scheduler in schedulers:
             scheduler.kill()

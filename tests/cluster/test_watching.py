@@ -24,6 +24,7 @@ from conftest import Head
 from ray.util.state import list_actors, list_jobs, list_tasks
 from s3server import SECRET, free_ports
 
+from cluster import figures, schedule_figures
 from cluster import prometheus as exported
 from cluster.jobs import RUNNING, Jobs
 from cluster.status import row_of, span, table_of
@@ -31,9 +32,11 @@ from datasets.object_storage import open_objects
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
-NAMES = {f"ray_hardshard_{name}" for name, _ in exported.GAUGES.values()}
-NAMES |= {f"ray_hardshard_{name}_total" for name in [*(name for name, _ in exported.TOTALS.values()), "draws", "worker_failures"]}
+NAMES = {f"ray_hardshard_{name}" for name, _ in figures.GAUGES.values()}
+NAMES |= {f"ray_hardshard_{name}_total" for name in [*(name for name, _ in figures.TOTALS.values()), "draws", "worker_failures"]}
 NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
+SCHEDULES = {*schedule_figures.BY_SCHEDULE, schedule_figures.JOBS[0], schedule_figures.LAST_TURN[0]}
+SCHEDULES |= {f"{schedule_figures.ERRORS[0]}_total"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
 
 
@@ -44,9 +47,10 @@ def dashboard_queries() -> list[str]:
 
 def test_dashboard_and_alerts_query_existing_metrics() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
-    asked = {name for text in [*dashboard_queries(), *(rule["expr"] for rule in rules)] for name in re.findall(r"ray_\w+", text)}
-    assert asked <= NAMES
-    assert NAMES - asked <= {"ray_hardshard_accuracy", "ray_hardshard_learning_rate", "ray_hardshard_step_seconds"}
+    texts = [*dashboard_queries(), *(rule["expr"] for rule in rules)]
+    asked = {name for text in texts for name in re.findall(r"(?:ray_)?hardshard_\w+", text)}
+    assert asked <= NAMES | SCHEDULES
+    assert (NAMES | SCHEDULES) - asked <= {"ray_hardshard_accuracy", "ray_hardshard_learning_rate", "ray_hardshard_step_seconds"}
     guide = (ROOT / "docs" / "alerts.md").read_text()
     for rule in rules:
         assert f"## {rule['alert']}\n" in guide  # where its runbook points to
@@ -209,7 +213,7 @@ def test_a_real_prometheus_finds_the_workers_and_fires_at_a_fault(head: Head, sh
             "ray_hardshard_cache_hits_total",
         } | ({"ray_hardshard_get_retries_total", "ray_hardshard_skipped_samples_total"})
         empty = [query for query in dashboard_queries() if not server.ask(query)]
-        assert all(any(name in query for name in [*missing, "ALERTS"]) for query in empty), empty
+        assert all(any(name in query for name in [*missing, *SCHEDULES, "ALERTS"]) for query in empty), empty
         labels = {label for series in server.ask('{__name__=~"ray_hardshard.*"}') for label in series}
         ours = {"run", "rank", "decile"}
         rays = {"__name__", "value", "job", "instance", "WorkerId", "NodeAddress", "SessionName", "Version", "Component", "JobId"}

@@ -1,6 +1,7 @@
 """Packing: plain tar shards with the images' bytes, the same for the same input, complete or resumable."""
 
 import gc
+import io
 import signal
 import subprocess
 import sys
@@ -81,6 +82,33 @@ def test_shards_are_plain_ustar_with_nothing_that_differs_between_packs(tmp_path
                 assert data[member.offset + 257 : member.offset + 263] == b"ustar\0"
                 assert member.offset_data - member.offset == 512  # no extended header before it
                 assert member.name.count(".") == 1
+
+
+def test_shards_are_what_webdatasets_writer_writes_but_for_its_zeros_at_the_end(tmp_path: Path) -> None:
+    index = pack("market1501", put(tmp_path / "market", market()), str(tmp_path / "set"), SMALL)
+    keys = iter(index.keys)
+    for number, shard in enumerate(index.shards):
+        held, rows = io.BytesIO(), np.flatnonzero(index.blocks["shard"][index.samples["block"]] == number)
+        with webdataset.TarWriter(held, user="", group="", mode=0o644, mtime=0) as writer:
+            for row in rows.tolist():
+                writer.write({"__key__": next(keys), "jpg": image_of(index, row)})
+        data = (tmp_path / "set" / shard.name).read_bytes()
+        assert held.getvalue()[: len(data)] == data
+        assert not held.getvalue()[len(data) :].strip(b"\0")
+
+
+def test_packing_needs_no_torch(tmp_path: Path) -> None:
+    """It takes 470 MB and more than a second, and webdataset imports it where it is installed."""
+    source = put(tmp_path / "market", market())
+    code = f"""if True:
+        import sys
+        from datasets.pack import Options, Path, pack
+        pack("market1501", Path({str(source)!r}), {str(tmp_path / "set")!r}, Options(shard_size=40_000))
+        assert "torch" not in sys.modules
+        import torch, webdataset
+        assert issubclass(webdataset.WebDataset, torch.utils.data.IterableDataset)"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -28,6 +28,7 @@ EVERYWHERE = {
     *(f"cache.{name}" for name in ("folder", "gib", "fill")),  # from where bytes come
     # Other workers share the same batch. The driver's promise of equal results has its own tests.
     *(f"cluster.{name}" for name in ("local", "workers", "fewest", "cpus", "gpu", "max_failures", "keep_checkpoints")),
+    *(f"cluster.metrics_{name}" for name in ("port", "host", "file")),  # where figures can be read
     "optim.amp",  # how exactly is computed
 }  # fmt: skip
 SCHEDULE = {"optim.steps", "optim.lr", "optim.warmup"}  # train longer, or lower the rate that diverged

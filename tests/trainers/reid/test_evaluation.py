@@ -161,7 +161,7 @@ def test_nothing_to_be_read(market: Index, tmp_path: Path) -> None:
 
 def test_can_evaluate(market: Index, tmp_path: Path) -> None:
     assert can_evaluate(market)
-    assert main_figure(market) == "mAP"
+    assert main_figure([market]) == "mAP"
     for number in range(4):
         path = tmp_path / "images" / f"{number // 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +294,7 @@ def expected_pairs(index: Index, left_out: tuple[int, ...] = ()) -> tuple[list[f
 def test_a_split_of_pairs_is_verified(faces: Index) -> None:
     index = with_pairs(faces, query="other", gallery="pairs")
     assert can_evaluate(index)
-    assert main_figure(index) == "pairs_accuracy"
+    assert main_figure([index]) == "pairs_accuracy"
     result = evaluate_set(FewPixels(), index, SIZE, CACHE, {}, CPU)
     cosines, same = expected_pairs(index)
     assert len(cosines) == 40

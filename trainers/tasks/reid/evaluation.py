@@ -69,14 +69,14 @@ def evaluated_sets(given: Sequence[str], own: Sequence[str]) -> list[Index]:
     return able
 
 
-def evaluated_parts(index: Index) -> list[Index]:
-    """Those of joined sets that can be evaluated on. Models are compared by the first."""
-    return [part for part in index.parts if can_evaluate(part)]
+def evaluated_parts(sets: Sequence[Index]) -> list[Index]:
+    """Those of a run's sets that can be evaluated on. Models are compared by the first."""
+    return [index for index in sets if can_evaluate(index)]
 
 
-def main_figure(index: Index) -> str:
-    """The name of the figure by which models are compared."""
-    return "mAP" if any(map(retrieval_splits, evaluated_parts(index)[:1])) else "pairs_accuracy"
+def main_figure(sets: Sequence[Index]) -> str:
+    """The name of the figure by which models trained on these sets are compared."""
+    return "mAP" if any(map(retrieval_splits, evaluated_parts(sets)[:1])) else "pairs_accuracy"
 
 
 def retrieval_splits(index: Index) -> tuple[str, str] | None:

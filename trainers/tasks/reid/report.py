@@ -11,11 +11,12 @@ from torch.nn.functional import cosine_similarity
 from datasets.errors import InputError
 from datasets.loading.store import read_samples
 from datasets.media.decode import Image, decode
-from datasets.shards.index import Int64s, Split, split_of
+from datasets.shards.index import Index, Int64s, Split, split_of
 from trainers.engine.inputs import InputFile, read_image
 from trainers.engine.report import RunReport
 from trainers.engine.run import Run
 from trainers.reports.console import summary_table
+from trainers.tasks.reid.data import Data, StreamedData
 from trainers.tasks.reid.evaluation import evaluated_parts, retrieval_splits
 from trainers.tasks.reid.figures import main_figures, rows_of_sets
 from trainers.tasks.reid.pictures import confusable_pairs, difficulty_over_time, ranked_galleries, two_images
@@ -24,9 +25,11 @@ from trainers.tasks.reid.retrieval import Found
 SIDE = 4  # images of an identity in the picture of confusable pairs
 
 
-def write_report(run: Run, train: Split) -> None:
-    """Put ``report.html`` into the run's folder: figures, curves, difficulty over time, confusable pairs, ranked galleries."""
-    page = RunReport(run, lambda page: f"{len(train):,} images of {len(train.counts):,} identities")
+def write_report(run: Run, data: Data | StreamedData) -> None:
+    """Put ``report.html`` into the run's folder: figures, curves, difficulty over time, confusable pairs, ranked galleries.
+
+    Of streamed data there are no pictures."""
+    page = RunReport(run, lambda page: str(data))
     names = {name: name.replace("_", " ") for name in main_figures(page.history["evaluations"])}
     page.before_and_after("Held-out identities", names, _percent)
     page.evaluations(names, _percent)
@@ -38,13 +41,13 @@ def write_report(run: Run, train: Split) -> None:
     page.training(("loss", "accuracy"), ("lr", "samples_per_s", "wait", "version"), hard_from)
     versions = [(version["step"], version["quantiles"]) for version in page.notes.get("difficulty", [])]
     caption = "The largest cosine of each identity's classifier row to another's, by version of the vector."
-    page.picture("Difficulty", caption, lambda dark: difficulty_over_time(versions, len(train.counts), dark))
-    if page.history["confusable"]:
-        pairs = _pairs(train, page.history["confusable"])
+    page.picture("Difficulty", caption, lambda dark: difficulty_over_time(versions, data.identities, dark))
+    if page.history["confusable"] and isinstance(data, Data):
+        pairs = _pairs(data.train, page.history["confusable"])
         caption = "The pairs of training identities whose classifier rows are closest, with their cosine."
         page.picture("Most confusable identities", caption, lambda dark: confusable_pairs(pairs, dark))
     if page.notes.get("shown"):
-        galleries = _galleries(train, page.notes["shown"])
+        galleries = _galleries(data.parts, page.notes["shown"])
         caption = (
             "Queries of held-out identities and the images that rank highest; those of the same identity and camera are left out."
         )
@@ -100,8 +103,8 @@ def _of_identity(train: Split, label: int) -> list[Image]:
     return [image for image in _images(train, np.arange(first, first + min(SIDE, train.counts[label]))) if image is not None]
 
 
-def _galleries(train: Split, shown: Sequence[dict[str, Any]]) -> list[Any]:
-    index = evaluated_parts(train.index)[0]
+def _galleries(sets: Sequence[Index], shown: Sequence[dict[str, Any]]) -> list[Any]:
+    index = evaluated_parts(sets)[0]
     query, gallery = (split_of(index, name) for name in retrieval_splits(index) or ())
     rows = []
     for row in shown:
