@@ -362,15 +362,15 @@ class Start(Stored, ExportConfig):
         say(f"{len(current(ledger))} schedules in {ledger.url}, cluster {cluster.address}")
         figures = ScheduleFigures()
         with exported(figures, self) as exporter:
-            self._turn_forever(Scheduler(ledger, cluster), figures, exporter)
+            self._turn_forever(ledger, cluster, figures, exporter)
 
-    def _turn_forever(self, scheduler: Scheduler, figures: ScheduleFigures, exporter: Exporter) -> None:
-        printed = ""
+    def _turn_forever(self, ledger: Ledger, cluster: Jobs, figures: ScheduleFigures, exporter: Exporter) -> None:
+        scheduler, printed = Scheduler(ledger, cluster), ""
         while True:
             try:
-                now, there = datetime.now(UTC), scheduler.cluster.now()
+                now, there = datetime.now(UTC), cluster.now()
                 figures.compared(now, there)
-                check_clock(now, there, scheduler.cluster.address)
+                check_clock(now, there, cluster.address)
                 scheduler.turn(now)
                 figures.turned(scheduler.seen, now)
                 problem = ""

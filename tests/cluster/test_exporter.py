@@ -139,8 +139,10 @@ def test_a_scheduler_exports_what_its_records_say(tmp_path: Path) -> None:
         cluster.jobs.update(dict.fromkeys(cluster.submitted[-1:], "SUCCEEDED"))
         found = turned(2 * HOUR)
         assert found["last_success_timestamp_seconds", nightly] == (first + HOUR).timestamp()
+        figures.compared(BEGIN, BEGIN + HOUR)
         figures.failed()
         last = scraped(port)
+        assert last["hardshard_scheduler_clock_skew_seconds", ()] == -3600
         assert last["hardshard_scheduler_errors_total", ()] == 1
         assert last["hardshard_scheduler_last_turn_timestamp_seconds", ()] == (BEGIN + 2 * HOUR).timestamp()
         assert {name for name, _ in last} == SCHEDULES

@@ -35,7 +35,7 @@ MONITORING = ROOT / "cluster" / "monitoring"
 NAMES = {f"ray_hardshard_{name}" for name, _ in figures.GAUGES.values()}
 NAMES |= {f"ray_hardshard_{name}_total" for name in [*(name for name, _ in figures.TOTALS.values()), "draws", "worker_failures"]}
 NAMES |= {"ray_hardshard_trials", "ray_hardshard_run_step"}
-SCHEDULES = {*schedule_figures.BY_SCHEDULE, schedule_figures.JOBS[0], schedule_figures.LAST_TURN[0]}
+SCHEDULES = {*schedule_figures.BY_SCHEDULE, schedule_figures.JOBS[0], schedule_figures.LAST_TURN[0], schedule_figures.SKEW[0]}
 SCHEDULES |= {f"{schedule_figures.ERRORS[0]}_total"}
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Prometheus is not installed (Debian: prometheus)")
 
