@@ -188,5 +188,6 @@ def test_runs_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None
         run_main(lambda: Train(runs="/proc/nowhere", name="a").run())
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "error: no such file or directory: /proc/nowhere/a/config.json; check the path, its permissions and free space\n"
+        "error: the records cannot be read or written (no such file or directory): /proc/nowhere/a; "
+        "check the path, its permissions and free space\n"
     )
