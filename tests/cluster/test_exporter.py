@@ -17,7 +17,7 @@ from test_watching import NAMES, SCHEDULES
 from cluster.config import ClusterConfig, ExportConfig
 from cluster.errors import ClusterError
 from cluster.exporter import exported
-from cluster.launch import launch
+from cluster.launch import claimed, launch
 from cluster.ledger import open_ledger
 from cluster.local_worker import LocalWorker
 from cluster.schedule import Scheduler
@@ -38,7 +38,8 @@ def scraped(port: int) -> Figures:
 
 def local(tmp_path: Path, work: Any, **export: Any) -> Any:
     config = ClusterConfig(local=True, **export)
-    return launch(work, {}, config, name="market", runs=str(tmp_path), show=lambda records, notices: None)
+    with claimed(config, "market", str(tmp_path)) as folder:
+        return launch(work, {}, config, folder, lambda records, notices: None)
 
 
 def test_a_local_run_exports_the_figures_of_rays_under_the_same_names(tmp_path: Path) -> None:
