@@ -14,6 +14,7 @@ from cluster.errors import ClusterError
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 ON_TIME = timedelta(minutes=5)  # a time that is later than this was missed
+RUN = "{run}"  # in a command: the schedule's name and the time, the same for all attempts of a time
 MAX_MISSED = 1000  # older missed times are ignored
 
 

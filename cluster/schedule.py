@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import ExportConfig
-from cluster.cron import Due, Schedule, due, times
+from cluster.cron import RUN, Due, Schedule, due, times
 from cluster.errors import ClusterError, run_main
 from cluster.exporter import Exporter, exported
 from cluster.jobs import RUNNING, UNREACHABLE, Jobs
@@ -159,8 +159,9 @@ class Scheduler:
             self._submit(schedule, key, record)
 
     def _submit(self, schedule: Schedule, key: str, record: Record) -> None:
+        command = tuple(word.replace(RUN, record["job"].rpartition("-")[0]) for word in schedule.command)
         try:
-            self.cluster.submit(record["job"], schedule.command, schedule.working_dir)
+            self.cluster.submit(record["job"], command, schedule.working_dir)
         except (RuntimeError, ValueError) as error:
             if self.cluster.status(record["job"]) is None:  # else another scheduler has taken the claim over just before
                 self._set(key, record, "failed", f"the cluster refuses it ({str(error).splitlines()[0][:200]})")
@@ -283,6 +284,8 @@ class Add(Stored):
             if not (ledger.get(_place(self.name)) or {}).get("removed"):
                 raise ClusterError(f"the name '{self.name}' is in use", ledger.url, "remove it first, or choose another")
             ledger.put(_place(self.name), record)
+        if self.retries and not any(RUN in word for word in command):
+            print(f"note: a retry trains from the start; with `--name {RUN} --resume auto` in the command it resumes the run")
         print(f"{self.name}: first at {_shown(schedule, next(times(schedule, schedule.created)))}")
 
 

@@ -179,6 +179,8 @@ def test_the_scheduled_job_is_a_valid_cron_job() -> None:
     kubernetes_validate.validate(schedule, "1.34", strict=True)
     (container,) = schedule["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     values = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert container["command"][-4:] == ["--name", "$(JOB)", "--resume", "auto"]
+    assert schedule["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 2
     assert values["RAY_ADDRESS"] == f"http://{manifest('cluster.yaml')['metadata']['name']}-head-svc:8265"
     broken = copy.deepcopy(schedule)
     broken["spec"]["concurrency"] = "Forbid"

@@ -35,6 +35,7 @@ class Memory:
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
         self.life, self.submitted, self.refused = 1, list[str](), list[str]()
+        self.commands = list[tuple[str, ...]]()
         self.lock = threading.Lock()
 
     def session(self) -> str:
@@ -47,6 +48,7 @@ class Memory:
                 raise RuntimeError("the id is in use")
             self.jobs[job] = "RUNNING"
             self.submitted.append(job)
+            self.commands.append(command)
 
     def status(self, job: str) -> str | None:
         return self.jobs.get(job)
@@ -60,7 +62,7 @@ class Memory:
 
 
 def add(ledger: Ledger, name: str = "nightly", cron: str = "0 * * * *", **changes: Any) -> None:
-    schedule = Schedule(name, cron, ("echo", "hello"), created=BEGIN, **changes)
+    schedule = Schedule(name, cron, **{"command": ("echo", "hello"), "created": BEGIN, **changes})
     ledger.put(f"schedules/{name}.json", {**asdict(schedule), "created": BEGIN.isoformat()})
 
 
@@ -232,6 +234,25 @@ def test_a_job_that_the_cluster_refuses_has_failed(ledger: Ledger) -> None:
     add(ledger)
     Scheduler(ledger, Refuses()).turn(BEGIN + HOUR)
     assert states(ledger) == ["13.1 failed"]
+
+
+def test_all_attempts_of_a_time_are_of_one_run(ledger: Ledger) -> None:
+    add(ledger, retries=1, command=("train", "--name", "{run}", "--resume", "auto"))
+    cluster = Memory()
+    scheduler = Scheduler(ledger, cluster)
+    for after in (HOUR, HOUR + timedelta(minutes=5), 2 * HOUR):
+        scheduler.turn(BEGIN + after)
+        cluster.jobs.update(dict.fromkeys(cluster.jobs, "FAILED"))
+    assert [command[2] for command in cluster.commands] == [*["nightly-20260310T130000Z"] * 2, "nightly-20260310T140000Z"]
+    assert cluster.commands[0] == ("train", "--name", "nightly-20260310T130000Z", "--resume", "auto")
+
+
+def test_who_adds_retries_without_a_run_to_resume_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, retries, command in (("a", 1, ("train",)), ("b", 1, ("train", "--name={run}")), ("c", 0, ("train",))):
+        Add(str(tmp_path), name, "0 3 * * *", retries=retries).run(command)
+    assert [line for line in capsys.readouterr().out.splitlines() if "note" in line] == [
+        "note: a retry trains from the start; with `--name {run} --resume auto` in the command it resumes the run"
+    ]
 
 
 def test_old_records_are_deleted(ledger: Ledger) -> None:
