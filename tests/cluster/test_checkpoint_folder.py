@@ -237,7 +237,7 @@ def share(rank: int, runs: str) -> list[Any]:
             torch.distributed.all_gather_object(values, value)
             return values
 
-    worker = Ranked(torch.device("cpu"), RunFolder(runs, "run"), lambda records, new: said.extend(new), rank, 2)
+    worker = Ranked(torch.device("cpu"), RunFolder(runs, "run"), lambda records, new: said.extend(new), rank=rank, world=2)
     found = list[Any]()
     for step in (10, 20):
         worker.save(f"step-{step:08d}", writing("all"), write_own=writing(f"{step} of {rank}", f"share-{rank}.pt"))

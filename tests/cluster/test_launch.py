@@ -157,7 +157,7 @@ def test_a_killed_driver_leaves_no_actor_and_no_reservation(tmp_path: Path) -> N
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "runs"), str(tmp_path / "began")], env=environment)
     try:
-        until(lambda: (tmp_path / "began").exists())
+        until(lambda: (tmp_path / "began").exists(), 240)  # a machine that runs other tests is slow
         assert any("Cleaner" in actor for actor in alive())
     finally:
         driver.kill()

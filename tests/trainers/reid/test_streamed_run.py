@@ -137,9 +137,9 @@ def test_verbs_that_need_an_index_say_so(whole: Train, tars: Path, tmp_path: Pat
         verb(name=whole.name, runs=whole.runs, **options, **({"data": whole.data[1]} if data else {})).run()
 
 
-def _picture(folder: Path) -> Path:
+def _picture(folder: Path) -> str:
     (folder / "someone.jpg").write_bytes(jpeg(1, 16, 8))
-    return folder / "someone.jpg"
+    return str(folder / "someone.jpg")
 
 
 @pytest.mark.slow
