@@ -8,6 +8,7 @@ Going back to an older checkpoint marks the newer ones as set aside, in their ma
 has passed their steps.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpo
 SCRATCH = "hardshard-checkpoint-"  # the prefix of temporary folders' names
 LEFT_OVER_S = 60.0  # age in seconds from which a folder that no process has locked is taken for a dead worker's
 TRIES = 3  # of an upload to S3
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a run that is restarted meets these again
 Wanted = Callable[[list[str]], Sequence[str]]
 
 
@@ -66,9 +68,20 @@ class RunFolder:
         differ between ranks.
 
         Raises:
-            ClusterError: another driver has taken the run over, or (if transient) the storage is unreachable.
+            ClusterError: another driver has taken the run over; the storage is full, refuses, or (if transient) is unreachable.
             OSError: the files cannot be stored.
         """
+        try:
+            return self._save(worker, name, write, write_own)
+        except OSError as error:
+            if error.errno not in LASTING:
+                raise
+            what = f"a checkpoint cannot be stored ({os.strerror(error.errno).lower()})"
+            raise ClusterError(what, self.url, "mend that, then continue the run with --resume") from error
+
+    def _save(
+        self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None
+    ) -> str:  # fmt: skip
         if write_own:  # a folder of its own for each number of workers: an interrupted save may have left other ranks' files
             name = f"{name}-of-{worker.world}"
         writers = ([write] if worker.rank == 0 else []) + ([write_own] if write_own else [])

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,18 @@ from trainers import attributes
 from trainers.engine.config import to_json
 from trainers.engine.job import JobConfig, named, resolved, shown, start_run
 from trainers.engine.run import CONFIG, METRICS, Run
+
+ROOT = Path(__file__).parents[3]
+MOUNT = ("unshare", "--user", "--map-root-user", "--mount")  # a small disk of this test's own, without any right
+no_mounts = subprocess.run((*MOUNT, "true"), capture_output=True, check=False).returncode != 0
+FULL_DISK = """
+mount -t tmpfs -o size=3m none "$1"
+train="$2 trainers/reid.py --cluster.local --runs $1 --name run --loader.workers 0 --loader.size 32 32"
+$train --optim.steps 4 --checkpoint-every 2 --record-every 1
+echo "ended with $?"
+mount -o remount,size=64m "$1"
+$train --resume && ls "$1/run"
+"""
 
 
 def command(*words: str) -> int:
@@ -202,3 +216,15 @@ def test_unnamed_runs_of_one_second_have_names_of_their_own() -> None:
     names = [named(JobConfig(), "reid").name for _ in range(100)]
     assert len(set(names)) == 100
     assert all(re.fullmatch(r"reid-\d{8}-\d{6}-[0-9a-f]{6}", name) for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(no_mounts, reason="this system lets users mount nothing (unshare --user --mount)")
+def test_a_full_disk_ends_a_run_in_one_line_and_with_room_it_goes_on(tmp_path: Path) -> None:
+    script = (*MOUNT, "bash", "-c", FULL_DISK, "bash", str(tmp_path), sys.executable)
+    ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    fault = f"error: a checkpoint cannot be stored (no space left on device): {tmp_path}/run; mend that, then continue the run"
+    assert ended.stderr.splitlines() == [f"{fault} with --resume"]
+    assert "ended with 2" in ended.stdout.splitlines()
+    assert "model.pt" in ended.stdout.split()
+    assert ended.returncode == 0
