@@ -107,6 +107,7 @@ def test_a_killed_worker_resumes_from_the_checkpoint(tmp_path: Path) -> None:
     assert 1 <= result <= 6
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_newest_whole_checkpoint_whatever_ray_has_noted(tmp_path: Path) -> None:
     """Ray Train's own list of checkpoints may be damaged, and may name checkpoints that are gone."""
 

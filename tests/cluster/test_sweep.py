@@ -74,6 +74,7 @@ def shows(runs: str, name: str, settings: dict[str, Any]) -> dict[str, float]:
     return {"score": settings["x"], "step": 20}
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_early_keeps_its_scalars_in_s3(s3_url: str) -> None:
     what = {"space": {"x": tune.grid_search([2, 1])}, "config": SweepConfig(1, concurrent=1, grace=10, reduction=2)}
     trials = sweep(
