@@ -42,15 +42,16 @@ class ClusterConfig(ExportConfig):
     """Train on GPUs. None: if the cluster has GPUs or its autoscaler can add some."""
     max_failures: int = 20
     """Failures of workers after which the run resumes from its newest whole checkpoint; the next failure ends it."""
+    stuck_s: int = 300
+    """Seconds without a training step, or without an answer of a worker's process, after which the workers are restarted."""
     keep_checkpoints: int = 2
     """Number of checkpoints kept in the run's folder, to go back to by --resume-from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers < 1 or self.cpus < 1 or self.max_failures < 0 or self.keep_checkpoints < 1:
-            raise ClusterError(
-                "cluster.workers, cpus and keep_checkpoints must be at least 1, max_failures at least 0", "cluster"
-            )
+        if min(self.workers, self.cpus, self.keep_checkpoints, self.stuck_s) < 1 or self.max_failures < 0:
+            what = "cluster.workers, cpus, keep_checkpoints and stuck_s must be at least 1, max_failures at least 0"
+            raise ClusterError(what, "cluster")
         if not 0 <= self.fewest <= self.workers:
             raise ClusterError(f"cluster.fewest is {self.fewest}", "cluster", f"give 0 to {self.workers}, the workers")
 

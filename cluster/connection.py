@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -27,16 +29,18 @@ def connect(config: ClusterConfig) -> None:
         ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
     """
     # Set here so that Ray's processes inherit them. In this order: workers stay in the working directory; the end of the worker
-    # group is noticed after 0.2 s instead of 2; a process that warns workers of nodes about to be withdrawn is not started, as no
-    # job uses it; workers keep this process's niceness: Ray adds 15, which costs 5% of the speed where they fill all cores; Ray
-    # leaves the visible GPUs of processes that reserve none as they are, its future default, and does not warn.
+    # group is noticed after 0.2 s instead of 2; workers keep this process's niceness: Ray adds 15, which costs 5% of the speed
+    # where they fill all cores; Ray leaves the visible GPUs of processes that reserve none as they are, its future default, and
+    # does not warn.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
         _init(config)
+        if threading.current_thread() is threading.main_thread():  # Ray has put a handler there that ends with code 15
+            signal.signal(signal.SIGTERM, before)
     have = most_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     least = config.fewest or config.workers

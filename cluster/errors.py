@@ -1,4 +1,4 @@
-"""The error of everything in `cluster` that the user can correct, and the exit codes of commands."""
+"""The errors of `cluster` that a command shows in one line, and the exit codes of commands."""
 
 import sys
 from collections.abc import Callable
@@ -22,6 +22,24 @@ class UnreachableError(ClusterError):
     """A storage fails or does not answer. That may be temporary, so a run tries again."""
 
     transient = True
+
+
+class StoppedError(Exception):
+    """The run was asked to end, and has stored a checkpoint of its last step. Exit code 143, as after SIGTERM in a shell."""
+
+    exit_code = 143
+
+    def __init__(self, step: int, remedy: str = "") -> None:
+        super().__init__(step, remedy)
+
+    @property
+    def step(self) -> int:
+        """The steps that the run has made; 0: it has not begun, and there may be no checkpoint."""
+        step: int = self.args[0]
+        return step
+
+    def __str__(self) -> str:
+        return f"stopped{f' at step {self.step:,}' if self.step else ''}; {self.args[1]}"
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:

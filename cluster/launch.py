@@ -11,8 +11,10 @@ from typing import Any
 
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
+from cluster.errors import StoppedError
 from cluster.lease import held
 from cluster.local_worker import train_here
+from cluster.stopping import how_to_continue, sigterm_noted
 
 Show = Callable[[list[dict[str, Any]], list[str]], None]
 
@@ -53,11 +55,16 @@ def launch(
     ``worker``: a `cluster.ray_worker.RayWorker` or a `cluster.local_worker.LocalWorker`. ``show`` gets new records and notices.
 
     Raises:
+        StoppedError: this process got SIGTERM, and the workers have stored a checkpoint.
         Exception: an error of a worker whose ``exit_code`` is 2 (wrong input), as it was raised there; locally, any error.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
-    if config.local:
-        return train_here(work, settings, config, folder, show)
-    from cluster.ray_train import launch
+    try:
+        with sigterm_noted() as asked:
+            if config.local:
+                return train_here(work, settings, config, folder, show, asked)
+            from cluster.ray_train import launch
 
-    return launch(work, settings, config, folder, show)
+            return launch(work, settings, config, folder, show, asked)
+    except StoppedError as stopped:
+        raise StoppedError(stopped.step, how_to_continue(folder)) from None

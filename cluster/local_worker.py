@@ -1,15 +1,17 @@
 """A run's only worker in this process, without Ray: to try a job out and to debug it, and for tests and benchmarks."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
+from cluster.errors import StoppedError
 from cluster.exporter import exported_run
 
 
@@ -22,6 +24,8 @@ class LocalWorker:
     show: Callable[[list[dict[str, Any]], list[str]], None]
     report: Callable[[Mapping[str, Any], Mapping[str, float]], None] = lambda record, counts: None
     """Exports a step's record and the counters so far."""
+    ending: threading.Event = field(default_factory=threading.Event)
+    """Set when the run is asked to end."""
     rank: int = 0
     world: int = 1
     group: None = None
@@ -34,6 +38,18 @@ class LocalWorker:
     def say(self, notice: str) -> None:
         """Print a sentence."""
         self.show([], [notice])
+
+    def asked(self) -> Literal["", "stop"]:
+        """Whether the run has been asked to end."""
+        return "stop" if self.ending.is_set() else ""
+
+    def stuck(self, what: str) -> None:
+        """Print that a step does not end."""
+        self.say(f"{what}; a local run is not restarted")
+
+    def stop(self, step: int) -> NoReturn:
+        """End a run that was asked to end."""
+        raise StoppedError(step)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""
@@ -53,13 +69,16 @@ class LocalWorker:
 
 def train_here(
     work: Callable[[LocalWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder,
-    show: Callable[[list[dict[str, Any]], list[str]], None],
+    show: Callable[[list[dict[str, Any]], list[str]], None], asked: threading.Event,
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` here, on the GPU if there is one; returns what it returns, raises what it raises.
 
+    ``asked``: when it is set, the worker stores a checkpoint and ends.
+
     Raises:
+        StoppedError: ``asked`` was set.
         ClusterError: the port for figures is in use, or their file cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
     with exported_run(folder.name, config) as report:
-        return work(LocalWorker(device, folder, show, report), settings)
+        return work(LocalWorker(device, folder, show, report, asked), settings)

@@ -1,5 +1,6 @@
 """A small actor for each run that holds what its workers report: records of steps, notices and failures."""
 
+import asyncio
 import time
 from collections import deque
 from typing import Any
@@ -21,6 +22,7 @@ class Progress:
         self._records: deque[Record] = deque(maxlen=10_000)
         self._notices: deque[str] = deque(maxlen=10_000)
         self._state: Record = {"run": run, "runs": runs, "begun": time.time(), "reported": None, "failures": 0, "errors": []}
+        self._asked, self._training = asyncio.Event(), False
         self._failures, self._step = failures(), run_step()
         self._step.set(0, {"run": run})
         self._failures.set(0, {"run": run})  # so that Prometheus counts the first one
@@ -31,12 +33,26 @@ class Progress:
         self._state |= {"record": record, "reported": time.time()}
         self._step.set(record.get("step", 0), {"run": self._state["run"]})
 
+    def begin(self) -> None:
+        """Note that workers have started."""
+        self._training = True
+
+    def stop(self) -> bool:
+        """Ask the workers to end the run; returns whether there are workers, as far as is known."""
+        self._asked.set()
+        return self._training
+
+    async def until_stopped(self) -> None:
+        """Return when the workers are asked to end the run."""
+        await self._asked.wait()
+
     def say(self, notice: str) -> None:
         """Add a sentence for the console."""
         self._notices.append(notice)
 
     def fail(self, errors: list[str]) -> None:
         """Count failures of workers, with their messages; does not act on them."""
+        self._training = False
         self._state["failures"] += len(errors)
         self._failures.set(self._state["failures"], {"run": self._state["run"]})
         self._state["errors"] = [*self._state["errors"], *((time.time(), error) for error in errors)][-5:]

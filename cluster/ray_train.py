@@ -1,6 +1,7 @@
 """Runs a function on every worker under Ray Train, and shows the records and notices that the workers report."""
 
 import logging
+import os
 import secrets
 import signal
 import threading
@@ -17,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.connection import most_resources
+from cluster.errors import StoppedError
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record
-from cluster.ray_compat import RunTrainer, cause_of, start_autoscaling_coordinator
+from cluster.ray_compat import RunTrainer, cause_of, max_resources, start_autoscaling_coordinator
 from cluster.ray_worker import RayWorker, this_worker
 from cluster.storage import storage_uri
 
@@ -28,15 +30,17 @@ CALLBACKS: ContextVar[tuple[train.UserCallback, ...]] = ContextVar("callbacks", 
 
 def launch(
     work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any], config: ClusterConfig, folder: RunFolder,
-    show: Callable[[list[Record], list[str]], None],
+    show: Callable[[list[Record], list[str]], None], asked: threading.Event,
 ) -> Any:  # fmt: skip
     """Run ``work(worker, settings)`` on every worker; returns what rank 0 returns.
 
     ``show`` is called twice a second, in a thread, with the records and notices that are new. When a worker dies, Ray Train
     restarts all workers, and they resume from the run's newest whole checkpoint. An error with ``exit_code`` 2 says that the
-    user's input is wrong: it ends the run at once, since another try would not help.
+    user's input is wrong: it ends the run at once, since another try would not help. ``asked``: when it is set, the workers store
+    a checkpoint at their next record and end.
 
     Raises:
+        StoppedError: ``asked`` was set.
         Exception: an error of a worker whose ``exit_code`` is 2, as it was raised there.
         TrainingFailedError: the workers failed more often than ``max_failures``.
     """
@@ -49,6 +53,9 @@ def launch(
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.stuck_s)
+    # A process that warns workers of nodes about to be withdrawn: none is withdrawn where there is no other.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(len(ray.nodes()) > 1 or bool(max_resources()))))
     torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
     trainer = RunTrainer(
         partial(_work, work),
@@ -58,25 +65,31 @@ def launch(
         run_config=_run_config(config, folder, progress),
     )
     ended = threading.Event()
-    shower = threading.Thread(target=_show, args=(progress, show, ended), name="progress", daemon=True)
+    shower = threading.Thread(target=_show, args=(progress, show, asked, ended), name="progress", daemon=True)
     shower.start()
     before = signal.getsignal(signal.SIGINT)
     try:
-        return trainer.fit().return_value
+        result = trainer.fit().return_value
     except train.TrainingFailedError as error:
         raise _cause(error) from error
     except SystemExit as error:  # at Ctrl-C Ray exits with code 0
-        raise KeyboardInterrupt from error
+        raise (StoppedError(0) if asked.is_set() else KeyboardInterrupt) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
         ended.set()
         shower.join()
         ray.kill(progress)
+    if isinstance(result, StoppedError):
+        raise result
+    return result
 
 
 def _work(work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
-    return work(this_worker(settings), settings)
+    try:
+        return work(this_worker(settings), settings)
+    except StoppedError as stopped:  # returned: an error would be a failure, after which Ray Train restarts the workers
+        return stopped
 
 
 def _on_gpus(config: ClusterConfig) -> bool:
@@ -123,10 +136,17 @@ def _last_line(error: Exception) -> str:
     return lines[-1][:200] if lines else type(error).__name__
 
 
-def _show(progress: Any, show: Callable[[list[Record], list[str]], None], ended: threading.Event) -> None:
+def _show(progress: Any, show: Callable[[list[Record], list[str]], None], asked: threading.Event, ended: threading.Event) -> None:
+    told = False
     while True:
         last = ended.wait(0.5)
         try:
+            if asked.is_set() and not told:
+                told = True
+                if ray.get(progress.stop.remote()):
+                    show([], ["asked to end: the workers store a checkpoint after their current steps"])
+                else:  # they have not started yet, or have failed
+                    signal.raise_signal(signal.SIGINT)
             records, notices = ray.get(progress.drain.remote())
             if records or notices:
                 show(records, notices)

@@ -26,7 +26,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.trainable import wrap_function
 
 from cluster import prometheus
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StoppedError
 from cluster.ray_compat import keep_s3_keys_out_of_tune
 from cluster.ray_train import CALLBACKS
 from cluster.storage import storage_uri
@@ -91,6 +91,7 @@ def sweep(
 
     Raises:
         KeyboardInterrupt: at Ctrl-C, when the state is stored; the sweep can be resumed.
+        StoppedError: at SIGTERM, likewise.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, which no other setting silences
     keep_s3_keys_out_of_tune()
@@ -121,7 +122,7 @@ def sweep(
         run_config = tune.RunConfig(**kept, callbacks=[_TrialReporter(name), *tracker_callbacks(config.track, name)], verbose=0)
         tuner = tune.Tuner(trainable, param_space=dict(space), tune_config=tune_config, run_config=run_config)
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)  # it warns of each failed trial's NaN
-    with _stopped_by_ctrl_c(), warnings.catch_warnings():
+    with _stopped_by_signals(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The reported value is ignored")  # Optuna's: a resumed trial's reports count from 1
         results = tuner.fit()
     return [_trial_of(name, result) for result in results]
@@ -139,28 +140,34 @@ def _searcher(config: SweepConfig) -> Any:
 
 
 @contextmanager
-def _stopped_by_ctrl_c() -> Iterator[None]:
-    """At Ctrl-C, Tune saves its state and stops, as it does at SIGUSR1; then raises KeyboardInterrupt, which Tune swallows."""
+def _stopped_by_signals(name: str) -> Iterator[None]:
+    """At Ctrl-C and SIGTERM, Tune saves its state and stops, as at SIGUSR1; then raises the error, which Tune swallows."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    before, stopped = signal.getsignal(signal.SIGINT), threading.Event()
+    errors = {
+        signal.SIGINT: KeyboardInterrupt(),
+        signal.SIGTERM: StoppedError(0, f"continue the sweep with the same command and --name {name} --resume"),
+    }
+    before, got = {number: signal.getsignal(number) for number in errors}, list[BaseException]()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)  # a second Ctrl-C ends at once
-        stopped.set()
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends at once
+        got.append(errors[signal.Signals(number)])
         if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # Tune has not installed its handler yet
-            raise KeyboardInterrupt
+            raise got[0]
         signal.raise_signal(signal.SIGUSR1)
 
-    signal.signal(signal.SIGINT, stop)
+    for number in errors:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if stopped.is_set():
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if got:
+        raise got[0]
 
 
 class _TrialReporter(tune.Callback):

@@ -1,7 +1,12 @@
 """Errors of user input: one line that says what is wrong, where, and what to do; and a command's exit codes."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import NoReturn
 
 
@@ -34,18 +39,30 @@ class UnreachableError(InputError):
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 interrupted, else 1 with a traceback.
+    """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 by Ctrl-C, 143 by SIGTERM, else 1 with a traceback.
 
-    Any exception with an attribute ``exit_code`` equal to 2 counts as wrong input, whichever package defines it.
+    Any exception with an attribute ``exit_code`` other than 1 ends in one line and that code, whichever package defines it.
+    SIGTERM raises SystemExit, so that what is open is closed; training answers it otherwise (`cluster.stopping`).
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, partial(_end, os.getpid()))
     try:
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if getattr(error, "exit_code", 1) != 2:
+        code = getattr(error, "exit_code", 1)
+        if code == 1:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {error}" if code == 2 else error, file=sys.stderr)
+        sys.exit(code)
     sys.exit(0)
+
+
+def _end(process: int, number: int, frame: FrameType | None) -> None:
+    if os.getpid() != process:  # a forked one, which has inherited this handler
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    print("ended by SIGTERM", file=sys.stderr)
+    sys.exit(128 + number)

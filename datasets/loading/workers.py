@@ -16,6 +16,7 @@ from datasets.loading.shared_memory import ArrayRef, Slots
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PREFETCH = 2  # batches that a loader process prepares before the first is taken
+GRACE_S = 30  # from SIGTERM to the end of a loader process, unless its training process ends it before
 LENT = 3  # batches of a loader process that the training process may hold without copies: the current, the last, one between
 
 
@@ -30,7 +31,7 @@ def load_in_workers(stream: Stream, workers: int, *, pin: bool = False) -> Gener
     options: dict[str, Any] = {}
     if workers:
         options = {"prefetch_factor": PREFETCH, "multiprocessing_context": multiprocessing.get_context("fork")}
-        options["worker_init_fn"] = _die_with_parent
+        options["worker_init_fn"] = _end_with_parent
         stream.slots = Slots(workers, PREFETCH + 1, LENT)
     for item in DataLoader(_ErrorsAsItems(stream), batch_size=None, collate_fn=_as_it_is, num_workers=workers, **options):
         if isinstance(item, InputError):
@@ -51,10 +52,12 @@ def _tensors(sent: "_Sent", slots: Slots | None, pin: bool) -> Batch:
     return batch | {name: batch[name].permute(0, 3, 1, 2) for name in batch if name.endswith("images")}
 
 
-def _die_with_parent(_: int) -> None:
+def _end_with_parent(_: int) -> None:
     """End this loader with its training process: it would wait for ever, and keep the dead one's sockets open, so that Ray would
-    not notice the death."""
+    not notice the death. At SIGTERM, which all processes of a command may get, it goes on for as long as that may need to stop.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 def _as_it_is(item: Any) -> Any:

@@ -35,9 +35,11 @@ from trainers.engine.distributed import allreduce_s, broadcast_buffers, distribu
 from trainers.engine.loop import Meter, Step, steps
 from trainers.engine.optim import OptimConfig, moving_average
 from trainers.engine.run import CONFIG, HISTORY, METRICS, Run
-from trainers.engine.worker import Worker
+from trainers.engine.watch import watched
+from trainers.engine.worker import Asked, Worker
 
 STATE = "state.pt"
+NAMED_FIRST_S = 10.0  # Ray notices a process that does not answer at all; it is named before those that wait for it
 
 
 @dataclass
@@ -116,6 +118,7 @@ class TrainingRun:
             where = ", ".join(addresses(config))
             raise InputError("the data were changed since the run began", where, "start a new run, or put the old data back")
         self.fresh, self.log = not self.stored, TrainingLog(**self.stored.get("journal", {}))
+        self._asked: Asked = ""
         self._over, self._score_by = False, (score, sign, made_of or score)
 
     def _read(self, folder: Path) -> dict[str, Any]:
@@ -158,16 +161,18 @@ class TrainingRun:
 
         Raises:
             InputError: too many samples cannot be read, or the loss is no longer finite.
+            Exception: the worker's, when the run has been asked to end and its checkpoint is stored.
         """
         config, worker = self.config, self.worker
         bad, self._optim, self._first = BadSamples(config.loader.bad_share, samples), optim[0], first
         self._meter, self._stats = Meter(worker.group), LoaderStats(config.loader.workers, table)
         with closing(load_in_workers(stream, config.loader.workers, pin=worker.device.type == "cuda")) as batches:
             beside = list(zip(self.optimisers[1:], optim[1:], strict=True))
-            for step in steps(
+            made = steps(
                 self._distributed, self.optimisers[0], optim[0], prepare(batches), worker.device, config.seed, worker.rank, first,
                 beside, self.alone, worker.group,
-            ):  # fmt: skip
+            )  # fmt: skip
+            for step in watched(made, config.cluster.stuck_s + NAMED_FIRST_S, worker.stuck):
                 if self._average:
                     self._average.update_parameters(self._averaged)
                 self.log.count(step)
@@ -179,6 +184,8 @@ class TrainingRun:
                 yield step
                 if self._over:
                     return
+                if self._asked == "stop":
+                    worker.stop(step.done)
 
     def record_due(self, step: Step) -> bool:
         """Whether to record after this step: every ``record_every`` steps, and after the last."""
@@ -189,16 +196,18 @@ class TrainingRun:
         return self._over or (self.config.evaluate_every > 0 and step.done % self.config.evaluate_every == 0)
 
     def checkpoint_due(self, step: Step) -> bool:
-        """Whether to store a checkpoint after this step: every ``checkpoint_every`` steps, and after the last."""
-        return self._over or step.done % self.config.checkpoint_every == 0
+        """Whether to store a checkpoint after this step: every ``checkpoint_every`` steps, after the last, and when one
+        is asked for."""
+        return self._over or self._asked != "" or step.done % self.config.checkpoint_every == 0
 
     def record(self, step: Step, figures: Mapping[str, float] | None = None) -> None:
         """Record means over the steps since the last record, and the job's own ``figures``. They go to the console, TensorBoard
-        and Prometheus."""
+        and Prometheus. A run that has been asked to end does so at the same step: a resumed run then has the same records."""
         means = self._meter.read(self.config.batch)
         means |= {"lr": self._optim.lr_at(step.done - 1 - self._first), **(figures or {})}
         means |= {"allreduce_s": allreduce_s(self._distributed)}
         self.worker.record(self.log.record(means, self.config.steps, self.config.batch), self._stats.counts)
+        self._asked = self.worker.asked()
 
     def for_evaluation(self, model: nn.Module) -> dict[str, Any]:
         """Keyword arguments of an evaluation of the model: which part of the data this rank evaluates, where, and with whom.
@@ -241,6 +250,8 @@ class TrainingRun:
         figures = {"step": self.log.step, **score} if score else {}
         write_own = self.files.write if self.files else None
         self.worker.save(f"step-{self.log.step:08d}", lambda folder: self._write(folder, more), figures, write_own)
+        if self._asked == "store" and self.worker.rank == 0:
+            self.worker.say(f"a node is about to be withdrawn: stored a checkpoint of step {self.log.step:,}")
 
     def _write(self, folder: Path, more: Mapping[str, Any]) -> None:
         first, *others = [optimiser.state_dict() for optimiser in self.optimisers]

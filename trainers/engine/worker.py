@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
+
+Asked = Literal["", "store", "stop"]  # nothing; store a checkpoint, since a node is about to be withdrawn; store one and end
 
 
 class Worker(Protocol):
@@ -25,6 +27,15 @@ class Worker(Protocol):
 
     def say(self, notice: str) -> None:
         """Print a sentence on the driver's console."""
+
+    def asked(self) -> Asked:
+        """What the run is asked to do; every rank calls this at the same step and gets the same answer."""
+
+    def stop(self, step: int) -> NoReturn:
+        """End this worker's part in a run that was asked to end, with a checkpoint of this step."""
+
+    def stuck(self, what: str) -> None:
+        """Report that a step does not end; called in a thread. On a cluster this ends the process, which is then restarted."""
 
     def save(
         self,
