@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import google_crc32c
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, UnreachableError
 from cluster.lease import Lease
 from cluster.storage import storage_uri
 
@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 SCRATCH = "hardshard-checkpoint-"  # the prefix of temporary folders' names
 LEFT_OVER_S = 60.0  # age in seconds from which a folder that no process has locked is taken for a dead worker's
-TRIES = 3  # of an upload to S3
+PATIENCE_S = 120.0  # in which an upload to S3 is tried again
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a run that is restarted meets these again
 Wanted = Callable[[list[str]], Sequence[str]]
 
@@ -68,16 +68,13 @@ class RunFolder:
         differ between ranks.
 
         Raises:
-            ClusterError: another driver has taken the run over; the storage is full, refuses, or (if transient) is unreachable.
-            OSError: the files cannot be stored.
+            ClusterError: another driver has taken the run over; the storage is full or refuses.
+            UnreachableError: the storage has failed for two minutes.
         """
         try:
             return self._save(worker, name, write, write_own)
         except OSError as error:
-            if error.errno not in LASTING:
-                raise
-            what = f"a checkpoint cannot be stored ({os.strerror(error.errno).lower()})"
-            raise ClusterError(what, self.url, "mend that, then continue the run with --resume") from error
+            raise self._failure("a checkpoint cannot be stored", error) from error
 
     def _save(
         self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None
@@ -109,7 +106,14 @@ class RunFolder:
 
         Raises:
             ClusterError: there are checkpoints that were stored whole, and none of them is whole any more.
+            UnreachableError: the storage fails.
         """
+        try:
+            return self._restore(worker, read, wanted)
+        except OSError as error:
+            raise self._failure("the run's checkpoints cannot be read", error) from error
+
+    def _restore(self, worker: Rank, read: Callable[[Path], Any], wanted: Wanted | None) -> Any:
         passed = list[str]()
         names: list[str] = worker.gather(self._in_use() if worker.rank == 0 else None)[0]
         for name in names:
@@ -211,16 +215,25 @@ class RunFolder:
         return ""
 
     def _upload(self, folder: Path, name: str) -> None:
-        """Copy a folder's files into that of a checkpoint; tries again where S3 has answered with an error."""
-        for left in reversed(range(TRIES)):
+        """Copy a folder's files into that of a checkpoint; tries again while S3 answers with an error, or not at all."""
+        began, pause = time.monotonic(), 2.0
+        while True:
             try:
                 self.filesystem.create_dir(f"{self.path}/{name}")
                 copy_files(str(folder), f"{self.path}/{name}", LocalFileSystem(), self.filesystem)
                 return
             except OSError as error:
-                if not left or "AWS Error" not in str(error):
+                if "AWS Error" not in str(error) or time.monotonic() - began > PATIENCE_S:
                     raise
-                time.sleep(2.0 ** (TRIES - left))
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
+
+    def _failure(self, what: str, error: OSError) -> ClusterError:
+        """The error of a storage that fails, in one line."""
+        remedy = "mend that, then continue the run with --resume"
+        if error.errno in LASTING:
+            return ClusterError(f"{what} ({os.strerror(error.errno).lower()})", self.url, remedy)
+        return UnreachableError(f"{what} ({str(error).splitlines()[0][:300]})", self.url, remedy)
 
     def _check_lease(self) -> None:
         if self.lease:

@@ -24,6 +24,18 @@ class UnreachableError(ClusterError):
     transient = True
 
 
+class RunFailedError(Exception):
+    """The workers have failed too often: how each of them did, and how to continue the run. Exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 class StoppedError(Exception):
     """The run was asked to end, and has stored a checkpoint of its last step. Exit code 143, as after SIGTERM in a shell."""
 

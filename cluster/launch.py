@@ -57,7 +57,7 @@ def launch(
     Raises:
         StoppedError: this process got SIGTERM, and the workers have stored a checkpoint.
         Exception: an error of a worker whose ``exit_code`` is 2 (wrong input), as it was raised there; locally, any error.
-        TrainingFailedError: the workers failed more often than ``max_failures``.
+        RunFailedError: the workers failed more often than ``max_failures``.
     """
     try:
         with sigterm_noted() as asked:
@@ -68,3 +68,7 @@ def launch(
             return launch(work, settings, config, folder, show, asked)
     except StoppedError as stopped:
         raise StoppedError(stopped.step, how_to_continue(folder)) from None
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # a fault in the code, which ends in a traceback
+            error.add_note(f"{how_to_continue(folder)}, from its newest checkpoint if it has stored one")
+        raise

@@ -51,7 +51,8 @@ class Progress:
         self._notices.append(notice)
 
     def fail(self, errors: list[str]) -> None:
-        """Count failures of workers, with their messages; does not act on them."""
+        """Count failures of workers, with their messages, and print these; does not act on them."""
+        self._notices.extend(f"failed: {error}" for error in errors)
         self._training = False
         self._state["failures"] += len(errors)
         self._failures.set(self._state["failures"], {"run": self._state["run"]})

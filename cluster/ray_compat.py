@@ -20,6 +20,7 @@ from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 
@@ -138,6 +139,16 @@ def withdrawal() -> float | None:
 def cause_of(error: BaseException) -> BaseException | None:
     """The error that this one wraps, if any. Wanted in public: Ray Train setting ``__cause__`` when it wraps a worker's error."""
     return getattr(error, "_base_exc", None) or error.__cause__
+
+
+def health_failure(error: BaseException) -> BaseException:
+    """Why Ray Train found a worker dead: a TimeoutError or an error of Ray's; any other error itself.
+
+    Wanted in public: these two errors of Ray Train's, which say that a worker's process did not answer, or is gone.
+    """
+    if isinstance(error, WorkerHealthCheckTimeoutError):
+        return TimeoutError()
+    return error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else error
 
 
 class RunTrainer(TorchTrainer):

@@ -5,7 +5,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -19,9 +19,11 @@ from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.connection import most_resources
 from cluster.errors import StoppedError
+from cluster.failures import FailureReporter, described, failure_of
 from cluster.progress import NAMESPACE, PREFIX, Progress, Record
-from cluster.ray_compat import RunTrainer, cause_of, max_resources, start_autoscaling_coordinator
+from cluster.ray_compat import RunTrainer, max_resources, start_autoscaling_coordinator
 from cluster.ray_worker import RayWorker, this_worker
+from cluster.stopping import how_to_continue
 from cluster.storage import storage_uri
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def launch(
     Raises:
         StoppedError: ``asked`` was set.
         Exception: an error of a worker whose ``exit_code`` is 2, as it was raised there.
-        TrainingFailedError: the workers failed more often than ``max_failures``.
+        RunFailedError: the workers failed more often than ``max_failures``.
     """
     folder.delete_snapshot()
     start_autoscaling_coordinator()
@@ -69,9 +71,9 @@ def launch(
     shower.start()
     before = signal.getsignal(signal.SIGINT)
     try:
-        result = trainer.fit().return_value
-    except train.TrainingFailedError as error:
-        raise _cause(error) from error
+        result = _fit(trainer, config.max_failures, progress)
+    except (train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        raise failure_of(error, how_to_continue(folder), lambda text: show([], [text])) from error
     except SystemExit as error:  # at Ctrl-C Ray exits with code 0
         raise (StoppedError(0) if asked.is_set() else KeyboardInterrupt) from error
     finally:
@@ -83,6 +85,19 @@ def launch(
     if isinstance(result, StoppedError):
         raise result
     return result
+
+
+def _fit(trainer: RunTrainer, tries: int, progress: Any) -> Any:
+    """What rank 0 returns. Ray Train restarts workers, but gives up when its controller fails; then this starts a new one."""
+    while True:
+        try:
+            return trainer.fit().return_value
+        except (train.ControllerError, ray.exceptions.RayActorError) as error:
+            failure = getattr(error, "controller_failure", error)
+            if not tries or not isinstance(failure, ray.exceptions.RayError):
+                raise
+            tries -= 1
+            progress.fail.remote([f"Ray Train's controller: {described(failure)}"])
 
 
 def _work(work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
@@ -112,28 +127,8 @@ def _run_config(config: ClusterConfig, folder: RunFolder, progress: Any) -> trai
         name=folder.name,
         storage_path=storage_uri(folder.runs),
         failure_config=train.FailureConfig(max_failures=config.max_failures),
-        callbacks=[_Failures(progress), *CALLBACKS.get()],
+        callbacks=[FailureReporter(progress), *CALLBACKS.get()],
     )
-
-
-class _Failures(train.UserCallback):
-    """Reports workers' failures to the progress actor, and ends the run at an input error instead of restarting the workers."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        errors = [f"rank {rank}: {_last_line(error)}" for rank, error in worker_exceptions.items()]
-        self._progress.fail.remote(errors)
-        for error in worker_exceptions.values():
-            cause = _input_error(error)
-            if cause is not None and not getattr(cause, "transient", False):
-                raise cause
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _show(progress: Any, show: Callable[[list[Record], list[str]], None], asked: threading.Event, ended: threading.Event) -> None:
@@ -154,22 +149,3 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], asked:
             log.warning("the progress cannot be shown: %s", error)
         if last:
             return
-
-
-def _cause(error: Exception) -> Exception:
-    """The error to show to the user: the input error behind a failed run if there is one, else the failure itself."""
-    failures: list[Any] = []
-    if isinstance(error, train.ControllerError):
-        failures = [error.controller_failure]
-    elif isinstance(error, train.WorkerGroupError):
-        failures = list(error.worker_failures.values())
-    return next((found for failure in failures if (found := _input_error(failure))), error)
-
-
-def _input_error(error: BaseException | None) -> Exception | None:
-    """The error with ``exit_code`` 2 in a chain of causes, if any."""
-    while error is not None:
-        if isinstance(error, Exception) and getattr(error, "exit_code", 1) == 2:
-            return error
-        error = cause_of(error)
-    return None

@@ -15,7 +15,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode
 
 from cluster.checkpoint_folder import RunFolder
 from cluster.errors import StoppedError
@@ -85,14 +84,11 @@ class RayWorker(NamedTuple):
         """Store a checkpoint (`RunFolder.save`); every rank calls this at the same step.
 
         ``write`` puts files into the folder that it gets, on rank 0 only; ``write_own`` does so on every rank, under names that
-        differ between ranks. All files are stored in one folder. ``figures``: the score and the step, for sweeps.
+        differ between ranks. All files are stored in one folder. ``figures``: the score and the step, for sweeps. Ray is not told
+        of the checkpoint: it would keep a list of its own, and end the run when it cannot store that.
         """
-        name = self.folder.save(self, name, write, write_own)
-        if self.rank:
-            ray.train.report({}, checkpoint=None)
-            return
-        checkpoint = ray.train.Checkpoint(f"{self.folder.path}/{name}", self.folder.filesystem)
-        ray.train.report(dict(figures or {}), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        self.folder.save(self, name, write, write_own)
+        ray.train.report(dict(figures or {}))
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
         """What ``read`` returns for a folder with the newest whole checkpoint's files; None for none (`RunFolder.restore`).

@@ -41,7 +41,7 @@ class UnreachableError(InputError):
 def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 by Ctrl-C, 143 by SIGTERM, else 1 with a traceback.
 
-    Any exception with an attribute ``exit_code`` other than 1 ends in one line and that code, whichever package defines it.
+    An exception with an attribute ``exit_code`` ends in its text and that code, whichever package defines it.
     SIGTERM raises SystemExit, so that what is open is closed; training answers it otherwise (`cluster.stopping`).
     """
     if threading.current_thread() is threading.main_thread():
@@ -52,10 +52,10 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        code = getattr(error, "exit_code", 1)
-        if code == 1:
+        code = getattr(error, "exit_code", None)
+        if code is None:
             raise
-        print(f"error: {error}" if code == 2 else error, file=sys.stderr)
+        print(f"error: {error}" if code < 128 else error, file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
 

@@ -118,6 +118,8 @@ class TrainingRun:
             where = ", ".join(addresses(config))
             raise InputError("the data were changed since the run began", where, "start a new run, or put the old data back")
         self.fresh, self.log = not self.stored, TrainingLog(**self.stored.get("journal", {}))
+        if self.stored and worker.rank == 0:
+            worker.say(f"continues from the checkpoint of step {self.log.step:,}")
         self._asked: Asked = ""
         self._over, self._score_by = False, (score, sign, made_of or score)
 
