@@ -36,6 +36,8 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray would colour its messages in a log, too
     if not ray.is_initialized():
         before = signal.getsignal(signal.SIGTERM)
         _init(config)

@@ -1,5 +1,6 @@
 """Small runs of all jobs, a few steps each, and a worker that is killed."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,15 @@ def killed_after(checkpoint: str, patch: pytest.MonkeyPatch) -> None:
             raise KilledError
 
     patch.setattr(LocalWorker, "save", save_and_die)
+
+
+def terminated_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Have this process get SIGTERM when a local worker has recorded a step."""
+    record = LocalWorker.record
+
+    def record_and_terminate(self: LocalWorker, figures: dict[str, Any], *what: Any) -> None:
+        record(self, figures, *what)
+        if figures["step"] == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    patch.setattr(LocalWorker, "record", record_and_terminate)

@@ -5,11 +5,13 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,11 @@ import ray
 import torch
 import torch.distributed as dist
 from ray._raylet import GcsClient
-from ray.train import TrainingFailedError
 
 from cluster import connection, ray_train
 from cluster.checkpoint_folder import RAY_SNAPSHOT
 from cluster.config import ClusterConfig
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, RunFailedError, StoppedError
 from cluster.launch import claimed, connect, launch
 from cluster.ledger import open_ledger
 from cluster.ray_worker import RayWorker
@@ -84,6 +85,34 @@ def counts(worker: RayWorker, settings: dict[str, Any]) -> int:
     return begun
 
 
+def asks(worker: RayWorker, settings: dict[str, Any]) -> int:
+    """Count steps with a checkpoint for each, until the run is asked to end; returns the step that the run went on from."""
+    begun = int(worker.restore(lambda folder: int((folder / "done").read_text())) or 0)
+    for step in range(begun + 1, begun + settings["steps"] + 1):
+        worker.record({"step": step})
+        asked = worker.asked()
+        worker.save(f"step-{step:08d}", lambda folder, step=step: (folder / "done").write_text(f"{step}"))
+        if asked == "stop":
+            worker.stop(step)
+        time.sleep(0.05)
+    return begun
+
+
+def freezes_once(worker: RayWorker, settings: dict[str, Any]) -> None:
+    if worker.rank == 1 and not Path(settings["frozen"]).exists():
+        time.sleep(1)  # Ray Train waits for the workers' first answers without a limit of ours
+        Path(settings["frozen"]).touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(2)
+
+
+def stuck_once(worker: RayWorker, settings: dict[str, Any]) -> None:
+    if worker.rank == 1 and not Path(settings["stuck"]).exists():
+        Path(settings["stuck"]).touch()
+        worker.stuck("no step for 310 s, in queue.py:171 get")
+    dist.barrier()
+
+
 def fails(worker: RayWorker, settings: dict[str, Any]) -> None:
     raise RuntimeError("a fault of ours")
 
@@ -105,6 +134,64 @@ def test_an_input_error_of_one_worker_ends_the_run_at_once(tmp_path: Path) -> No
 def test_a_killed_worker_resumes_from_the_checkpoint(tmp_path: Path) -> None:
     result, _, _ = start(dies_once, tmp_path)
     assert 1 <= result <= 6
+
+
+def test_sigterm_has_all_workers_store_a_checkpoint_and_end(tmp_path: Path) -> None:
+    said = list[str]()
+
+    def show(records: list[Any], notices: list[str]) -> None:
+        said.extend(notices)
+        if records and records[-1]["step"] >= 3 and not said:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with claimed(TWO, "run", str(tmp_path)) as folder, pytest.raises(StoppedError) as stopped:
+        launch(asks, {"steps": 10_000}, TWO, folder, show)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert said == ["asked to end: the workers store a checkpoint after their current steps"]
+    assert stopped.value.step == max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run").glob("step-*"))
+    assert f"continue it with: python {sys.argv[0]} --name run --runs {tmp_path} --resume" in str(stopped.value)
+    with claimed(TWO, "run", str(tmp_path)) as folder:
+        assert launch(asks, {"steps": 1}, TWO, folder, lambda records, notices: None) == stopped.value.step
+
+
+def test_sigterm_ends_a_run_whose_workers_wait_for_resources(tmp_path: Path) -> None:
+    def show(records: list[Any], notices: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # at the notice that the run waits
+
+    config = ClusterConfig(workers=3, cpus=2)
+    with claimed(config, "run", str(tmp_path)) as folder, pytest.raises(StoppedError, match="stopped; continue it with"):
+        launch(asks, {"steps": 1}, config, folder, show)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "notice"),
+    [
+        (freezes_once, "failed: rank 1: its process did not answer (--cluster.stuck_s)"),
+        (stuck_once, f"rank 1 on {socket.gethostname()} is stuck and is restarted: no step for 310 s, in queue.py:171 get"),
+    ],
+)
+def test_a_worker_that_hangs_is_named_and_the_workers_are_restarted(work: Any, notice: str, tmp_path: Path) -> None:
+    flag = str(tmp_path / "flag")
+    _, _, said = start(work, tmp_path, replace(TWO, stuck_s=8), frozen=flag, stuck=flag)
+    assert notice in said
+
+
+@pytest.mark.slow
+def test_a_killed_controller_is_replaced_and_the_workers_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    def show(records: list[Any], notices: list[str]) -> None:
+        said.extend(notices)
+        if records and records[-1]["step"] >= 3 and not said:
+            said.append("killed")
+            states = ray._private.state.actors().values()
+            [pid] = [one["Pid"] for one in states if one["ActorClassName"] == "TrainController" and one["State"] == "ALIVE"]
+            os.kill(pid, signal.SIGKILL)
+
+    said = list[str]()
+    with claimed(TWO, "run", str(tmp_path)) as folder:
+        assert launch(asks, {"steps": 100}, TWO, folder, show) >= 3
+    assert said == ["killed", "failed: Ray Train's controller: its process was killed or crashed"]
 
 
 @pytest.mark.slow
@@ -175,8 +262,14 @@ def until(reached: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailedError, match="a fault of ours"):
-        start(fails, tmp_path, ClusterConfig(workers=1, max_failures=0))
+    said = list[str]()
+    one = ClusterConfig(workers=1, max_failures=0)
+    with claimed(one, "run", str(tmp_path)) as folder, pytest.raises(RunFailedError) as failed:
+        launch(fails, {}, one, folder, lambda records, notices: said.extend(notices))
+    assert str(failed.value).startswith("rank 0: RuntimeError: a fault of ours; continue it with: python ")
+    assert "\n" not in str(failed.value)
+    assert said[0] == "failed: rank 0: RuntimeError: a fault of ours"
+    assert "in fails" in said[1]  # the traceback
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray import tune
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StoppedError
 from cluster.sweep import SweepConfig, sweep
 from trainers.engine.run import Run
 from trainers.engine.tensorboard import Scalars, close_scalars
@@ -94,16 +94,17 @@ def waits(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, float]
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Tune's open files
-def test_ctrl_c_ends_a_sweep_and_it_can_be_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, StoppedError)])
+def test_a_signal_ends_a_sweep_and_it_can_be_resumed(number: int, error: type[BaseException], tmp_path: Path) -> None:
     def interrupt() -> None:
         while not (tmp_path / "began").exists():
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     what = {"run": partial(waits, tmp_path), "space": {"x": tune.grid_search([1, 2])}, "config": SweepConfig(1, concurrent=1)}
     where = {"name": "s", "runs": str(tmp_path / "runs"), "steps": 20}
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         sweep(**what, **where, resume=False)  # type: ignore[arg-type]
     trials = sweep(**what, **where, resume=True)  # type: ignore[arg-type]
     assert sorted(trial.score for trial in trials) == [1, 2]

@@ -1,7 +1,7 @@
 """Every job trains, from its command's config to its report: four steps of each on small sets, in this process, and in Ray.
 
-A worker that is killed resumes to the same weights. What each job does in full is tested at length elsewhere, slowly; this is
-there so that no job breaks unseen.
+A worker that is killed, or asked to end, resumes to the same weights. What each job does in full is tested at length elsewhere,
+slowly; this is there so that no job breaks unseen.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import LOCAL, OPTIM, RUNS, STEPS, KilledError, action_run, box_run, face_run, killed_after, reid_run, sequence_run
+from jobs import (
+    LOCAL,
+    OPTIM,
+    RUNS,
+    STEPS,
+    KilledError,
+    action_run,
+    box_run,
+    face_run,
+    killed_after,
+    reid_run,
+    sequence_run,
+    terminated_at,
+)
 
 from cluster.config import ClusterConfig
+from cluster.errors import StoppedError
 from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.run import Run
@@ -82,6 +96,11 @@ def test_a_job_trains_from_config_to_report_and_resumes_exactly(
         killed_after("step-00000002", patch)
         with pytest.raises(KilledError):
             killed.run()
+    with monkeypatch.context() as patch:
+        terminated_at(3, patch)
+        with pytest.raises(StoppedError, match=r"stopped at step 3; continue it with: .* --name run --runs .* --resume"):
+            replace(killed, resume=True).run()
+    assert list((tmp_path / "killed" / "runs" / "run").glob("step-00000003*"))
     replace(killed, resume=True).run()
     assert left_by(killed) == left_by(whole)
 
