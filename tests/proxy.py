@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 36\r\n\r\n<Error><Code>SlowDown</Code></Error>"
+DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 40\r\n\r\n<Error><Code>AccessDenied</Code></Error>"
 EXPIRED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 40\r\n\r\n<Error><Code>ExpiredToken</Code></Error>"
 PIECE = 1 << 16
 
@@ -70,8 +71,9 @@ class FaultProxy:
     """Serves ``endpoint``, forwards everything to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
 
     Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else; such GETs by the access key
-    ``expired`` are refused. All of them may be set while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes
-    sent ("bytes") and each fault by its name; ``ranges`` the path and the Range header of each GET in order of arrival.
+    ``expired`` are refused. With ``read_only``, whatever would write is refused. All of them may be set while the proxy runs.
+    ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault by its name; ``ranges`` the path and the
+    Range header of each GET in order of arrival.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -82,6 +84,7 @@ class FaultProxy:
         self.latency_ms = 0.0
         self.match = ""
         self.expired = ""
+        self.read_only = False
         self.forget()
 
     def forget(self) -> None:
@@ -146,6 +149,11 @@ class FaultProxy:
             if request.headers.get("expect"):  # unsigned: answered here, so that bodies pass in one direction
                 to_client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request = without_expect(request)
+            if self.read_only and request.start.split(" ")[0] in ("PUT", "POST", "DELETE"):
+                await copy_body(client, None, request)
+                to_client.write(DENIED)
+                await to_client.drain()
+                continue
             to_server.write(request.raw)
             await copy_body(client, to_server, request)
             if request.is_object_get and self.match in request.target:
@@ -252,8 +260,8 @@ async def pass_answer(request: Head, answer: Head, server: asyncio.StreamReader,
     await copy_body(server, to_client, answer)
 
 
-async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: Head) -> None:
-    """Forward the body as the headers say: by length, in chunks, or none."""
+async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, head: Head) -> None:
+    """Forward the body as the headers say: by length, in chunks, or none. Without a writer it is read and dropped."""
     if "chunked" not in head.headers.get("transfer-encoding", ""):
         await copy(reader, writer, int(head.headers.get("content-length", 0)))
         return
@@ -261,12 +269,15 @@ async def copy_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     while size != 0:
         line = await reader.readline()
         size = int(line.split(b";")[0], 16)
-        writer.write(line)
+        if writer:
+            writer.write(line)
         await copy(reader, writer, size + 2)
 
 
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, size: int) -> None:
     """Forward exactly ``size`` bytes."""
     for start in range(0, size, PIECE):
-        writer.write(await reader.readexactly(min(size - start, PIECE)))
-        await writer.drain()
+        piece = await reader.readexactly(min(size - start, PIECE))
+        if writer:
+            writer.write(piece)
+            await writer.drain()

@@ -156,3 +156,18 @@ def test_a_dead_server_is_a_closed_connection(s3_bucket: str, monkeypatch: pytes
         for make in (boto3_read, obstore_read):
             with pytest.raises((BotoCoreError, BaseError)):
                 next(make(s3_bucket.removeprefix("s3://"), 0))(0, 1)
+
+
+def test_a_read_only_proxy_refuses_writes_and_lets_reads_pass(proxy: FaultProxy, bucket: str) -> None:
+    client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
+    proxy.read_only = True
+    for write in (
+        lambda: client.put_object(Bucket=bucket, Key="new", Body=DATA),
+        lambda: client.delete_object(Bucket=bucket, Key=KEY),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            write()
+    assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == DATA
+    proxy.read_only = False
+    client.put_object(Bucket=bucket, Key="new", Body=DATA)
+    client.close()
