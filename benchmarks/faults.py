@@ -9,7 +9,6 @@ the end the metrics, the weights and the batches of both runs must be equal. A f
 left out.
 """
 
-import itertools
 import json
 import random
 import statistics
@@ -78,9 +77,10 @@ def kinds_of(options: Options, rng: random.Random) -> list[str]:
     """The kinds of the faults to inject, in a random order."""
     kinds = [kind for kind in options.kinds if kind != "disk" or can_mount()]
     often = [kind for kind in kinds for _ in range(KINDS[kind][0])]
-    drawn = list(itertools.islice(itertools.cycle(often), options.faults))
-    rng.shuffle(drawn)
-    return drawn
+    drawn = list[str]()
+    while len(drawn) < options.faults:
+        drawn += rng.sample(often, len(often))
+    return drawn[: options.faults]
 
 
 def disturb(options: Options, cluster: FaultyCluster, run: Training) -> list[Fault]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import google_crc32c
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
@@ -32,8 +32,10 @@ MANIFEST = "manifest.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 SCRATCH = "hardshard-checkpoint-"  # the prefix of temporary folders' names
 LEFT_OVER_S = 60.0  # age in seconds from which a folder that no process has locked is taken for a dead worker's
-PATIENCE_S = 120.0  # in which an upload to S3 is tried again
+PATIENCE_S = 120.0  # in which transfers from and to S3 are tried again
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a run that is restarted meets these again
+P = ParamSpec("P")
+T = TypeVar("T")
 Wanted = Callable[[list[str]], Sequence[str]]
 
 
@@ -89,7 +91,7 @@ class RunFolder:
                 writer(folder)
             own = {path.name: {"bytes": path.stat().st_size, "crc32c": _crc32c(path)} for path in folder.iterdir()}
             self._check_lease()
-            self._upload(folder, name)
+            _patiently(self._upload, folder, name)
         parts = worker.gather(own) if write_own else [own]  # all ranks' files are stored
         if worker.rank == 0:
             self._check_lease()
@@ -115,7 +117,7 @@ class RunFolder:
 
     def _restore(self, worker: Rank, read: Callable[[Path], Any], wanted: Wanted | None) -> Any:
         passed = list[str]()
-        names: list[str] = worker.gather(self._in_use() if worker.rank == 0 else None)[0]
+        names: list[str] = worker.gather(_patiently(self._in_use) if worker.rank == 0 else None)[0]
         for name in names:
             with scratch() as folder:
                 found, fault = self._read(name, folder, read, wanted)
@@ -184,7 +186,7 @@ class RunFolder:
     def _read(self, name: str, folder: Path, read: Callable[[Path], Any], wanted: Wanted | None) -> tuple[Any, str]:
         """What ``read`` returns for a checkpoint, fetched into ``folder``; and what is wrong with it, or an empty text."""
         try:
-            if fault := self._fetch(name, folder, wanted):
+            if fault := _patiently(self._fetch, name, folder, wanted):
                 return None, fault
             return read(folder), ""
         except FileNotFoundError:
@@ -215,18 +217,9 @@ class RunFolder:
         return ""
 
     def _upload(self, folder: Path, name: str) -> None:
-        """Copy a folder's files into that of a checkpoint; tries again while S3 answers with an error, or not at all."""
-        began, pause = time.monotonic(), 2.0
-        while True:
-            try:
-                self.filesystem.create_dir(f"{self.path}/{name}")
-                copy_files(str(folder), f"{self.path}/{name}", LocalFileSystem(), self.filesystem)
-                return
-            except OSError as error:
-                if "AWS Error" not in str(error) or time.monotonic() - began > PATIENCE_S:
-                    raise
-                time.sleep(pause)
-                pause = min(2 * pause, 15.0)
+        """Copy a folder's files into that of a checkpoint."""
+        self.filesystem.create_dir(f"{self.path}/{name}")
+        copy_files(str(folder), f"{self.path}/{name}", LocalFileSystem(), self.filesystem)
 
     def _failure(self, what: str, error: OSError) -> ClusterError:
         """The error of a storage that fails, in one line."""
@@ -246,6 +239,19 @@ class RunFolder:
         for name in set(names) - set(kept):
             with suppress(FileNotFoundError):  # somebody else deleted it
                 self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+def _patiently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What the call returns; it is made again while S3 answers with an error, or not at all, for two minutes."""
+    began, pause = time.monotonic(), 2.0
+    while True:
+        try:
+            return work(*args, **kwargs)
+        except OSError as error:
+            if "AWS Error" not in str(error) or time.monotonic() - began > PATIENCE_S:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 15.0)
 
 
 def step_of(name: str) -> int:

@@ -3,20 +3,23 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
+from proxy import FaultProxy, Faults
 from pyarrow.fs import FileSelector
 from ranks import on_ranks
 
 from cluster.checkpoint_folder import MANIFEST, RAY_SNAPSHOT, SCRATCH, RunFolder, scratch, step_of
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, UnreachableError
 from cluster.local_worker import LocalWorker
 from datasets.errors import InputError
 
@@ -277,3 +280,25 @@ def test_temporary_folders_of_killed_workers_are_removed(tmp_path: Path, monkeyp
     os.close(holder)
     with scratch():
         assert {path.name for path in tmp_path.iterdir()} & {f"{SCRATCH}held", f"{SCRATCH}new"} == {f"{SCRATCH}new"}
+
+
+def test_a_store_that_refuses_is_tried_again_and_then_named_in_one_line(
+    s3_proxy: FaultProxy, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_of(s3_url)
+    worker.save("step-00000010", writing("10"))
+    s3_proxy.read_only = True
+    Timer(1.0, setattr, (s3_proxy, "read_only", False)).start()
+    worker.save("step-00000020", writing("20"))
+    assert worker.restore(texts) == {"state.pt": "20"}
+    s3_proxy.read_only = True
+    monkeypatch.setattr("cluster.checkpoint_folder.PATIENCE_S", 0.0)
+    with pytest.raises(UnreachableError) as refused:
+        worker.save("step-00000030", writing("30"))
+    where = re.escape(f"{s3_url}/run; mend that, then continue the run with --resume")
+    assert re.fullmatch(rf"a checkpoint cannot be stored \(.*ACCESS_DENIED.*\): {where}", str(refused.value))
+    s3_proxy.read_only = False
+    assert worker.restore(texts) == {"state.pt": "20"}
+    s3_proxy.faults = Faults(slow_down=1.0)
+    with pytest.raises(UnreachableError, match=r"the run's checkpoints cannot be read \(.*SERVICE_UNAVAILABLE"):
+        worker.restore(texts)
