@@ -299,7 +299,7 @@ def test_selectors_match_labels_that_the_pods_have() -> None:
     inside, outside, metrics = policy["spec"]["ingress"]
     assert [peer["podSelector"]["matchLabels"] for peer in inside["from"]] == [node]
     assert "ports" not in inside
-    operator = {"app.kubernetes.io/name": "kuberay-operator"}  # of its chart
+    operator = {"app.kubernetes.io/component": "kuberay-operator"}  # by its chart and by its kustomization
     assert [peer["podSelector"]["matchLabels"] for peer in outside["from"]] == [operator, submit]
     assert [peer["podSelector"]["matchLabels"] for peer in metrics["from"]] == [{"app.kubernetes.io/name": "prometheus"}]
     head, worker = (pod["spec"]["containers"][0]["ports"] for pod in pods(CLUSTER["spec"]))

@@ -226,8 +226,8 @@ def test_a_spot_node_that_trains_is_lost_without_counting_as_a_failure(nodes: No
     """The run, to which no failure is allowed, goes on from its checkpoint on another node, with an undisturbed run's result."""
     nodes.start(2, 1)
     nodes.start(3, 1)
-    assert train(nodes, data, tmp_path, "whole", 600).wait(240) == 0
-    driver = train(nodes, data, tmp_path, "torn", 600, "--cluster.max-failures", "0")
+    assert train(nodes, data, tmp_path, "whole", 400).wait(400) == 0
+    driver = train(nodes, data, tmp_path, "torn", 400, "--cluster.max-failures", "0")
     with drainer(nodes, 3, tmp_path / "notice") as watch:
         until(checkpoint(tmp_path, "torn", 20))
         announce(tmp_path / "notice", 8)
