@@ -16,6 +16,7 @@ from cluster.errors import ClusterError, run_main
 METADATA = "http://169.254.169.254"
 EVERY_S = 5.0  # between two questions, as AWS recommends
 WAIT_S = 2.0  # for each answer
+EARLY_S = 10.0  # Ray's deadline before AWS's, which is approximate: Ray takes what dies before its own for failures
 
 
 def withdrawal(service: str) -> datetime | None:
@@ -53,7 +54,7 @@ def drain(gone: datetime, head: str) -> None:
     from cluster.ray_compat import drain_node, use_auth_token  # here: 200 MB, which a machine that waits does not need
 
     use_auth_token()
-    drain_node(head, gone.timestamp(), f"AWS takes the spot instance back at {gone:%H:%M:%S} UTC")
+    drain_node(head, gone.timestamp() - EARLY_S, f"AWS takes the spot instance back at {gone:%H:%M:%S} UTC")
 
 
 def watch(service: str, every: float, head: str) -> None:

@@ -58,7 +58,7 @@ def address_of_node() -> str:
 
 
 def drain_node(head: str, gone: float, reason: str) -> None:
-    """Have the cluster start nothing more on this machine's node, which will be gone at a Unix time; a node without work leaves.
+    """Have the cluster start nothing more on this machine's node, which will be gone after a Unix time; an idle node leaves.
 
     As `ray drain-node`, which drains the head where it sees the processes of both. Wanted in public: a function for it.
     ``head`` is host:port. Raises OSError if Ray does not, with its reason.

@@ -230,7 +230,7 @@ def test_a_spot_node_that_trains_is_lost_without_counting_as_a_failure(nodes: No
     driver = train(nodes, data, tmp_path, "torn", 400, "--cluster.max-failures", "0")
     with drainer(nodes, 3, tmp_path / "notice") as watch:
         until(checkpoint(tmp_path, "torn", 20))
-        announce(tmp_path / "notice", 8)
+        announce(tmp_path / "notice", 5)
         assert watch.wait(60) == 0
     assert driver.poll() is None
     assert nodes.trains(3)
