@@ -16,7 +16,7 @@ from cluster.errors import ClusterError, run_main
 METADATA = "http://169.254.169.254"
 EVERY_S = 5.0  # between two questions, as AWS recommends
 WAIT_S = 2.0  # for each answer
-EARLY_S = 10.0  # Ray's deadline before AWS's, which is approximate: Ray takes what dies before its own for failures
+EARLY_S = 10.0  # Ray's deadline before AWS's, which is approximate: runs leave then, and Ray takes what dies before for failures
 
 
 def withdrawal(service: str) -> datetime | None:

@@ -222,21 +222,23 @@ def test_a_spot_node_that_has_no_work_leaves_at_its_notice(nodes: Nodes, tmp_pat
     assert nodes.raylet(1)
 
 
-def test_a_spot_node_that_trains_is_lost_without_counting_as_a_failure(nodes: Nodes, data: str, tmp_path: Path) -> None:
-    """The run, to which no failure is allowed, goes on from its checkpoint on another node, with an undisturbed run's result."""
+def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str, tmp_path: Path) -> None:
+    """A run, to which no failure is allowed, goes on from its checkpoint on another node, with an undisturbed run's result."""
+    nodes.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
     nodes.start(2, 1)
     nodes.start(3, 1)
     assert train(nodes, data, tmp_path, "whole", 400).wait(400) == 0
     driver = train(nodes, data, tmp_path, "torn", 400, "--cluster.max-failures", "0")
     with drainer(nodes, 3, tmp_path / "notice") as watch:
         until(checkpoint(tmp_path, "torn", 20))
-        announce(tmp_path / "notice", 5)
+        announce(tmp_path / "notice", 15)
         assert watch.wait(60) == 0
-    assert driver.poll() is None
-    assert nodes.trains(3)
-    nodes.kill(3)
     nodes.start(4, 1)
-    assert driver.wait(300) == 0
+    until(lambda: driver.poll() is not None or (nodes.trains(2) and nodes.trains(4)))
+    assert driver.poll() is None
+    assert not nodes.trains(3)
+    nodes.kill(3)
+    assert driver.wait(400) == 0
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
 
 
