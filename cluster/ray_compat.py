@@ -14,8 +14,12 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import RpcError
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -53,6 +57,26 @@ def address_of_node() -> str:
     """This machine's network address, as Ray finds it. Wanted in public: the same, before ``ray.init``."""
     address: str = services.get_node_ip_address()
     return address
+
+
+def drain_node(head: str, gone: float, reason: str) -> None:
+    """Have the cluster start nothing more on this machine's node, which will be gone after a Unix time; an idle node leaves.
+
+    As `ray drain-node`, which drains the head where it sees the processes of both. Wanted in public: a function for it.
+    ``head`` is host:port. Raises OSError if Ray does not, with its reason.
+    """
+    client, here = GcsClient(address=head), services.get_node_ip_address(head)
+    try:
+        nodes = client.get_all_node_info(timeout=30).values()
+        alive = [node for node in nodes if node.state == GcsNodeInfo.ALIVE and not node.is_head_node]
+        found = next((node.node_id.hex() for node in alive if node.node_manager_address == here), None)
+        if found is None:
+            raise OSError(f"the cluster at {head} has no worker node at {here}")
+        accepted, refusal = client.drain_node(found, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, int(gone * 1000))
+    except RpcError as error:
+        raise OSError(f"the cluster at {head} does not answer ({' '.join(str(error).split())[:200]})") from error
+    if not accepted:
+        raise OSError(f"the cluster at {head} refuses to drain this node: {refusal}")
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from metadata import announce
 
 from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.pack import pack
@@ -104,6 +105,10 @@ class Nodes:
         titles = {entry["pid"]: " ".join(entry["cmdline"] or ()) for entry in found}
         return any("RayTrainWorker" in titles.get(process.pid, "") for process in self.processes(k))
 
+    def raylet(self, k: int) -> bool:
+        """Whether node k is in the cluster: its raylet runs."""
+        return any(process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE for process in self.processes(k))
+
     def cut(self, k: int, *, off: bool) -> None:
         """Take node k off the network, or put it on again."""
         ip("link", "set", f"v{self.tag}{k}", "down" if off else "up")
@@ -185,6 +190,55 @@ def test_a_node_that_is_cut_off_is_replaced(nodes: Nodes, data: str, tmp_path: P
     assert driver.poll() is None
     nodes.start(4, 1)
     assert driver.wait(300) == 0
+    assert result(tmp_path, "torn") == result(tmp_path, "whole")
+
+
+@contextmanager
+def drainer(nodes: Nodes, k: int, notice: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """The drainer on node k, before a metadata service there that announces what a file holds; its output is ``nodes.log``."""
+    nodes.environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = "http://127.0.0.1:1338"
+    started = [nodes.inside(k, sys.executable, "tests/metadata.py", "1338", str(notice))]
+    try:
+        started.append(nodes.inside(k, sys.executable, "-m", "cluster.drain"))
+        yield started[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(30)
+
+
+def test_a_spot_node_that_has_no_work_leaves_at_its_notice(nodes: Nodes, tmp_path: Path) -> None:
+    """Long before AWS ends it. What fails before is tried again, and told."""
+    nodes.start(2, 1)
+    (tmp_path / "notice").write_text("{}")
+    with drainer(nodes, 2, tmp_path / "notice") as watch:
+        until(lambda: "no time in {}" in nodes.log.read_text())
+        assert nodes.raylet(2)
+        gone = announce(tmp_path / "notice", 120)
+        assert watch.wait(60) == 0
+    assert nodes.log.read_text().splitlines()[-1] == f"draining this node: AWS takes the instance back at {gone.isoformat()}"
+    until(lambda: not nodes.raylet(2), 60)
+    assert time.time() < gone.timestamp()
+    assert nodes.raylet(1)
+
+
+def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str, tmp_path: Path) -> None:
+    """A run, to which no failure is allowed, goes on from its checkpoint on another node, with an undisturbed run's result."""
+    nodes.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
+    nodes.start(2, 1)
+    nodes.start(3, 1)
+    assert train(nodes, data, tmp_path, "whole", 400).wait(400) == 0
+    driver = train(nodes, data, tmp_path, "torn", 400, "--cluster.max-failures", "0")
+    with drainer(nodes, 3, tmp_path / "notice") as watch:
+        until(checkpoint(tmp_path, "torn", 20))
+        announce(tmp_path / "notice", 15)
+        assert watch.wait(60) == 0
+    nodes.start(4, 1)
+    until(lambda: driver.poll() is not None or (nodes.trains(2) and nodes.trains(4)))
+    assert driver.poll() is None
+    assert not nodes.trains(3)
+    nodes.kill(3)
+    assert driver.wait(400) == 0
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
 
 
