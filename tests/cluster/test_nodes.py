@@ -223,8 +223,7 @@ def test_a_spot_node_that_has_no_work_leaves_at_its_notice(nodes: Nodes, tmp_pat
 
 
 def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str, tmp_path: Path) -> None:
-    """A run, to which no failure is allowed, goes on from its checkpoint on another node, with an undisturbed run's result."""
-    nodes.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
+    """A run, to which no failure is allowed, stores a checkpoint at the notice and goes on from the last one on another node."""
     nodes.start(2, 1)
     nodes.start(3, 1)
     assert train(nodes, data, tmp_path, "whole", 400).wait(400) == 0
@@ -239,6 +238,7 @@ def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str
     assert not nodes.trains(3)
     nodes.kill(3)
     assert driver.wait(400) == 0
+    assert "a node is about to be withdrawn: stored a checkpoint of step" in nodes.log.read_text()
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
 
 
