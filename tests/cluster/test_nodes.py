@@ -226,11 +226,12 @@ def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str
     """A run, to which no failure is allowed, stores a checkpoint at the notice and goes on from the last one on another node."""
     nodes.start(2, 1)
     nodes.start(3, 1)
-    assert train(nodes, data, tmp_path, "whole", 400).wait(400) == 0
-    driver = train(nodes, data, tmp_path, "torn", 400, "--cluster.max-failures", "0")
+    assert train(nodes, data, tmp_path, "whole", 800).wait(400) == 0
+    driver = train(nodes, data, tmp_path, "torn", 800, "--cluster.max-failures", "0")
+    log = nodes.log
     with drainer(nodes, 3, tmp_path / "notice") as watch:
         until(checkpoint(tmp_path, "torn", 20))
-        announce(tmp_path / "notice", 15)
+        announce(tmp_path / "notice", 40)
         assert watch.wait(60) == 0
     nodes.start(4, 1)
     until(lambda: driver.poll() is not None or (nodes.trains(2) and nodes.trains(4)))
@@ -238,7 +239,7 @@ def test_a_run_leaves_a_spot_node_before_it_is_withdrawn(nodes: Nodes, data: str
     assert not nodes.trains(3)
     nodes.kill(3)
     assert driver.wait(400) == 0
-    assert "a node is about to be withdrawn: stored a checkpoint of step" in nodes.log.read_text()
+    assert "a node is about to be withdrawn: stored a checkpoint of step" in log.read_text()
     assert result(tmp_path, "torn") == result(tmp_path, "whole")
 
 
