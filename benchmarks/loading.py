@@ -1,6 +1,6 @@
 """Loader throughput: Hardshard's draws against other loaders and against bare decoding, side by side in one run.
 
-    python -m benchmarks.loading [--s3] [--latency-ms 20] [--size 200 200] [--json]
+    python -m benchmarks.loading [--s3] [--latency-ms 20] [--size 200 200] [--by-identity] [--json]
 
 Every contender reads, decodes and stacks uint8 batches of the same images in the same number of loader processes, and hands
 them to one more that takes them; augmentation is off but where said. Contenders run one at a time, each measurement in a process
@@ -11,8 +11,11 @@ Two limits: "decode, stack" does what every loader must, on images that are in m
 writes the same memory again and again and hands nothing over.
 
 ``--s3`` reads from a real server on loopback, whose work takes from the same cores; ``--latency-ms`` puts a proxy before it.
-Caches are empty when a measurement begins; "cached" waits until ours is full; "no cache" has none and gets every block that it
-draws.
+Caches are empty when a measurement begins; "cached" waits until it is full; "no cache" has none and gets all that it draws;
+"local" reads a copy in a folder.
+
+``--by-identity`` compares ours with loaders that can draw by identity: all draw identities with the same probabilities, and
+``--instances`` samples of each.
 """
 
 import importlib.util
@@ -22,7 +25,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -35,7 +40,8 @@ import numpy as np
 import psutil
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.peers import PEERS, Job, bound, stack
+from benchmarks.peers import PEERS, Job, Peer, bound, cosines, stack
+from benchmarks.peers_by_identity import BY_IDENTITY
 from datasets.command_line import parse
 from datasets.difficulty import Difficulty
 from datasets.errors import run_main
@@ -58,6 +64,7 @@ from trainers.reports.console import summary_table
 Batches = Callable[[], Iterable[Any]]
 FORK = multiprocessing.get_context("fork")
 LIMIT, BARE, PEER = "limit: decode, stack", "limit: decode only", "webdataset in order"
+OURS = "hardshard proportional"
 LOCAL = ", local"  # what the same draw from S3 is compared with
 QUIET = 50
 SHARDS = Options(shard_size=8 * 2**20)
@@ -76,7 +83,7 @@ class Loading:
     """Loader processes."""
     batch: int = 256
     instances: int = 1
-    """Samples of each identity drawn (proportional, pairs)."""
+    """Samples of each identity drawn (proportional, pairs, loaders that draw by identity)."""
     s3: bool = False
     """Read from an S3 server on loopback."""
     latency_ms: float = 0.0
@@ -86,6 +93,8 @@ class Loading:
     turns: int = 5
     peers: bool = True
     """The other loaders, too."""
+    by_identity: bool = False
+    """Only loaders that draw by identity, and what they are compared with."""
     json: bool = False
 
 
@@ -109,7 +118,7 @@ def hardshard(job: Job, options: Loading, kind: Kind, augment: AugmentConfig, gi
         kind=kind, batch=job.batch, instances=options.instances, uniform_share=0.0, interval=1, lag=0, mode="freshest"
     )
     table = DifficultyTable(len(split.counts), sampler)
-    cosine = generator(0, "vector").uniform(0.2, 0.9, len(split.counts)).astype(np.float32)
+    cosine = cosines(len(split.counts))
     table.put(Difficulty(1, cosine, np.roll(np.arange(len(cosine), dtype=np.int32), 1)[:, None]))
     loader = LoaderConfig(workers=job.workers, size=options.size)
 
@@ -163,27 +172,35 @@ def decoding(job: Job, *, bare: bool) -> Batches:
 def contenders(job: Job, options: Loading) -> tuple[dict[str, Batches], list[str]]:
     """All that is measured, and the names of peers that are not installed."""
     found: dict[str, Batches] = {LIMIT: decoding(job, bare=False), BARE: decoding(job, bare=True)}
+    here = replace(job, index=read_index(f"{job.folder}/local"), place=str(job.folder)) if options.s3 else job
     missing = []
-    for peer in PEERS if options.peers else PEERS[:1]:
+    for peer in peers_of(options):
         if importlib.util.find_spec(peer.module) is None:
             missing.append(peer.name)
             continue
-        if peer.write and not options.s3:
-            aside(peer.write, job, Path(job.place) / peer.module)
+        of = here if peer.name.endswith(LOCAL) else job
+        if peer.write and of.place.startswith("s3://"):
+            aside(upload, peer.write, of, peer.form)
         elif peer.write:
-            aside(upload, peer.write, job, peer.module)
-        found[peer.name] = bound(peer, job)
+            aside(peer.write, of, Path(of.place) / peer.form)
+        found[peer.name] = bound(peer, of)
     plain = AugmentConfig(flip=False, shift=0)
-    for kind in KINDS:
+    for kind in ("proportional",) if options.by_identity else KINDS:
         found[f"hardshard {kind}"] = hardshard(job, options, kind, plain)
         if options.s3:
             found[f"hardshard {kind}, cached"] = cached(found[f"hardshard {kind}"])
             found[f"hardshard {kind}, no cache"] = hardshard(job, options, kind, plain, gib=0)
-            found[f"hardshard {kind}{LOCAL}"] = hardshard(
-                replace(job, index=read_index(f"{job.folder}/local")), options, kind, plain
-            )
-    found["hardshard pairs, augmented"] = hardshard(job, options, "pairs", AugmentConfig(erase=0.5))
+            found[f"hardshard {kind}{LOCAL}"] = hardshard(here, options, kind, plain)
+    if not options.by_identity:
+        found["hardshard pairs, augmented"] = hardshard(job, options, "pairs", AugmentConfig(erase=0.5))
     return found, missing
+
+
+def peers_of(options: Loading) -> list[Peer]:
+    """The other loaders: webdataset, to which ratios are taken, and those asked for."""
+    if options.by_identity:
+        return PEERS[:1] + [peer for peer in BY_IDENTITY if options.s3 or peer.name.endswith(LOCAL)]
+    return PEERS if options.peers else PEERS[:1]
 
 
 def upload(write: Callable[[Job, Path], None], job: Job, name: str) -> None:
@@ -191,9 +208,9 @@ def upload(write: Callable[[Job, Path], None], job: Job, name: str) -> None:
     home = Path(job.fresh()) / name
     write(job, home)
     objects = open_objects(f"{job.place}/{name}")
-    for file in home.rglob("*"):
-        if file.is_file():
-            objects.put(str(file.relative_to(home)), file.read_bytes())
+    files = [file for file in home.rglob("*") if file.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda file: objects.put(str(file.relative_to(home)), file.read_bytes()), files))
 
 
 def aside(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -229,8 +246,7 @@ def cpu_seconds() -> float:
 def measured(start: Batches, options: Loading) -> dict[str, float]:
     """Samples per second and CPU microseconds a sample, once the workers are up and what they prefetched is gone."""
     batches = again(start)
-    for _ in islice(batches, 4 * max(options.workers, 1)):
-        pass
+    deque(islice(batches, 4 * max(options.workers, 1)), maxlen=0)  # none is kept: SPDL uses memory again in the order of its use
     began, cpu, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - began < options.seconds:
         next(batches)
@@ -261,24 +277,42 @@ def job_of(options: Loading, folder: Path, stack_: ExitStack) -> tuple[Job, Prox
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
     index = read_index(index.url)
     images = [bytes(data) for data in read_samples(index, range(len(index))) if not isinstance(data, ValueError)]
-    return Job(index, images, place, folder, options.workers, options.batch), proxy
+    return Job(index, images, place, folder, options.workers, options.batch, options.instances), proxy
 
 
-def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians over the turns; ratios within a turn."""
+def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Medians over the turns; ratios within a turn: medians, and of those to ours least and most, too."""
 
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(a["rate"] / b["rate"] for a, b in zip(turns[name], turns[to], strict=True))
+    def ratios(name: str, to: str) -> list[float]:
+        return [a["rate"] / b["rate"] for a, b in zip(turns[name], turns[to], strict=True)]
 
-    return {
-        name: {
-            "samples_per_s": statistics.median(turn["rate"] for turn in found),
-            "cpu_us": statistics.median(turn["cpu_us"] for turn in found),
-            **{f"to_{short}": ratio(name, to) for short, to in (("webdataset", PEER), ("limit", LIMIT), ("bare", BARE))},
-            **({"to_local": ratio(name, local)} if (local := name.split(",")[0] + LOCAL) in turns else {}),
+    def summed(name: str) -> dict[str, Any]:
+        kind, comma, state = name.partition(",")
+        alike = OURS + comma + state
+        others = {"webdataset": PEER, "limit": LIMIT, "bare": BARE, "local": kind + LOCAL}
+        found: dict[str, Any] = {
+            "samples_per_s": statistics.median(turn["rate"] for turn in turns[name]),
+            "cpu_us": statistics.median(turn["cpu_us"] for turn in turns[name]),
+            **{f"to_{short}": statistics.median(ratios(name, to)) for short, to in others.items() if to in turns},
         }
-        for name, found in turns.items()
-    }
+        for short, to in ("ours", OURS), ("alike", alike):
+            if to in turns and name not in (LIMIT, BARE, PEER):
+                found[f"to_{short}"] = spread(ratios(name, to))
+        return found
+
+    return {name: summed(name) for name in turns}
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def shown(figure: float | dict[str, float] | None) -> str:
+    """A ratio as text."""
+    if isinstance(figure, dict):
+        return f"{figure['median']:.3f} ({figure['least']:.3f}-{figure['most']:.3f})"
+    return "" if figure is None else f"{figure:.2f}"
 
 
 def main(options: Loading) -> None:
@@ -300,16 +334,19 @@ def main(options: Loading) -> None:
         figures = {"options": asdict(options), "bytes_an_image": size, "results": results}
         print(json.dumps({**figures, "missing": missing, "failed": failed, "turns": turns}))
         return
-    ratios = ["to_webdataset", "to_limit", "to_bare", *(["to_local"] if options.s3 else [])]
+    columns = {"to_webdataset": "x webdataset", "to_limit": "x decode, stack", "to_bare": "x decode only"}
+    if options.by_identity:
+        columns = {"to_limit": "x decode, stack", "to_ours": "x ours", "to_alike": "x ours, cached or not as this"}
+    elif options.s3:
+        columns["to_local"] = "x local"
     rows = [
-        [name, f"{r['samples_per_s']:,.0f}", f"{r['cpu_us']:.0f}", *(f"{r[to]:.2f}" if to in r else "" for to in ratios)]
+        [name, f"{r['samples_per_s']:,.0f}", f"{r['cpu_us']:.0f}", *(shown(r.get(to)) for to in columns)]
         for name, r in results.items()
     ]
     where = "local" if not options.s3 else f"S3 at {options.latency_ms:g} ms"
     title = f"{len(job.images):,} images of {options.size[0]}x{options.size[1]}, {size / 1000:.1f} KB; {where}; "
     title += f"{options.workers} workers, {options.turns} turns"
-    columns = ["", "samples/s", "CPU us", "x webdataset", "x decode, stack", "x decode only", "x local"]
-    summary_table(title, columns[: 3 + len(ratios)], rows)
+    summary_table(title, ["", "samples/s", "CPU us", *columns.values()], rows)
     for name in missing:
         print(f"not installed: {name}")
     for name in failed:

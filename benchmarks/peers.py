@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import boto3
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from datasets.media.decode import decode
+from datasets.seeding import generator
 from datasets.shards.index import Index
 
 COPIES = 6  # of the images in a peer's own form: its epochs are that long, so that a measurement ends within one
@@ -35,6 +37,7 @@ class Job:
     folder: Path  # for caches
     workers: int
     batch: int
+    each: int = 1  # samples of each drawn identity, for loaders that draw by identity
 
     @property
     def shards(self) -> list[str]:
@@ -48,12 +51,18 @@ class Job:
 
 
 class Peer(NamedTuple):
-    """``start`` gives batches; ``write`` makes its form of the images below a folder, in its own name."""
+    """``start`` gives batches; ``write`` makes its form of the images in a folder, ``form`` below `Job.place`."""
 
     name: str
     module: str
     start: Callable[[Job], Iterable[Any]]
     write: Callable[[Job, Path], None] | None = None
+    form: str = ""
+
+
+def cosines(identities: int) -> npt.NDArray[np.float32]:
+    """The difficulty of each identity, [N]: those who draw by identity draw in proportion to it."""
+    return generator(0, "vector").uniform(0.2, 0.9, identities).astype(np.float32)
 
 
 def presigned(url: str) -> str:
@@ -215,8 +224,8 @@ def of_table(table: Any) -> dict[str, Any]:
 PEERS = [
     Peer("webdataset in order", "webdataset", start_webdataset),
     Peer("wids at random", "wids", start_wids),
-    Peer("MosaicML Streaming in order", "streaming", start_streaming, write_streaming),
-    Peer("LitData in order", "litdata", start_litdata, write_litdata),
+    Peer("MosaicML Streaming in order", "streaming", start_streaming, write_streaming, "streaming"),
+    Peer("LitData in order", "litdata", start_litdata, write_litdata, "litdata"),
     Peer("Ray Data in order", "ray.data", start_ray),
 ]
 
