@@ -12,14 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
 import ray
 from ray.cluster_utils import Cluster
 
 from cluster.checkpoint_folder import step_of
 from cluster.connection import QUIET
 from cluster.progress import running
-from cluster.ray_compat import use_auth_token
+from cluster.ray_compat import processes, use_auth_token
 from datasets.example_set import ARCHIVE, OPTIONS
 from datasets.pack import pack
 from tests.proxy import FaultProxy
@@ -154,7 +153,7 @@ class FaultyCluster:
     def inject(self, kind: str, run: Training, rng: random.Random) -> None:
         """Inject a fault; what it has ended is started again."""
         if kind in TITLES:
-            self._signal(TITLES[kind], signal.SIGSTOP if kind == "freeze" else signal.SIGKILL, rng)
+            self._signal(kind, signal.SIGSTOP if kind == "freeze" else signal.SIGKILL, rng)
         elif kind == "node":
             self._cluster.remove_node(self._node, allow_graceful=False)
             self._node = self._cluster.add_node(num_cpus=1)
@@ -168,7 +167,7 @@ class FaultyCluster:
             self._proxy.read_only = False
         elif kind == "cut":
             self._cut(run.name)
-            self._signal(TITLES["worker"], signal.SIGKILL, rng)
+            self._signal("worker", signal.SIGKILL, rng)
         elif kind in ("second", "clock"):
             run.refused(**({"PYTHONPATH": f"{self._ahead}:{ROOT}"} if kind == "clock" else {}))
         elif kind == "disk":
@@ -181,20 +180,11 @@ class FaultyCluster:
             run.process.send_signal(signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
             run.ends(ENDS[kind])
 
-    def _signal(self, title: str, number: int, rng: random.Random) -> None:
-        """Send a signal to one of the cluster's worker processes of that title, when there is one."""
-        while not (found := self._processes(title)):
+    def _signal(self, kind: str, number: int, rng: random.Random) -> None:
+        """Send a signal to one of the cluster's processes of that kind, when there is one."""
+        while not (found := sorted(processes(TITLES[kind]))):
             time.sleep(0.1)
-        rng.choice(found).send_signal(number)
-
-    def _processes(self, title: str) -> list[psutil.Process]:
-        """The cluster's own worker processes of that title, without their loaders; not those of another Ray on this machine."""
-        found = []
-        for node in self._cluster.list_all_nodes():
-            for raylet in node.all_processes.get("raylet", []):
-                found += psutil.Process(raylet.process.pid).children(recursive=True)
-        titled = {process.pid: process for process in found if title in _command(process)}
-        return [process for _, process in sorted(titled.items()) if process.ppid() not in titled]
+        os.kill(rng.choice(found), number)
 
     def _cut(self, run: str) -> None:
         """Cut the state in the run's newest checkpoint to half of its length."""
@@ -210,10 +200,3 @@ def _fill(path: Path) -> None:
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 16))
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

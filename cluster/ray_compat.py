@@ -160,6 +160,15 @@ def withdrawal() -> float | None:
     return None if info is None else (info.deadline_ms or 0) / 1000
 
 
+def processes(actor: str) -> list[int]:
+    """The numbers of the processes that run actors of a class, on all nodes of the cluster that this process has joined.
+
+    Wanted in public: ``ray.util.state.list_actors`` on a cluster without dashboard.
+    """
+    actors = state.actors().values()
+    return [each["Pid"] for each in actors if each["ActorClassName"] == actor and each["State"] == "ALIVE"]
+
+
 def cause_of(error: BaseException) -> BaseException | None:
     """The error that this one wraps, if any. Wanted in public: Ray Train setting ``__cause__`` when it wraps a worker's error."""
     return getattr(error, "_base_exc", None) or error.__cause__

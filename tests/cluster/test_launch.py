@@ -27,6 +27,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClusterError, RunFailedError, StoppedError
 from cluster.launch import claimed, connect, launch
 from cluster.ledger import open_ledger
+from cluster.ray_compat import processes
 from cluster.ray_worker import RayWorker
 from cluster.storage import storage_uri
 from datasets.errors import InputError
@@ -184,9 +185,8 @@ def test_a_killed_controller_is_replaced_and_the_workers_go_on_from_the_checkpoi
         said.extend(notices)
         if records and records[-1]["step"] >= 3 and not said:
             said.append("killed")
-            states = ray._private.state.actors().values()
-            [pid] = [one["Pid"] for one in states if one["ActorClassName"] == "TrainController" and one["State"] == "ALIVE"]
-            os.kill(pid, signal.SIGKILL)
+            [controller] = processes("TrainController")
+            os.kill(controller, signal.SIGKILL)
 
     said = list[str]()
     with claimed(TWO, "run", str(tmp_path)) as folder:
