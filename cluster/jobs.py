@@ -96,6 +96,13 @@ class Jobs:
                 return None
             raise
 
+    def ending(self, job: str) -> str:
+        """The exit code of a job that has failed, and the last line of its log."""
+        info = self._client.get_job_info(job)
+        lines = [line.strip() for line in re.split(r"[\r\n]+", self._client.get_job_logs(job)) if line.strip()]
+        code = "" if info.driver_exit_code is None else f"exit code {info.driver_exit_code}: "
+        return code + (lines[-1] if lines else str(info.message))[:300]
+
     def stop(self, job: str) -> None:
         """Ask a job to end; the cluster kills it 3 s later."""
         self._client.stop_job(job)

@@ -20,8 +20,8 @@ from cluster.exporter import exported
 from cluster.launch import claimed, launch
 from cluster.ledger import open_ledger
 from cluster.local_worker import LocalWorker
-from cluster.schedule import Scheduler
 from cluster.schedule_figures import ScheduleFigures
+from cluster.scheduler import Scheduler
 
 Figures = dict[tuple[str, tuple[str, ...]], float]
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.ledger import Ledger, open_ledger
-from cluster.schedule import schedules, start_record
+from cluster.scheduler import schedules, start_record
 from datasets.object_storage import open_objects
 
 

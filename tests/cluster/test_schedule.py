@@ -22,7 +22,8 @@ from cluster.cron import Schedule
 from cluster.errors import ClusterError, run_main
 from cluster.jobs import Jobs
 from cluster.ledger import Ledger, open_ledger
-from cluster.schedule import KEPT, LEASE, Add, Remove, Scheduler, check_clock, current, main
+from cluster.schedule import Add, History, Remove, main
+from cluster.scheduler import KEPT, LEASE, Scheduler, check_clock, current
 
 BEGIN = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -52,6 +53,9 @@ class Memory:
 
     def status(self, job: str) -> str | None:
         return self.jobs.get(job)
+
+    def ending(self, job: str) -> str:
+        return "exit code 2: error: no run"
 
     def stop(self, job: str) -> None:
         self.jobs[job] = "STOPPED"
@@ -89,6 +93,19 @@ def test_a_time_starts_one_job_and_its_end_is_recorded(ledger: Ledger) -> None:
     cluster.jobs["nightly-20260310T130000Z-1"] = "SUCCEEDED"
     Scheduler(ledger, cluster).turn(BEGIN + HOUR + timedelta(seconds=15))  # another one, after the first was stopped
     assert states(ledger) == ["13.1 succeeded"]
+
+
+def test_history_shows_the_run_and_why_it_failed(ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(ledger, command=("train", "--name", "{run}"))
+    cluster = Memory()
+    for seconds in (0, 5):
+        Scheduler(ledger, cluster).turn(BEGIN + HOUR + timedelta(seconds=seconds))
+        cluster.jobs.update(dict.fromkeys(cluster.jobs, "FAILED"))
+    History(store=str(tmp_path), name="nightly").run()
+    *_, heads, row = capsys.readouterr().out.splitlines()  # the scheduler has logged to the same place
+    assert heads.split()[:5] == ["time", "(UTC)", "attempt", "state", "run"]
+    run = "nightly-20260310T130000Z"
+    assert row.split() == ["2026-03-10T13:00:00", "1", "failed", run, f"{run}-1", "exit", "code", "2:", "error:", "no", "run"]
 
 
 @pytest.mark.parametrize(
@@ -376,8 +393,11 @@ def test_the_job_api(head: Head) -> None:
     with pytest.raises(RuntimeError, match="already exists"):
         jobs.submit("once", ("sleep", "60"), "")
     wait(lambda: jobs.status("once") == "RUNNING")
+    jobs.submit("torn", ("sh", "-c", "echo begun; echo error: a line >&2; exit 3"), "")
     jobs.stop("once")
     wait(lambda: jobs.status("once") == "STOPPED")
+    wait(lambda: jobs.status("torn") == "FAILED")
+    assert jobs.ending("torn") == "exit code 3: error: a line"
 
 
 def test_a_scheduler_whose_clock_is_off_does_not_start(
