@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -19,6 +20,7 @@ from cluster.ray_compat import dashboard_url, head_address, time_of, use_auth_to
 
 LOCAL = "http://127.0.0.1:8265"
 RUNNING = ("PENDING", "RUNNING")
+STOP_S = 100  # in which a job that is asked to end can store a checkpoint; Ray's default is 3
 UNREACHABLE = (ConnectionError, requests.RequestException)
 
 
@@ -79,7 +81,9 @@ class Jobs:
             ConnectionError: the cluster's head cannot take jobs at the moment; try again.
         """
         entrypoint = shlex.join(command)  # Ray passes it to a shell
-        environment = {"working_dir": working_dir} if working_dir else None
+        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
+        if working_dir:
+            environment["working_dir"] = working_dir
         try:
             self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=environment)
         except RuntimeError as error:
@@ -99,12 +103,15 @@ class Jobs:
     def ending(self, job: str) -> str:
         """The exit code of a job that has failed, and the last line of its log."""
         info = self._client.get_job_info(job)
-        lines = [line.strip() for line in re.split(r"[\r\n]+", self._client.get_job_logs(job)) if line.strip()]
+        lines = [line.strip() for line in re.split(r"[\r\n]+", self._client.get_job_logs(job))]
+        lines = [
+            line for line in lines if line and not line.startswith("Running entrypoint for job")
+        ]  # Ray's, which may come late
         code = "" if info.driver_exit_code is None else f"exit code {info.driver_exit_code}: "
         return code + (lines[-1] if lines else str(info.message))[:300]
 
     def stop(self, job: str) -> None:
-        """Ask a job to end; the cluster kills it 3 s later."""
+        """Ask a job to end by SIGTERM; the cluster kills it `STOP_S` seconds later."""
         self._client.stop_job(job)
 
 

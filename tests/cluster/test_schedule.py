@@ -385,7 +385,7 @@ def test_two_schedulers_on_a_real_cluster_start_a_job_once(tmp_path: Path, head:
     assert "yearly" not in schedule("list", "--store", store).stdout
 
 
-def test_the_job_api(head: Head) -> None:
+def test_the_job_api(head: Head, tmp_path: Path) -> None:
     jobs = Jobs(head.jobs)
     assert jobs.session().startswith("session_")
     assert jobs.status("never-was") is None
@@ -393,11 +393,17 @@ def test_the_job_api(head: Head) -> None:
     with pytest.raises(RuntimeError, match="already exists"):
         jobs.submit("once", ("sleep", "60"), "")
     wait(lambda: jobs.status("once") == "RUNNING")
+    patient = f"trap 'sleep 5; touch {tmp_path}/ended; exit 143' TERM; touch {tmp_path}/begun; while :; do sleep 0.1; done"
+    jobs.submit("slow", ("sh", "-c", patient), "")
+    wait(lambda: (tmp_path / "begun").exists())
+    jobs.stop("slow")
     jobs.submit("torn", ("sh", "-c", "echo begun; echo error: a line >&2; exit 3"), "")
     jobs.stop("once")
     wait(lambda: jobs.status("once") == "STOPPED")
     wait(lambda: jobs.status("torn") == "FAILED")
     assert jobs.ending("torn") == "exit code 3: error: a line"
+    wait(lambda: jobs.status("slow") == "STOPPED")
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_scheduler_whose_clock_is_off_does_not_start(
