@@ -104,9 +104,7 @@ class Jobs:
         """The exit code of a job that has failed, and the last line of its log."""
         info = self._client.get_job_info(job)
         lines = [line.strip() for line in re.split(r"[\r\n]+", self._client.get_job_logs(job))]
-        lines = [
-            line for line in lines if line and not line.startswith("Running entrypoint for job")
-        ]  # Ray's, which may come late
+        lines = [line for line in lines if line and not line.startswith("Running entrypoint for job")]  # Ray's, often late
         code = "" if info.driver_exit_code is None else f"exit code {info.driver_exit_code}: "
         return code + (lines[-1] if lines else str(info.message))[:300]
 
