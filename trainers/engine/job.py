@@ -240,7 +240,7 @@ def shown(run: Run, config: JobConfig) -> Iterator[Any]:
     """
     _check_resumed(config, run)
     run.write_text(CONFIG, to_json(config))
-    with LiveLine() as line, Scalars(run) as scalars:
+    with LiveLine() as line, Scalars(run, line.say) as scalars:
 
         def show(records: list[dict[str, Any]], notices: list[str]) -> None:
             for notice in notices:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +30,13 @@ def close_scalars() -> None:
 
 
 class Scalars:
-    """Writes records into ``tensorboard/`` of the run's folder as they come; into S3 as one file, every 30 s and when closed."""
+    """Writes records into ``tensorboard/`` of the run's folder as they come; into S3 as one file, every 30 s and when closed.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    A full disk ends this, and not the run: ``say`` gets a sentence.
+    """
+
+    def __init__(self, run: Run, say: Callable[[str], None] = print) -> None:
+        self._run, self._say = run, say
         self._spool = None if isinstance(run.objects, Folder) else tempfile.TemporaryDirectory()
         self._folder = Path(self._spool.name if self._spool else f"{run.url}/tensorboard")
         self._last, self._stored = 0.0, time.monotonic()
@@ -48,6 +51,13 @@ class Scalars:
         if record["step"] <= self._last or self not in _open:  # repeated after a restart; or of a trial that is being stopped
             return
         self._last = record["step"]
+        try:
+            self._write(record)
+        except OSError as error:
+            _open.remove(self)
+            self._say(f"no more scalars are written for TensorBoard ({error.strerror or error}): {self._folder}")
+
+    def _write(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():
             group = "losses" if name.startswith("loss_") else GROUPS.get(name)  # the parts of a loss
             if group:
@@ -65,11 +75,11 @@ class Scalars:
 
     def close(self) -> None:
         """Store what was written; raises InputError where S3 refuses it."""
-        if self not in _open:
-            return
-        _open.remove(self)
-        self._writer.close()
-        self._store()
+        if self in _open:
+            _open.remove(self)
+            with suppress(OSError):  # a full disk
+                self._writer.close()
+            self._store()
         if self._spool:
             self._spool.cleanup()
 
