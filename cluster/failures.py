@@ -1,5 +1,6 @@
 """Failures of a run's workers under Ray Train: each in one line, and which of them end the run."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,10 @@ from ray import train
 
 from cluster.errors import RunFailedError
 from cluster.ray_compat import cause_of, health_failure
+
+LEAVE_S = "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"  # of waiting for all ranks to leave the process group: a stuck one does not
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"  # the controller waits so long for ranks to leave their group; a stuck one does not
+)
 
 
 class FailureReporter(train.UserCallback):
@@ -18,6 +23,7 @@ class FailureReporter(train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Called by Ray Train in its controller, before it restarts the workers."""
+        os.environ.setdefault(LEAVE_S, "3")
         self._progress.fail.remote([f"rank {rank}: {described(error)}" for rank, error in worker_exceptions.items()])
         for error in worker_exceptions.values():
             cause = input_error(error)

@@ -165,7 +165,7 @@ def processes(actor: str) -> list[int]:
 
     Wanted in public: ``ray.util.state.list_actors`` on a cluster without dashboard.
     """
-    actors = state.actors().values()
+    actors = state.actor_table(None).values()
     return [each["Pid"] for each in actors if each["ActorClassName"] == actor and each["State"] == "ALIVE"]
 
 
