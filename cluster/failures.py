@@ -11,8 +11,6 @@ from cluster.errors import RunFailedError
 from cluster.ray_compat import cause_of, health_failure
 
 LEAVE_S = "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"  # of waiting for all ranks to leave the process group: a stuck one does not
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"  # the controller waits so long for ranks to leave their group; a stuck one does not
-)
 
 
 class FailureReporter(train.UserCallback):
