@@ -4,7 +4,9 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -18,10 +20,10 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNIN
 REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 
 
-def connect(config: ClusterConfig) -> None:
+def connect(config: ClusterConfig, environment: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Join the cluster at ``RAY_ADDRESS``, else the one on this machine, else start one here with enough CPUs for the run.
 
-    ``RAY_ADDRESS=local`` always starts one.
+    ``RAY_ADDRESS=local`` always starts one. ``environment``: the runtime environment of workers, where Ray is on this machine.
 
     Raises:
         ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
@@ -36,7 +38,7 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
-        _init(config)
+        _init(config, dict(environment))
     have = most_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     least = config.fewest or config.workers
@@ -56,7 +58,7 @@ def most_resources() -> dict[str, float]:
     return have
 
 
-def _init(config: ClusterConfig) -> None:
+def _init(config: ClusterConfig, environment: dict[str, Any]) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
         join(address)
@@ -66,11 +68,11 @@ def _init(config: ClusterConfig) -> None:
     try:
         if not address:
             with suppress(ConnectionError):  # no cluster on this machine
-                _join_this_machine()
+                _join_this_machine(environment)
                 return
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         with loopback_only():
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **QUIET)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **QUIET)
     except REFUSALS as error:
         raise _refusal(error, "this machine") from error
 
@@ -104,20 +106,20 @@ def join(address: str) -> None:
         raise _refusal(error, address) from error
 
 
-def _join_this_machine() -> None:
+def _join_this_machine(environment: dict[str, Any] | None = None) -> None:
     """Join the Ray on this machine, started by `ray start` or by a run. Raises ConnectionError where there is none."""
     address = address_of_this_machine()
-    _init_at(address)
+    _init_at(address, environment)
     others = "RAY_ADDRESS=host:port chooses another one, RAY_ADDRESS=local starts one"
     print(f"joined the Ray cluster at {address}, which runs on this machine; {others}", file=sys.stderr)
 
 
-def _init_at(address: str) -> None:
+def _init_at(address: str, environment: dict[str, Any] | None = None) -> None:
     """Join by host:port. Ray would replace 127.0.0.1 by the network address, where a Ray that a run started does not listen."""
     host, _, port = address.rpartition(":")
     on_loopback = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))
     with loopback_only() if on_loopback else nullcontext():
-        ray.init(address, **QUIET)
+        ray.init(address, runtime_env=environment, **QUIET)
 
 
 def _listens(host: str, port: int) -> bool:

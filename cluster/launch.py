@@ -5,10 +5,13 @@ again resumes from the newest whole checkpoint, under Ray or locally, whichever 
 used: that takes seconds.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster import fork_server
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.lease import held
@@ -24,9 +27,16 @@ def connect(config: ClusterConfig) -> None:
         ClusterError: the cluster is unreachable, or can never have enough CPUs or GPUs for the workers.
     """
     if not config.local:
+        forks = fork_server.start(config.cpus) if _ray_is_here() else {}  # first: it imports while this process imports Ray
         from cluster.connection import connect
 
-        connect(config)
+        connect(config, forks)
+
+
+def _ray_is_here() -> bool:
+    """Whether this process is about to join a Ray on this machine, or to start one."""
+    joined = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return not joined and os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 @contextmanager

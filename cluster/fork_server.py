@@ -1,0 +1,133 @@
+"""Starts Ray's worker processes as forks of one process that has imported the job's modules: they then start without imports.
+
+Ray starts each worker as ``python default_worker.py ...``; a worker that trains then imports torch and the job, for seconds. A
+driver that runs on this machine starts the server, which imports the modules that the driver has imported, while Ray starts. As
+`py_executable` of the runtime environment, this module is run in the place of Python: it hands its arguments, environment and
+open files to the server, which forks, and the child goes on as that worker. Where no server answers (another node, a driver that
+has ended), or its libraries were loaded with other settings, Python is run as usual.
+
+Ray itself is not imported before the fork: its core reads the environment, which differs between workers, when it is loaded.
+"""
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ADDRESS = "HARDSHARD_FORK_SERVER"  # the socket's path, in the environment of workers
+ALSO = ("pandas", "pydantic", "pyarrow.fs", "requests")  # Ray imports them in every worker that trains
+OURS = ("cluster", "datasets", "trainers")
+READ_WHEN_LOADED = ("GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH_")
+PATIENCE = 20.0  # seconds until the server answers; it does when its imports are done
+OUT_OF_MEMORY = Path("/proc/self/oom_score_adj")  # how soon the kernel ends the process: Ray's workers before anything else
+
+
+def start(threads: int) -> dict[str, Any]:
+    """Start the server, which ends with this process. Returns the runtime environment whose workers are its forks.
+
+    ``threads``: of numerical libraries, where OMP_NUM_THREADS does not say it: the CPUs of a worker, as Ray does.
+    """
+    folder = tempfile.mkdtemp(prefix="hardshard-fork-")  # only this user can open what is in it
+    names = sorted(name for name in sys.modules if name.partition(".")[0] in OURS)
+    command = [sys.executable, "-m", __name__, "--serve", folder, str(threads), *ALSO, *names]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own module
+    atexit.register(server.communicate)  # closes its stdin, on which it ends, and waits for it
+    python = shlex.quote(sys.executable)
+    here_or_there = f"$(command -v {python} || command -v python3)"  # other nodes may have it elsewhere
+    return {"py_executable": f"{here_or_there} -m {__name__}", "env_vars": {ADDRESS: f"{folder}/socket"}}
+
+
+def _serve(folder: Path, threads: str, names: list[str]) -> None:
+    """Answer requests until the driver has ended; returns in a fork, as the worker that was asked for."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen(128)
+        settings = _settings(os.environ)
+        os.environ.setdefault("OMP_NUM_THREADS", threads)
+        _import(names)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks that have ended
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            with contextlib.suppress(OSError, ValueError), listener.accept()[0] as connection:
+                if _forked(connection, settings):
+                    return
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit()
+
+
+def _import(names: list[str]) -> None:
+    sys.modules["ray"] = None  # type: ignore[assignment]  # modules that import it are left to the workers
+    for name in names:
+        with contextlib.suppress(Exception):
+            import_module(name)
+    del sys.modules["ray"]
+    gc.collect()
+    gc.freeze()  # else the first collection in each fork would copy all pages
+
+
+def _forked(connection: socket.socket, settings: Mapping[str, str]) -> bool:
+    """Answer a request; True in the fork, which has become what was asked for, but for its script."""
+    connection.settimeout(PATIENCE)
+    size, files, _, _ = socket.recv_fds(connection, 4, 3)
+    try:
+        with connection.makefile("rb") as stream:
+            asked: dict[str, Any] = json.loads(stream.read(int.from_bytes(size, "big")))
+        same = _settings(asked["environment"]) == settings
+        connection.sendall(b"y" if same else b"n")  # raises OSError when nobody waits any more
+        if not same or os.fork():
+            return False
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+    finally:
+        for file in files:
+            os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, asked["niceness"])
+        OUT_OF_MEMORY.write_text(asked["out_of_memory"])
+    sys.argv = asked["arguments"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    return True
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What libraries read when they are loaded."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+
+
+def _asked(arguments: list[str]) -> bool:
+    """Ask the server for a worker with these arguments of Python; returns whether it forks one."""
+    what = {"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
+    what |= {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "out_of_memory": OUT_OF_MEMORY.read_text()}
+    request = json.dumps(what).encode()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(os.environ.get(ADDRESS, ""))
+        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+        connection.sendall(request)
+        return connection.recv(1) == b"y"
+    return False
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        _serve(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    elif not _asked(sys.argv[1:]):
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
