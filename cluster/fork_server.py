@@ -30,6 +30,7 @@ from typing import Any
 
 ADDRESS = "HARDSHARD_FORK_SERVER"  # the socket's path, in the environment of workers
 ALSO = ("pandas", "pydantic", "pyarrow.fs", "requests")  # Ray imports them in every worker that trains
+PLAIN = "HARDSHARD_NO_FORKS"  # set in a driver's environment: its workers are started as Ray does
 OURS = ("cluster", "datasets", "trainers")
 READ_WHEN_LOADED = ("GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH_")
 PATIENCE = 20.0  # seconds until the server answers; it does when its imports are done
@@ -95,6 +96,7 @@ def _forked(connection: socket.socket, settings: Mapping[str, str]) -> bool:
         for file in files:
             os.close(file)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)  # Ray sends signals to a worker's whole process group, in which it had started the asking process
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])

@@ -27,7 +27,7 @@ def connect(config: ClusterConfig) -> None:
         ClusterError: the cluster is unreachable, or can never have enough CPUs or GPUs for the workers.
     """
     if not config.local:
-        forks = fork_server.start(config.cpus) if _ray_is_here() else {}  # first: it imports while this process imports Ray
+        forks = fork_server.start(config.cpus) if _ray_is_here() else {}  # first: it imports while this one does
         from cluster.connection import connect
 
         connect(config, forks)
@@ -36,7 +36,7 @@ def connect(config: ClusterConfig) -> None:
 def _ray_is_here() -> bool:
     """Whether this process is about to join a Ray on this machine, or to start one."""
     joined = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    return not joined and os.environ.get("RAY_ADDRESS", "") in ("", "local")
+    return not joined and os.environ.get("RAY_ADDRESS", "") in ("", "local") and fork_server.PLAIN not in os.environ
 
 
 @contextmanager
