@@ -4,6 +4,8 @@ Each is a folder ``step-00000200`` in the run's folder. Its `MANIFEST`, written 
 checksums. A run goes on from the newest checkpoint whose files are as its manifest says; damaged ones are passed over. One
 without a manifest (of an earlier version, or of a save that was interrupted at its very end) counts if it can be read.
 
+A save writes the files into a temporary folder while training waits. A thread then stores them, while training goes on.
+
 Going back to an older checkpoint marks the newer ones as set aside, in their manifests. They are not used, and stay until the run
 has passed their steps.
 """
@@ -17,8 +19,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import google_crc32c
@@ -45,6 +49,8 @@ class Rank(Protocol):
     @property
     def world(self) -> int: ...
     def gather(self, value: Any) -> list[Any]: ...
+    def meet(self) -> None:
+        """Wait until every rank's thread has called this, without the process group, which training uses meanwhile."""
     def say(self, notice: str) -> None: ...
 
 
@@ -57,49 +63,81 @@ class RunFolder:
         self.url = f"{runs.rstrip('/')}/{name}"
         self.runs, self.name, self.keep, self.lease = runs, name, keep, lease
         self._unused = set[str]()  # checkpoints that are newer than the one which the run went on from
+        self._storing: Future[None] | None = None
 
     def __reduce__(self) -> tuple[type["RunFolder"], tuple[Any, ...]]:
         return RunFolder, (self.runs, self.name, self.keep, self.lease)
 
-    def save(self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None) -> str:
-        """Store a checkpoint, and delete those that are no longer kept; returns its name. Every rank calls this.
+    def save(
+        self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None,
+        stored: Callable[[str], None] = lambda name: None,
+    ) -> None:  # fmt: skip
+        """Store a checkpoint, and delete those that are no longer kept. Every rank calls this, at the same step.
 
         ``write`` puts files into the folder that it gets, on rank 0 only; ``write_own`` does so on every rank, under names that
-        differ between ranks.
+        differ between ranks. When this returns they have done so. What follows happens in a thread, which at last calls
+        ``stored`` with the checkpoint's name, on every rank; `flush` waits for it. A save first waits for the one before it.
 
         Raises:
             ClusterError: another driver has taken the run over; the storage is full, refuses, or (if transient) is unreachable.
             OSError: the files cannot be stored.
         """
+        self.flush()
+        if write_own:  # a folder of its own for each number of workers: an interrupted save may have left other ranks' files
+            name = f"{name}-of-{worker.world}"
+        writers = ([write] if worker.rank == 0 else []) + ([write_own] if write_own else [])
+        with ExitStack() as held, self._lasting_errors():
+            folder = held.enter_context(scratch())
+            for writer in writers:
+                writer(folder)
+            own = {path.name: {"bytes": path.stat().st_size, "crc32c": _crc32c(path)} for path in folder.iterdir()}
+            parts = worker.gather(own) if write_own else [own]
+            files = {file: about for part in parts for file, about in part.items()}
+            kept, self._storing = held.pop_all(), Future[None]()
+
+        def store() -> None:
+            with kept, self._lasting_errors():
+                if writers:
+                    self._check_lease()
+                    self._upload(folder, name)
+                if write_own:
+                    worker.meet()  # all ranks' files are stored
+                if worker.rank == 0:
+                    self._check_lease()
+                    self._write_manifest(name, {"files": files})
+                    self._unused.discard(name)
+                    self._delete_old(step_of(name))
+            stored(name)
+
+        Thread(target=_run, args=(store, self._storing), name="checkpoint", daemon=True).start()
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is stored; raises what `save` raises."""
+        storing, self._storing = self._storing, None
+        if storing:
+            storing.result()
+
+    @contextmanager
+    def flushed(self) -> Iterator[None]:
+        """At the end of the context, also after an error, wait until the last checkpoint is stored."""
         try:
-            return self._save(worker, name, write, write_own)
+            yield
+        except BaseException:
+            with suppress(Exception):  # the error itself says more
+                self.flush()
+            raise
+        self.flush()
+
+    @contextmanager
+    def _lasting_errors(self) -> Iterator[None]:
+        """Turn errors that a run would meet again after a restart into those that end it."""
+        try:
+            yield
         except OSError as error:
             if error.errno not in LASTING:
                 raise
             what = f"a checkpoint cannot be stored ({os.strerror(error.errno).lower()})"
             raise ClusterError(what, self.url, "mend that, then continue the run with --resume") from error
-
-    def _save(
-        self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None
-    ) -> str:  # fmt: skip
-        if write_own:  # a folder of its own for each number of workers: an interrupted save may have left other ranks' files
-            name = f"{name}-of-{worker.world}"
-        writers = ([write] if worker.rank == 0 else []) + ([write_own] if write_own else [])
-        if not writers:
-            return name
-        with scratch() as folder:
-            for writer in writers:
-                writer(folder)
-            own = {path.name: {"bytes": path.stat().st_size, "crc32c": _crc32c(path)} for path in folder.iterdir()}
-            self._check_lease()
-            self._upload(folder, name)
-        parts = worker.gather(own) if write_own else [own]  # all ranks' files are stored
-        if worker.rank == 0:
-            self._check_lease()
-            self._write_manifest(name, {"files": {file: about for part in parts for file, about in part.items()}})
-            self._unused.discard(name)
-            self._delete_old(step_of(name))
-        return name
 
     def restore(self, worker: Rank, read: Callable[[Path], Any], wanted: Wanted | None) -> Any:
         """What ``read`` returns for a folder with the files of the newest whole checkpoint; None when there is no checkpoint.
@@ -110,6 +148,7 @@ class RunFolder:
         Raises:
             ClusterError: there are checkpoints that were stored whole, and none of them is whole any more.
         """
+        self.flush()
         passed = list[str]()
         names: list[str] = worker.gather(self._in_use() if worker.rank == 0 else None)[0]
         for name in names:
@@ -233,6 +272,15 @@ class RunFolder:
         for name in set(names) - set(kept):
             with suppress(FileNotFoundError):  # somebody else deleted it
                 self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+def _run(work: Callable[[], None], done: "Future[None]") -> None:
+    try:
+        work()
+    except BaseException as error:  # the training thread raises it
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 def step_of(name: str) -> int:

@@ -76,7 +76,9 @@ def launch(
 
 
 def _work(work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
-    return work(this_worker(settings), settings)
+    worker = this_worker(settings)
+    with worker.folder.flushed():
+        return work(worker, settings)
 
 
 def _on_gpus(config: ClusterConfig) -> bool:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ranks import on_ranks
 
 from cluster.checkpoint_folder import MANIFEST, RAY_SNAPSHOT, SCRATCH, RunFolder, scratch, step_of
 from cluster.errors import ClusterError
+from cluster.lease import Lease
 from cluster.local_worker import LocalWorker
 from datasets.errors import InputError
 
@@ -29,9 +32,17 @@ def runs(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / ODD) if request.param == "folder" else f"{request.getfixturevalue('s3_url')}/{ODD}"
 
 
+class Waiting(LocalWorker):
+    """A worker that waits until a checkpoint is stored."""
+
+    def save(self, *arguments: Any, **keywords: Any) -> None:
+        super().save(*arguments, **keywords)
+        self.flush()
+
+
 def worker_of(runs: str, keep: int = 2, said: list[str] | None = None) -> LocalWorker:
     notices = [] if said is None else said
-    return LocalWorker(torch.device("cpu"), RunFolder(runs, "run", keep), lambda records, new: notices.extend(new))
+    return Waiting(torch.device("cpu"), RunFolder(runs, "run", keep), lambda records, new: notices.extend(new))
 
 
 def writing(text: str, name: str = "state.pt") -> Callable[[Path], None]:
@@ -64,7 +75,7 @@ def remove(runs: str, path: str) -> None:
 def checkpoints(runs: str) -> list[str]:
     """The checkpoints that are stored there."""
     folder = RunFolder(runs, "run")
-    listed = folder.filesystem.get_file_info(FileSelector(folder.path))
+    listed = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
     return sorted(file.base_name for file in listed if file.base_name.startswith("step-"))
 
 
@@ -96,6 +107,58 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(runs: str) -> None:
     assert checkpoints(runs) == ["step-00000010"]
 
 
+class Gate(Lease):
+    """A lease whose check waits until the gate is opened, and then raises ``error``, if there is one."""
+
+    def __init__(self, error: ClusterError | None = None) -> None:
+        self.opened, self.error = threading.Event(), error
+
+    def check(self) -> None:
+        assert self.opened.wait(60)
+        if self.error:
+            raise self.error
+
+
+def test_training_goes_on_while_a_checkpoint_is_stored(runs: str) -> None:
+    gate = Gate()
+    worker = LocalWorker(torch.device("cpu"), RunFolder(runs, "run", lease=gate), lambda records, notices: None)
+    state = ["10"]
+    worker.save("step-00000010", lambda folder: writing(state[0])(folder))
+    state[0] = "training goes on"
+    assert checkpoints(runs) == []
+    gate.opened.set()
+    worker.save("step-00000020", writing("20"))  # waits for the one before it
+    worker.flush()
+    assert checkpoints(runs) == ["step-00000010", "step-00000020"]
+    remove(runs, "step-00000020/state.pt")
+    assert worker.restore(texts) == {"state.pt": "10"}
+
+
+@pytest.mark.parametrize("raised_by", ["save", "flush", "the end"])
+def test_an_error_of_storing_is_raised_by_what_comes_next(tmp_path: Path, raised_by: str) -> None:
+    gate = Gate(ClusterError("'run' was taken over"))
+    gate.opened.set()
+    folder = RunFolder(str(tmp_path), "run", lease=gate)
+    worker = LocalWorker(torch.device("cpu"), folder, lambda records, notices: None)
+    with pytest.raises(ClusterError, match="taken over"), folder.flushed() if raised_by == "the end" else nullcontext():
+        worker.save("step-00000010", writing("10"))
+        if raised_by != "the end":
+            getattr(worker, raised_by)(*(("step-00000020", writing("20")) if raised_by == "save" else ()))
+    worker.flush()  # it is raised once
+    assert [path for path in tmp_path.glob("run/step-*")] == []
+
+
+def test_an_error_of_training_waits_for_the_checkpoint(tmp_path: Path) -> None:
+    gate = Gate()
+    folder = RunFolder(str(tmp_path), "run", lease=gate)
+    worker = LocalWorker(torch.device("cpu"), folder, lambda records, notices: None)
+    with pytest.raises(ZeroDivisionError), folder.flushed():
+        worker.save("step-00000010", writing("10"))
+        threading.Timer(0.2, gate.opened.set).start()
+        raise ZeroDivisionError
+    assert checkpoints(str(tmp_path)) == ["step-00000010"]
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from cluster import checkpoint_folder
@@ -111,7 +174,9 @@ class Alone:
 
 copy, checkpoint_folder.copy_files = checkpoint_folder.copy_files, copy_and_die
 write = lambda folder: (folder / "state.pt").write_text("20")
-checkpoint_folder.RunFolder(sys.argv[1], "run").save(Alone(), "step-00000020", write, None)
+run = checkpoint_folder.RunFolder(sys.argv[1], "run")
+run.save(Alone(), "step-00000020", write, None)
+run.flush()
 """
 
 
@@ -231,11 +296,14 @@ def share(rank: int, runs: str) -> list[Any]:
     """Store a checkpoint of two files in turn with the other rank, restore it, damage one rank's file, and restore again."""
     said = list[str]()
 
-    class Ranked(LocalWorker):
+    class Ranked(Waiting):
         def gather(self, value: Any) -> list[Any]:
             values = [None, None]
             torch.distributed.all_gather_object(values, value)
             return values
+
+        def meet(self) -> None:
+            torch.distributed.barrier()
 
     worker = Ranked(torch.device("cpu"), RunFolder(runs, "run"), lambda records, new: said.extend(new), rank=rank, world=2)
     found = list[Any]()
