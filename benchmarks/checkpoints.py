@@ -3,7 +3,8 @@
     python -m benchmarks.checkpoints [--mb 150] [--times 5] [--json]
 
 A state of so many megabytes (weights, and both moments of AdamW) is stored in a local folder and in a real S3 server on loopback,
-behind a proxy that delays each answer by 20 ms. Between two saves a thread's worth of training is done: matrix products.
+behind a proxy that delays each answer by 20 ms. After each save one core does matrix products for a while, as
+training does.
 """
 
 import json
@@ -45,7 +46,7 @@ class Checkpoints:
 
 
 def blocked(runs: str, state: dict[str, torch.Tensor], times: int) -> tuple[list[float], list[float]]:
-    """Seconds that each save kept training, and seconds until each was stored, in turn: a save in a thread, then one waited for."""
+    """Seconds that each save kept training, in turn: of those that a thread stores, and of those that are waited for."""
     worker = LocalWorker(torch.device("cpu"), RunFolder(runs, "run"), lambda records, notices: None)
     in_thread, waited = list[float](), list[float]()
     for number in range(times):

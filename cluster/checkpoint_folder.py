@@ -51,6 +51,7 @@ class Rank(Protocol):
     def gather(self, value: Any) -> list[Any]: ...
     def meet(self) -> None:
         """Wait until every rank's thread has called this, without the process group, which training uses meanwhile."""
+
     def say(self, notice: str) -> None: ...
 
 

@@ -115,7 +115,7 @@ def _settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _asked(arguments: list[str]) -> bool:
     """Ask the server for a worker with these arguments of Python; returns whether it forks one."""
-    what = {"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
+    what: dict[str, Any] = {"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
     what |= {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "out_of_memory": OUT_OF_MEMORY.read_text()}
     request = json.dumps(what).encode()
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
@@ -132,4 +132,4 @@ if __name__ == "__main__":
         _serve(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
         runpy.run_path(sys.argv[0], run_name="__main__")
     elif not _asked(sys.argv[1:]):
-        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - what Ray has asked for

@@ -29,7 +29,7 @@ FOLDER = "lease"
 RENEW_S = 15.0  # seconds between two renewals
 STALE_S = 180.0  # seconds without renewal after which a lease can be taken over
 
-_FORK = threading.Lock()  # held while a thread uses a lease: a loader process forked meanwhile would inherit locks that nobody opens
+_FORK = threading.Lock()  # held while a thread uses a lease: a process forked meanwhile would inherit locks that nobody opens
 os.register_at_fork(before=_FORK.acquire, after_in_parent=_FORK.release, after_in_child=_FORK.release)
 
 

@@ -70,8 +70,9 @@ class FaultProxy:
     """Serves ``endpoint``, forwards everything to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
 
     Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else; such GETs by the access key
-    ``expired`` are refused. ``all_late``: the latency concerns every request. All of them may be set while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes
-    sent ("bytes") and each fault by its name; ``ranges`` the path and the Range header of each GET in order of arrival.
+    ``expired`` are refused. ``all_late``: the latency concerns every request. All of them may be set while the proxy runs.
+    ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault by its name; ``ranges`` the path and the
+    Range header of each GET in order of arrival.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:

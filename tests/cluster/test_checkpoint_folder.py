@@ -134,28 +134,36 @@ def test_training_goes_on_while_a_checkpoint_is_stored(runs: str) -> None:
     assert worker.restore(texts) == {"state.pt": "10"}
 
 
-@pytest.mark.parametrize("raised_by", ["save", "flush", "the end"])
-def test_an_error_of_storing_is_raised_by_what_comes_next(tmp_path: Path, raised_by: str) -> None:
+def local_worker(runs: Path, gate: Gate) -> LocalWorker:
+    return LocalWorker(torch.device("cpu"), RunFolder(str(runs), "run", lease=gate), lambda records, notices: None)
+
+
+@pytest.mark.parametrize("next_one", [lambda worker: worker.flush(), lambda worker: worker.save("step-00000020", writing("20"))])
+def test_an_error_of_storing_is_raised_by_what_comes_next(tmp_path: Path, next_one: Callable[[LocalWorker], None]) -> None:
     gate = Gate(ClusterError("'run' was taken over"))
     gate.opened.set()
-    folder = RunFolder(str(tmp_path), "run", lease=gate)
-    worker = LocalWorker(torch.device("cpu"), folder, lambda records, notices: None)
-    with pytest.raises(ClusterError, match="taken over"), folder.flushed() if raised_by == "the end" else nullcontext():
-        worker.save("step-00000010", writing("10"))
-        if raised_by != "the end":
-            getattr(worker, raised_by)(*(("step-00000020", writing("20")) if raised_by == "save" else ()))
+    worker = local_worker(tmp_path, gate)
+    worker.save("step-00000010", writing("10"))
+    with pytest.raises(ClusterError, match="taken over"):
+        next_one(worker)
     worker.flush()  # it is raised once
-    assert [path for path in tmp_path.glob("run/step-*")] == []
+    assert list(tmp_path.glob("run/step-*")) == []
 
 
-def test_an_error_of_training_waits_for_the_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_waits_for_the_checkpoint(tmp_path: Path, fails: bool) -> None:
     gate = Gate()
-    folder = RunFolder(str(tmp_path), "run", lease=gate)
-    worker = LocalWorker(torch.device("cpu"), folder, lambda records, notices: None)
-    with pytest.raises(ZeroDivisionError), folder.flushed():
-        worker.save("step-00000010", writing("10"))
-        threading.Timer(0.2, gate.opened.set).start()
-        raise ZeroDivisionError
+    worker = local_worker(tmp_path, gate)
+
+    def trains() -> None:
+        with worker.folder.flushed():
+            worker.save("step-00000010", writing("10"))
+            threading.Timer(0.2, gate.opened.set).start()
+            if fails:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        trains()
     assert checkpoints(str(tmp_path)) == ["step-00000010"]
 
 
