@@ -4,9 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -14,16 +12,17 @@ from ray.exceptions import AuthenticationError
 
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.ray_compat import address_of_node, address_of_this_machine, loopback_only, max_resources, use_auth_token
+from cluster.ray_compat import address_of_node, address_of_this_machine, forked_by, loopback_only, max_resources, use_auth_token
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 
 
-def connect(config: ClusterConfig, environment: Mapping[str, Any] = MappingProxyType({})) -> None:
+def connect(config: ClusterConfig, fork_server: str = "") -> None:
     """Join the cluster at ``RAY_ADDRESS``, else the one on this machine, else start one here with enough CPUs for the run.
 
-    ``RAY_ADDRESS=local`` always starts one. ``environment``: the runtime environment of workers, where Ray is on this machine.
+    ``RAY_ADDRESS=local`` always starts one. ``fork_server``: the socket of the server that forks workers
+    (`cluster.fork_server`); empty: Ray starts them as usual.
 
     Raises:
         ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
@@ -38,7 +37,7 @@ def connect(config: ClusterConfig, environment: Mapping[str, Any] = MappingProxy
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
-        _init(config, dict(environment))
+        _init(config, forked_by(fork_server) if fork_server else {})
     have = most_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     least = config.fewest or config.workers
@@ -61,7 +60,7 @@ def most_resources() -> dict[str, float]:
 def _init(config: ClusterConfig, environment: dict[str, Any]) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
-        join(address)
+        join(address, environment)
         return
     use_auth_token()
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
@@ -77,9 +76,9 @@ def _init(config: ClusterConfig, environment: dict[str, Any]) -> None:
         raise _refusal(error, "this machine") from error
 
 
-def join(address: str) -> None:
+def join(address: str, environment: dict[str, Any] | None = None) -> None:
     """Join the cluster at an address: host:port of its head, ray://host:10001 from outside, http://host:8265 of its dashboard, or
-    ``auto`` for this machine's, which is then printed.
+    ``auto`` for this machine's, which is then printed. ``environment``: the runtime environment of workers.
 
     Raises:
         ClusterError: no cluster answers there, it refuses the token, or it runs another version of Ray or Python.
@@ -97,16 +96,16 @@ def join(address: str) -> None:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
         if address == "auto":
-            _join_this_machine()
+            _join_this_machine(environment)
         elif address.startswith("ray://"):
             ray.init(address, **QUIET)
         else:
-            _init_at(address)
+            _init_at(address, environment)
     except REFUSALS as error:
         raise _refusal(error, address) from error
 
 
-def _join_this_machine(environment: dict[str, Any] | None = None) -> None:
+def _join_this_machine(environment: dict[str, Any] | None) -> None:
     """Join the Ray on this machine, started by `ray start` or by a run. Raises ConnectionError where there is none."""
     address = address_of_this_machine()
     _init_at(address, environment)
@@ -114,7 +113,7 @@ def _join_this_machine(environment: dict[str, Any] | None = None) -> None:
     print(f"joined the Ray cluster at {address}, which runs on this machine; {others}", file=sys.stderr)
 
 
-def _init_at(address: str, environment: dict[str, Any] | None = None) -> None:
+def _init_at(address: str, environment: dict[str, Any] | None) -> None:
     """Join by host:port. Ray would replace 127.0.0.1 by the network address, where a Ray that a run started does not listen."""
     host, _, port = address.rpartition(":")
     on_loopback = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))

@@ -1,10 +1,10 @@
 """Starts Ray's worker processes as forks of one process that has imported the job's modules: they then start without imports.
 
 Ray starts each worker as ``python default_worker.py ...``; a worker that trains then imports torch and the job, for seconds. A
-driver that runs on this machine starts the server, which imports the modules that the driver has imported, while Ray starts. As
+driver starts the server on its machine, which imports the modules that the driver has imported, while Ray starts. As
 `py_executable` of the runtime environment, this module is run in the place of Python: it hands its arguments, environment and
-open files to the server, which forks, and the child goes on as that worker. Where no server answers (another node, a driver that
-has ended), or its libraries were loaded with other settings, Python is run as usual.
+open files to the server, which forks, and the child goes on as that worker. Where no server answers (on another machine, or when
+the driver has ended), or its libraries were loaded with other settings, Python is run as usual.
 
 Ray itself is not imported before the fork: its core reads the environment, which differs between workers, when it is loaded.
 """
@@ -16,7 +16,6 @@ import json
 import os
 import runpy
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -32,13 +31,14 @@ ADDRESS = "HARDSHARD_FORK_SERVER"  # the socket's path, in the environment of wo
 ALSO = ("pandas", "pydantic", "pyarrow.fs", "requests")  # Ray imports them in every worker that trains
 PLAIN = "HARDSHARD_NO_FORKS"  # set in a driver's environment: its workers are started as Ray does
 OURS = ("cluster", "datasets", "trainers")
+JOB_MAY_BRING = ("_ray_commit", "config", "env_vars", "excludes", "py_modules", "working_dir")
 READ_WHEN_LOADED = ("GOMP_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH_")
-PATIENCE = 20.0  # seconds until the server answers; it does when its imports are done
+PATIENCE = 30.0  # seconds until the server answers; it does when its imports are done
 OUT_OF_MEMORY = Path("/proc/self/oom_score_adj")  # how soon the kernel ends the process: Ray's workers before anything else
 
 
-def start(threads: int) -> dict[str, Any]:
-    """Start the server, which ends with this process. Returns the runtime environment whose workers are its forks.
+def start(threads: int) -> str:
+    """Start the server, which ends with this process; returns the path of its socket.
 
     ``threads``: of numerical libraries, where OMP_NUM_THREADS does not say it: the CPUs of a worker, as Ray does.
     """
@@ -47,9 +47,14 @@ def start(threads: int) -> dict[str, Any]:
     command = [sys.executable, "-m", __name__, "--serve", folder, str(threads), *ALSO, *names]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own module
     atexit.register(server.communicate)  # closes its stdin, on which it ends, and waits for it
-    python = shlex.quote(sys.executable)
-    here_or_there = f"$(command -v {python} || command -v python3)"  # other nodes may have it elsewhere
-    return {"py_executable": f"{here_or_there} -m {__name__}", "env_vars": {ADDRESS: f"{folder}/socket"}}
+    return f"{folder}/socket"
+
+
+def wanted() -> bool:
+    """Whether a driver that is about to join or start a Ray shall start a server: not where a Ray job brings its own Python."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    outside = os.environ.get("RAY_ADDRESS", "").startswith("ray://")
+    return not outside and PLAIN not in os.environ and set(job) <= set(JOB_MAY_BRING)
 
 
 def _serve(folder: Path, threads: str, names: list[str]) -> None:

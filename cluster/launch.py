@@ -5,7 +5,6 @@ again resumes from the newest whole checkpoint, under Ray or locally, whichever 
 used: that takes seconds.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,16 +26,13 @@ def connect(config: ClusterConfig) -> None:
         ClusterError: the cluster is unreachable, or can never have enough CPUs or GPUs for the workers.
     """
     if not config.local:
-        forks = fork_server.start(config.cpus) if _ray_is_here() else {}  # first: it imports while this one does
+        ray = sys.modules.get("ray")
+        joined = ray is not None and ray.is_initialized()
+        # first: the server imports the job's modules while this process imports Ray
+        server = fork_server.start(config.cpus) if not joined and fork_server.wanted() else ""
         from cluster.connection import connect
 
-        connect(config, forks)
-
-
-def _ray_is_here() -> bool:
-    """Whether this process is about to join a Ray on this machine, or to start one."""
-    joined = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    return not joined and os.environ.get("RAY_ADDRESS", "") in ("", "local") and fork_server.PLAIN not in os.environ
+        connect(config, server)
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 
+from cluster import fork_server
 from cluster.progress import NAMESPACE
 
 CLEANER = "cleaner:"  # prefix of the names of runs' cleaners
+COMMAND = "--python_worker_command="  # an option of Ray's process on each node: Python, and what it runs
 
 
 def use_auth_token() -> None:
@@ -51,6 +53,19 @@ def address_of_node() -> str:
     """This machine's network address, as Ray finds it. Wanted in public: the same, before ``ray.init``."""
     address: str = services.get_node_ip_address()
     return address
+
+
+def forked_by(server: str) -> dict[str, Any]:
+    """The runtime environment of workers that ask a server for their process (`cluster.fork_server`), by its socket's path.
+
+    ``py_executable`` is public; which Python a node would run, a shell finds in the command line of the worker's parent.
+    Wanted in public: a placeholder for it, or workers that Ray itself forks from a process with preloaded modules.
+    """
+    find = f"tr '\\0' '\\n' < /proc/$PPID/cmdline | sed -n 's/^{COMMAND}\\([^ ]*\\) .*/\\1/p' | grep ."
+    return {
+        "py_executable": f"$({find} || command -v python3) -m {fork_server.__name__}",
+        "env_vars": {fork_server.ADDRESS: server},
+    }
 
 
 @contextmanager

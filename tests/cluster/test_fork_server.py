@@ -31,26 +31,27 @@ DRIVER = """
 import json, sys
 import datasets.seeding
 from cluster import fork_server
-print(json.dumps(fork_server.start(3)), flush=True)
+fork_server.ALSO = ()
+print(fork_server.start(3), flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A driver that has started a server: its process, and the runtime environment of workers."""
+    """A driver that has started a server: its process, and workers' environment."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdin=-1, stdout=-1, text=True) as driver:
         assert driver.stdout
-        yield {"driver": driver, **json.loads(driver.stdout.readline())}
+        yield {"driver": driver, "environment": {fork_server.ADDRESS: driver.stdout.readline().strip()}}
         driver.kill()
 
 
 def ask(server: dict[str, Any], folder: Path, wrap: str = "", **more: str) -> tuple[dict[str, Any], "subprocess.Popen[str]"]:
     """What a worker that is started as Ray starts it says about itself, and the process that was started."""
     (folder / "script.py").write_text(SCRIPT)
-    command = f"{wrap} exec {server['py_executable']} script.py --number 5"
-    environment = {**os.environ, **server["env_vars"], "ASKED": "yes", **more}
+    command = f"{wrap} exec {sys.executable} -m cluster.fork_server script.py --number 5"
+    environment = {**os.environ, **server["environment"], "ASKED": "yes", **more}
     started = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, stdin=-1, stdout=-1, text=True)
     assert started.stdout
     return json.loads(started.stdout.readline()), started
@@ -73,8 +74,8 @@ def until_ended(process: int) -> None:
 def test_a_fork_is_the_worker_that_was_asked_for(server: dict[str, Any], tmp_path: Path) -> None:
     said, started = ask(server, tmp_path, wrap="renice -n 3 $$ > /dev/null;")
     with started:
-        assert started.wait(30) == 0  # it has handed over
         assert said["imported"]
+        assert started.wait(30) == 0  # it has handed over
         assert said["arguments"] == ["script.py", "--number", "5"]
         assert (said["folder"], said["set"], said["name"], said["niceness"]) == (str(tmp_path), "yes", "__main__", 3)
         assert said["group"] == said["process"] != started.pid  # Ray ends a worker with its process group
@@ -98,7 +99,7 @@ def test_the_server_ends_with_the_driver_and_its_forks_go_on(server: dict[str, A
     said, started = ask(server, tmp_path)
     server["driver"].send_signal(signal.SIGKILL)
     until_ended(said["parent"])
-    assert not Path(server["env_vars"][fork_server.ADDRESS]).parent.exists()
+    assert not Path(server["environment"][fork_server.ADDRESS]).parent.exists()
     assert not ended(said["process"])
     later, plain = ask(server, tmp_path)
     with started, plain:
@@ -107,3 +108,25 @@ def test_the_server_ends_with_the_driver_and_its_forks_go_on(server: dict[str, A
         assert started.stdin
         started.stdin.close()
         until_ended(said["process"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, True),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, True),
+        ({"RAY_ADDRESS": "ray://head:10001"}, False),
+        ({fork_server.PLAIN: "1"}, False),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": '{"runtime_env": {"working_dir": "gcs://a.zip", "env_vars": {"A": "1"}}}'}, True),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": '{"runtime_env": {"pip": ["numpy"]}}'}, False),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {}}'}, True),
+    ],
+)
+def test_a_job_that_brings_its_own_python_is_not_forked(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], wanted: bool
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", fork_server.PLAIN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fork_server.wanted() is wanted
