@@ -4,7 +4,7 @@ Ray starts each worker as ``python default_worker.py ...``; a worker that trains
 driver starts the server on its machine, which imports the modules that the driver has imported, while Ray starts. As
 `py_executable` of the runtime environment, this module is run in the place of Python: it hands its arguments, environment and
 open files to the server, which forks, and the child goes on as that worker. Where no server answers (on another machine, or when
-the driver has ended), or its libraries were loaded with other settings, Python is run as usual.
+the driver has ended), or another network or container has asked, or other settings of libraries, Python is run as usual.
 
 Ray itself is not imported before the fork: its core reads the environment, which differs between workers, when it is loaded.
 """
@@ -62,7 +62,7 @@ def _serve(folder: Path, threads: str, names: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/socket")
         listener.listen(128)
-        settings = _settings(os.environ)
+        settings = _settings()
         os.environ.setdefault("OMP_NUM_THREADS", threads)
         _import(names)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks that have ended
@@ -91,7 +91,7 @@ def _forked(connection: socket.socket, settings: Mapping[str, str]) -> bool:
     try:
         with connection.makefile("rb") as stream:
             asked: dict[str, Any] = json.loads(stream.read(int.from_bytes(size, "big")))
-        same = _settings(asked["environment"]) == settings
+        same = asked["settings"] == settings
         connection.sendall(b"y" if same else b"n")  # raises OSError when nobody waits any more
         if not same or os.fork():
             return False
@@ -113,15 +113,17 @@ def _forked(connection: socket.socket, settings: Mapping[str, str]) -> bool:
     return True
 
 
-def _settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What libraries read when they are loaded."""
-    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+def _settings() -> dict[str, str]:
+    """What a fork and its server must have in common: what libraries read when they are loaded, and the namespaces, so that a
+    worker of another container or network that shares the folder of the socket stays there."""
+    read = {name: value for name, value in os.environ.items() if name.startswith(READ_WHEN_LOADED)}
+    return {**read, **{str(path): str(path.readlink()) for path in sorted(Path("/proc/self/ns").iterdir())}}
 
 
 def _asked(arguments: list[str]) -> bool:
     """Ask the server for a worker with these arguments of Python; returns whether it forks one."""
     what: dict[str, Any] = {"arguments": arguments, "environment": dict(os.environ), "folder": str(Path.cwd())}
-    what |= {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "out_of_memory": OUT_OF_MEMORY.read_text()}
+    what |= {"settings": _settings(), "niceness": os.getpriority(os.PRIO_PROCESS, 0), "out_of_memory": OUT_OF_MEMORY.read_text()}
     request = json.dumps(what).encode()
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)

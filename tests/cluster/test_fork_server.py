@@ -50,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 def ask(server: dict[str, Any], folder: Path, wrap: str = "", **more: str) -> tuple[dict[str, Any], "subprocess.Popen[str]"]:
     """What a worker that is started as Ray starts it says about itself, and the process that was started."""
     (folder / "script.py").write_text(SCRIPT)
-    command = f"{wrap} exec {sys.executable} -m cluster.fork_server script.py --number 5"
+    command = f"exec {wrap} {sys.executable} -m cluster.fork_server script.py --number 5"
     environment = {**os.environ, **server["environment"], "ASKED": "yes", **more}
     started = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, stdin=-1, stdout=-1, text=True)
     assert started.stdout
@@ -72,12 +72,13 @@ def until_ended(process: int) -> None:
 
 
 def test_a_fork_is_the_worker_that_was_asked_for(server: dict[str, Any], tmp_path: Path) -> None:
-    said, started = ask(server, tmp_path, wrap="renice -n 3 $$ > /dev/null;")
+    said, started = ask(server, tmp_path, wrap="nice -n 3")
     with started:
         assert said["imported"]
         assert started.wait(30) == 0  # it has handed over
         assert said["arguments"] == ["script.py", "--number", "5"]
-        assert (said["folder"], said["set"], said["name"], said["niceness"]) == (str(tmp_path), "yes", "__main__", 3)
+        assert (said["folder"], said["set"], said["name"]) == (str(tmp_path), "yes", "__main__")
+        assert said["niceness"] == os.getpriority(os.PRIO_PROCESS, 0) + 3
         assert said["group"] == said["process"] != started.pid  # Ray ends a worker with its process group
         assert (said["ray"], said["children"], said["threads"]) == (False, True, None)
         assert started.stdin
@@ -85,8 +86,13 @@ def test_a_fork_is_the_worker_that_was_asked_for(server: dict[str, Any], tmp_pat
         until_ended(said["process"])
 
 
-def test_a_process_with_other_settings_of_libraries_is_no_fork(server: dict[str, Any], tmp_path: Path) -> None:
-    said, started = ask(server, tmp_path, OPENBLAS_NUM_THREADS="7")
+@pytest.mark.parametrize(("wrap", "more"), [("", {"OPENBLAS_NUM_THREADS": "7"}), ("unshare --uts", {})])
+def test_a_process_with_other_settings_or_in_another_container_is_no_fork(
+    server: dict[str, Any], tmp_path: Path, wrap: str, more: dict[str, str]
+) -> None:
+    if wrap and os.getuid():
+        pytest.skip("only root may make a namespace")
+    said, started = ask(server, tmp_path, wrap, **more)
     with started:
         assert not said["imported"]
         assert said["process"] == started.pid
