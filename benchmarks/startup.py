@@ -83,7 +83,8 @@ def recover(times: int, *, plain: bool) -> list[float]:
     with tempfile.TemporaryDirectory() as runs, training(runs, 5, 100_000, plain=plain) as process:
         for _ in range(times):
             _await_checkpoint(runs, _newest(runs) + 10)
-            workers = [each for each in psutil.Process(process.pid).children(recursive=True) if _trains(each)]
+            both = [each for each in psutil.Process(process.pid).children(recursive=True) if _trains(each)]
+            workers = [each for each in both if each.parent() not in both]  # the others are their loaders
             died, step = time.perf_counter(), _newest(runs)
             random.choice(workers).kill()  # noqa: S311
             _await_checkpoint(runs, step + 1)
