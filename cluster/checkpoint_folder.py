@@ -4,21 +4,22 @@ Each is a folder ``step-00000200`` in the run's folder. Its `MANIFEST`, written 
 checksums. A run goes on from the newest checkpoint whose files are as its manifest says; damaged ones are passed over. One
 without a manifest (of an earlier version, or of a save that was interrupted at its very end) counts if it can be read.
 
+A save writes the files into a temporary folder while training waits. A thread then stores them, while training goes on.
+
 Going back to an older checkpoint marks the newer ones as set aside, in their manifests. They are not used, and stay until the run
 has passed their steps.
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import google_crc32c
@@ -26,12 +27,11 @@ from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
 from cluster.errors import ClusterError, UnreachableError
 from cluster.lease import Lease
+from cluster.scratch import scratch
 from cluster.storage import storage_uri
 
 MANIFEST = "manifest.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
-SCRATCH = "hardshard-checkpoint-"  # the prefix of temporary folders' names
-LEFT_OVER_S = 60.0  # age in seconds from which a folder that no process has locked is taken for a dead worker's
 PATIENCE_S = 120.0  # in which transfers from and to S3 are tried again
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a run that is restarted meets these again
 P = ParamSpec("P")
@@ -47,6 +47,9 @@ class Rank(Protocol):
     @property
     def world(self) -> int: ...
     def gather(self, value: Any) -> list[Any]: ...
+    def meet(self) -> None:
+        """Wait until every rank's thread has called this, without the process group, which training uses meanwhile."""
+
     def say(self, notice: str) -> None: ...
 
 
@@ -59,46 +62,77 @@ class RunFolder:
         self.url = f"{runs.rstrip('/')}/{name}"
         self.runs, self.name, self.keep, self.lease = runs, name, keep, lease
         self._unused = set[str]()  # checkpoints that are newer than the one which the run went on from
+        self._storing: Future[None] | None = None
 
     def __reduce__(self) -> tuple[type["RunFolder"], tuple[Any, ...]]:
         return RunFolder, (self.runs, self.name, self.keep, self.lease)
 
-    def save(self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None) -> str:
-        """Store a checkpoint, and delete those that are no longer kept; returns its name. Every rank calls this.
+    def save(
+        self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None,
+        stored: Callable[[], object] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Store a checkpoint, and delete those that are no longer kept. Every rank calls this, at the same step.
 
         ``write`` puts files into the folder that it gets, on rank 0 only; ``write_own`` does so on every rank, under names that
-        differ between ranks.
+        differ between ranks. When this returns they have done so. What follows happens in a thread, which at last calls
+        ``stored``, on every rank; `flush` waits for it. A save first waits for the one before it.
 
         Raises:
             ClusterError: another driver has taken the run over; the storage is full or refuses.
             UnreachableError: the storage has failed for two minutes.
         """
-        try:
-            return self._save(worker, name, write, write_own)
-        except OSError as error:
-            raise self._failure("a checkpoint cannot be stored", error) from error
-
-    def _save(
-        self, worker: Rank, name: str, write: Callable[[Path], None], write_own: Callable[[Path], None] | None
-    ) -> str:  # fmt: skip
+        self.flush()
         if write_own:  # a folder of its own for each number of workers: an interrupted save may have left other ranks' files
             name = f"{name}-of-{worker.world}"
         writers = ([write] if worker.rank == 0 else []) + ([write_own] if write_own else [])
-        if not writers:
-            return name
-        with scratch() as folder:
+        with ExitStack() as held, self._errors("a checkpoint cannot be stored"):
+            folder = held.enter_context(scratch())
             for writer in writers:
                 writer(folder)
             own = {path.name: {"bytes": path.stat().st_size, "crc32c": _crc32c(path)} for path in folder.iterdir()}
-            self._check_lease()
-            _patiently(self._upload, folder, name)
-        parts = worker.gather(own) if write_own else [own]  # all ranks' files are stored
-        if worker.rank == 0:
-            self._check_lease()
-            self._write_manifest(name, {"files": {file: about for part in parts for file, about in part.items()}})
-            self._unused.discard(name)
-            self._delete_old(step_of(name))
-        return name
+            parts = worker.gather(own) if write_own else [own]
+            files = {file: about for part in parts for file, about in part.items()}
+            kept, self._storing = held.pop_all(), Future[None]()
+
+        def store() -> None:
+            with kept, self._errors("a checkpoint cannot be stored"):
+                if writers:
+                    _patiently(self._upload, folder, name)
+                if write_own:
+                    worker.meet()  # all ranks' files are stored
+                if worker.rank == 0:
+                    _patiently(self._complete, name, files)
+            stored()
+
+        Thread(target=_run, args=(store, self._storing), name="checkpoint", daemon=True).start()
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is stored; raises what `save` raises."""
+        storing, self._storing = self._storing, None
+        if storing:
+            storing.result()
+
+    @contextmanager
+    def flushed(self) -> Iterator[None]:
+        """At the end of the context, also after an error, wait until the last checkpoint is stored."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the error itself says more
+                self.flush()
+            raise
+        self.flush()
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Turn an error of the storage into one line. One that a restarted run would meet again ends the run."""
+        try:
+            yield
+        except OSError as error:
+            remedy = "mend that, then continue the run with --resume"
+            if error.errno in LASTING:
+                raise ClusterError(f"{what} ({os.strerror(error.errno).lower()})", self.url, remedy) from error
+            raise UnreachableError(f"{what} ({str(error).splitlines()[0][:300]})", self.url, remedy) from error
 
     def restore(self, worker: Rank, read: Callable[[Path], Any], wanted: Wanted | None) -> Any:
         """What ``read`` returns for a folder with the files of the newest whole checkpoint; None when there is no checkpoint.
@@ -110,10 +144,9 @@ class RunFolder:
             ClusterError: there are checkpoints that were stored whole, and none of them is whole any more.
             UnreachableError: the storage fails.
         """
-        try:
+        self.flush()
+        with self._errors("the run's checkpoints cannot be read"):
             return self._restore(worker, read, wanted)
-        except OSError as error:
-            raise self._failure("the run's checkpoints cannot be read", error) from error
 
     def _restore(self, worker: Rank, read: Callable[[Path], Any], wanted: Wanted | None) -> Any:
         passed = list[str]()
@@ -218,15 +251,16 @@ class RunFolder:
 
     def _upload(self, folder: Path, name: str) -> None:
         """Copy a folder's files into that of a checkpoint."""
+        self._check_lease()
         self.filesystem.create_dir(f"{self.path}/{name}")
         copy_files(str(folder), f"{self.path}/{name}", LocalFileSystem(), self.filesystem)
 
-    def _failure(self, what: str, error: OSError) -> ClusterError:
-        """The error of a storage that fails, in one line."""
-        remedy = "mend that, then continue the run with --resume"
-        if error.errno in LASTING:
-            return ClusterError(f"{what} ({os.strerror(error.errno).lower()})", self.url, remedy)
-        return UnreachableError(f"{what} ({str(error).splitlines()[0][:300]})", self.url, remedy)
+    def _complete(self, name: str, files: dict[str, Any]) -> None:
+        """Write the manifest of a checkpoint whose files are stored, and delete old checkpoints."""
+        self._check_lease()
+        self._write_manifest(name, {"files": files})
+        self._unused.discard(name)
+        self._delete_old(step_of(name))
 
     def _check_lease(self) -> None:
         if self.lease:
@@ -247,11 +281,21 @@ def _patiently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     while True:
         try:
             return work(*args, **kwargs)
-        except OSError as error:
-            if "AWS Error" not in str(error) or time.monotonic() - began > PATIENCE_S:
+        except (OSError, UnreachableError) as error:
+            transient = isinstance(error, UnreachableError) or "AWS Error" in str(error)
+            if not transient or time.monotonic() - began > PATIENCE_S:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 15.0)
+
+
+def _run(work: Callable[[], None], done: "Future[None]") -> None:
+    try:
+        work()
+    except BaseException as error:  # the training thread raises it
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 def step_of(name: str) -> int:
@@ -266,31 +310,3 @@ def _crc32c(path: Path) -> int:
         while block := file.read(1 << 20):
             checksum = google_crc32c.extend(checksum, block)
     return checksum
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder; also removes those that killed workers left."""
-    for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > LEFT_OVER_S and _unlocked(old):
-                shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(held, fcntl.LOCK_EX)  # the kernel releases it when the process dies
-        try:
-            yield Path(folder)
-        finally:
-            os.close(held)
-
-
-def _unlocked(folder: Path) -> bool:
-    """Whether no process has the folder locked."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(file)
-    return True

@@ -14,16 +14,17 @@ from ray.exceptions import AuthenticationError
 
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
-from cluster.ray_compat import address_of_node, address_of_this_machine, loopback_only, max_resources, use_auth_token
+from cluster.ray_compat import address_of_node, address_of_this_machine, forked_by, loopback_only, max_resources, use_auth_token
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 REFUSALS = (OSError, ValueError, RuntimeError, AuthenticationError)  # what ray.init raises
 
 
-def connect(config: ClusterConfig) -> None:
+def connect(config: ClusterConfig, fork_server: str = "") -> None:
     """Join the cluster at ``RAY_ADDRESS``, else the one on this machine, else start one here with enough CPUs for the run.
 
-    ``RAY_ADDRESS=local`` always starts one.
+    ``RAY_ADDRESS=local`` always starts one. ``fork_server``: the socket of the server that forks workers
+    (`cluster.fork_server`); empty: Ray starts them as usual.
 
     Raises:
         ClusterError: no cluster answers, or it can never have enough CPUs or GPUs for the workers, autoscaling included.
@@ -40,7 +41,7 @@ def connect(config: ClusterConfig) -> None:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray would colour its messages in a log, too
     if not ray.is_initialized():
         before = signal.getsignal(signal.SIGTERM)
-        _init(config)
+        _init(config, forked_by(fork_server) if fork_server else {})
         if threading.current_thread() is threading.main_thread():  # Ray has put a handler there that ends with code 15
             signal.signal(signal.SIGTERM, before)
     have = most_resources()
@@ -62,28 +63,28 @@ def most_resources() -> dict[str, float]:
     return have
 
 
-def _init(config: ClusterConfig) -> None:
+def _init(config: ClusterConfig, environment: dict[str, Any]) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
-        join(address)
+        join(address, environment)
         return
     use_auth_token()
     cpus = max(os.cpu_count() or 1, config.workers * config.cpus)
     try:
         if not address:
             with suppress(ConnectionError):  # no cluster on this machine
-                _join_this_machine()
+                _join_this_machine(environment)
                 return
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         with loopback_only():
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **QUIET)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **QUIET)
     except REFUSALS as error:
         raise _refusal(error, "this machine") from error
 
 
-def join(address: str) -> None:
+def join(address: str, environment: dict[str, Any] | None = None) -> None:
     """Join the cluster at an address: host:port of its head, ray://host:10001 from outside, http://host:8265 of its dashboard, or
-    ``auto`` for this machine's, which is then printed.
+    ``auto`` for this machine's, which is then printed. ``environment``: the runtime environment of workers.
 
     Raises:
         ClusterError: no cluster answers there, it refuses the token, or it runs another version of Ray or Python.
@@ -101,29 +102,29 @@ def join(address: str) -> None:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=5).close()
         if address == "auto":
-            _join_this_machine()
+            _join_this_machine(environment)
         elif address.startswith("ray://"):
             ray.init(address, **QUIET)
         else:
-            _init_at(address)
+            _init_at(address, environment)
     except REFUSALS as error:
         raise _refusal(error, address) from error
 
 
-def _join_this_machine() -> None:
+def _join_this_machine(environment: dict[str, Any] | None) -> None:
     """Join the Ray on this machine, started by `ray start` or by a run. Raises ConnectionError where there is none."""
     address = address_of_this_machine()
-    _init_at(address)
+    _init_at(address, environment)
     others = "RAY_ADDRESS=host:port chooses another one, RAY_ADDRESS=local starts one"
     print(f"joined the Ray cluster at {address}, which runs on this machine; {others}", file=sys.stderr)
 
 
-def _init_at(address: str) -> None:
+def _init_at(address: str, environment: dict[str, Any] | None) -> None:
     """Join by host:port. Ray would replace 127.0.0.1 by the network address, where a Ray that a run started does not listen."""
     host, _, port = address.rpartition(":")
     on_loopback = host in ("127.0.0.1", "localhost") and not _listens(address_of_node(), int(port))
     with loopback_only() if on_loopback else nullcontext():
-        ray.init(address, **QUIET)
+        ray.init(address, runtime_env=environment, **QUIET)
 
 
 def _listens(host: str, port: int) -> bool:

@@ -5,10 +5,12 @@ again resumes from the newest whole checkpoint, under Ray or locally, whichever 
 used: that takes seconds.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster import fork_server
 from cluster.checkpoint_folder import RunFolder
 from cluster.config import ClusterConfig
 from cluster.errors import StoppedError
@@ -26,9 +28,13 @@ def connect(config: ClusterConfig) -> None:
         ClusterError: the cluster is unreachable, or can never have enough CPUs or GPUs for the workers.
     """
     if not config.local:
+        ray = sys.modules.get("ray")
+        joined = ray is not None and ray.is_initialized()
+        # first: the server imports the job's modules while this process imports Ray
+        server = fork_server.start(config.cpus) if not joined and fork_server.wanted() else ""
         from cluster.connection import connect
 
-        connect(config)
+        connect(config, server)
 
 
 @contextmanager

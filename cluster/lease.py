@@ -29,7 +29,7 @@ FOLDER = "lease"
 RENEW_S = 15.0  # seconds between two renewals
 STALE_S = 180.0  # seconds without renewal after which a lease can be taken over
 
-_FORK = threading.Lock()  # held while a lease is renewed: a loader process forked meanwhile would inherit locks that nobody opens
+_FORK = threading.Lock()  # held while a thread uses a lease: a process forked meanwhile would inherit locks that nobody opens
 os.register_at_fork(before=_FORK.acquire, after_in_parent=_FORK.release, after_in_child=_FORK.release)
 
 
@@ -49,8 +49,9 @@ class Lease:
     def check(self) -> None:
         """Raises ClusterError when another driver has taken the run over, or the storage does not answer."""
         _, name, token, holder = self._what
-        names = self._ledger.names(FOLDER)
-        newest = self._ledger.get(names[-1]) if names and _token(names[-1]) >= token else None
+        with _FORK:
+            names = self._ledger.names(FOLDER)
+            newest = self._ledger.get(names[-1]) if names and _token(names[-1]) >= token else None
         if newest and newest.get("id") != holder:
             what = f"'{name}' was taken over by {_holder(newest)}, as this driver had not renewed its lease"
             raise ClusterError(what, self._ledger.url, "let that one go on")

@@ -59,8 +59,15 @@ class LocalWorker:
         self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
     ) -> None:  # fmt: skip
-        """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder (`RunFolder.save`)."""
+        """Store a checkpoint of the files that ``write`` and ``write_own`` put into a folder, in a thread (`RunFolder.save`)."""
         self.folder.save(self, name, write, write_own)
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is stored (`RunFolder.flush`)."""
+        self.folder.flush()
+
+    def meet(self) -> None:
+        """There is no other rank to wait for."""
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
         """What ``read`` returns for a folder with the newest whole checkpoint's files; None for none (`RunFolder.restore`)."""
@@ -80,5 +87,5 @@ def train_here(
         ClusterError: the port for figures is in use, or their file cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and config.gpu is not False else "cpu")
-    with exported_run(folder.name, config) as report:
+    with exported_run(folder.name, config) as report, folder.flushed():
         return work(LocalWorker(device, folder, show, report, asked), settings)

@@ -28,9 +28,11 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 
+from cluster import fork_server
 from cluster.progress import NAMESPACE
 
 CLEANER = "cleaner:"  # prefix of the names of runs' cleaners
+COMMAND = "--python_worker_command="  # an option of Ray's process on each node: Python, and what it runs
 
 
 def use_auth_token() -> None:
@@ -77,6 +79,19 @@ def drain_node(head: str, gone: float, reason: str) -> None:
         raise OSError(f"the cluster at {head} does not answer ({' '.join(str(error).split())[:200]})") from error
     if not accepted:
         raise OSError(f"the cluster at {head} refuses to drain this node: {refusal}")
+
+
+def forked_by(server: str) -> dict[str, Any]:
+    """The runtime environment of workers that ask a server for their process (`cluster.fork_server`), by its socket's path.
+
+    ``py_executable`` is public; which Python a node would run, a shell finds in the command line of the worker's parent.
+    Wanted in public: a placeholder for it, or workers that Ray itself forks from a process with preloaded modules.
+    """
+    find = f"tr '\\0' '\\n' < /proc/$PPID/cmdline | sed -n 's/^{COMMAND}\\([^ ]*\\) .*/\\1/p' | grep ."
+    return {
+        "py_executable": f"$({find} || command -v python3) -m {fork_server.__name__}",
+        "env_vars": {fork_server.ADDRESS: server},
+    }
 
 
 @contextmanager

@@ -101,8 +101,10 @@ def _fit(trainer: RunTrainer, tries: int, progress: Any) -> Any:
 
 
 def _work(work: Callable[[RayWorker, dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
+    worker = this_worker(settings)
     try:
-        return work(this_worker(settings), settings)
+        with worker.folder.flushed():
+            return work(worker, settings)
     except StoppedError as stopped:  # returned: an error would be a failure, after which Ray Train restarts the workers
         return stopped
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -81,14 +82,21 @@ class RayWorker(NamedTuple):
         self, name: str, write: Callable[[Path], None], figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
     ) -> None:  # fmt: skip
-        """Store a checkpoint (`RunFolder.save`); every rank calls this at the same step.
+        """Store a checkpoint, in a thread (`RunFolder.save`); every rank calls this at the same step.
 
         ``write`` puts files into the folder that it gets, on rank 0 only; ``write_own`` does so on every rank, under names that
         differ between ranks. All files are stored in one folder. ``figures``: the score and the step, for sweeps. Ray is not told
         of the checkpoint: it would keep a list of its own, and end the run when it cannot store that.
         """
-        self.folder.save(self, name, write, write_own)
-        ray.train.report(dict(figures or {}))
+        self.folder.save(self, name, write, write_own, lambda: ray.train.report(dict(figures or {})))
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is stored (`RunFolder.flush`)."""
+        self.folder.flush()
+
+    def meet(self) -> None:
+        """Wait in a thread until every rank's thread has called this; training may use the process group meanwhile."""
+        ray.train.collective.barrier()
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
         """What ``read`` returns for a folder with the newest whole checkpoint's files; None for none (`RunFolder.restore`).

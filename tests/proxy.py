@@ -71,9 +71,9 @@ class FaultProxy:
     """Serves ``endpoint``, forwards everything to ``upstream`` with the client's Host (it is signed), and injects ``faults``.
 
     Faults, latency and counts concern GETs of objects whose path holds ``match``, nothing else; such GETs by the access key
-    ``expired`` are refused. With ``read_only``, whatever would write is refused. All of them may be set while the proxy runs.
-    ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault by its name; ``ranges`` the path and the
-    Range header of each GET in order of arrival.
+    ``expired`` are refused. ``all_late``: the latency concerns every request; ``read_only``: whatever would write is refused.
+    All of them may be set while the proxy runs. ``counts`` holds the GETs ("gets"), the body bytes sent ("bytes") and each fault
+    by its name; ``ranges`` the path and the Range header of each GET in order of arrival.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -82,6 +82,7 @@ class FaultProxy:
         self.rng = random.Random(seed)  # noqa: S311
         self.faults = Faults()
         self.latency_ms = 0.0
+        self.all_late = False
         self.match = ""
         self.expired = ""
         self.read_only = False
@@ -159,7 +160,9 @@ class FaultProxy:
             if request.is_object_get and self.match in request.target:
                 await self.answer(request, client, server, to_client)
             else:
-                await pass_answer(request, await Head.read(server), server, to_client)
+                answer = await Head.read(server)
+                await asyncio.sleep(self.latency_ms / 1000 * self.all_late)
+                await pass_answer(request, answer, server, to_client)
             await to_client.drain()
 
     async def answer(

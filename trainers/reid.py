@@ -39,7 +39,6 @@ from trainers.engine.run import HISTORY, METRICS
 from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnData, OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
-from trainers.tasks.reid.cleaning import cleaned_set, embedded_training, print_findings, suspected, write_findings
 from trainers.tasks.reid.comparison import Arm, arm_of, evaluations_of, print_comparison
 from trainers.tasks.reid.config import ReidConfig
 from trainers.tasks.reid.data import Data, StreamedData, open_index
@@ -237,6 +236,9 @@ class Clean(OnData):
         """Write decisions.csv and clean.html to the run's folder; print a table and the next command. Runs without Ray."""
         if not 0 < self.accept <= 1 or self.top < 1:
             raise InputError("clean takes --accept above 0 and up to 1, and --top of at least 1", "", "see `clean --help`")
+        # here: it imports SciPy and Matplotlib's drawing, half a second in the way of every start
+        from trainers.tasks.reid.cleaning import cleaned_set, embedded_training, print_findings, suspected, write_findings
+
         trained = open_run(Train, self)
         train = cleaned_set(self.data, trained.config.data)
         embedder, cache = trained_embedder(trained), trained.config.cache

@@ -7,9 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from proxy import FaultProxy, Faults
 from pyarrow.fs import FileSelector
 from ranks import on_ranks
 
-from cluster.checkpoint_folder import MANIFEST, RAY_SNAPSHOT, SCRATCH, RunFolder, scratch, step_of
+from cluster.checkpoint_folder import MANIFEST, RAY_SNAPSHOT, RunFolder, step_of
 from cluster.errors import ClusterError, UnreachableError
+from cluster.lease import Lease
 from cluster.local_worker import LocalWorker
+from cluster.scratch import SCRATCH, scratch
 from datasets.errors import InputError
 
 ODD = "my runs 50%25 a+b=ü#?x"  # what a folder or a prefix may be called
@@ -32,9 +35,17 @@ def runs(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / ODD) if request.param == "folder" else f"{request.getfixturevalue('s3_url')}/{ODD}"
 
 
+class Waiting(LocalWorker):
+    """A worker that waits until a checkpoint is stored."""
+
+    def save(self, *arguments: Any, **keywords: Any) -> None:
+        super().save(*arguments, **keywords)
+        self.flush()
+
+
 def worker_of(runs: str, keep: int = 2, said: list[str] | None = None) -> LocalWorker:
     notices = [] if said is None else said
-    return LocalWorker(torch.device("cpu"), RunFolder(runs, "run", keep), lambda records, new: notices.extend(new))
+    return Waiting(torch.device("cpu"), RunFolder(runs, "run", keep), lambda records, new: notices.extend(new))
 
 
 def writing(text: str, name: str = "state.pt") -> Callable[[Path], None]:
@@ -67,7 +78,7 @@ def remove(runs: str, path: str) -> None:
 def checkpoints(runs: str) -> list[str]:
     """The checkpoints that are stored there."""
     folder = RunFolder(runs, "run")
-    listed = folder.filesystem.get_file_info(FileSelector(folder.path))
+    listed = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
     return sorted(file.base_name for file in listed if file.base_name.startswith("step-"))
 
 
@@ -99,6 +110,66 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(runs: str) -> None:
     assert checkpoints(runs) == ["step-00000010"]
 
 
+class Gate(Lease):
+    """A lease whose check waits until the gate is opened, and then raises ``error``, if there is one."""
+
+    def __init__(self, error: ClusterError | None = None) -> None:
+        self.opened, self.error = threading.Event(), error
+
+    def check(self) -> None:
+        assert self.opened.wait(60)
+        if self.error:
+            raise self.error
+
+
+def test_training_goes_on_while_a_checkpoint_is_stored(runs: str) -> None:
+    gate = Gate()
+    worker = LocalWorker(torch.device("cpu"), RunFolder(runs, "run", lease=gate), lambda records, notices: None)
+    state = ["10"]
+    worker.save("step-00000010", lambda folder: writing(state[0])(folder))
+    state[0] = "training goes on"
+    assert checkpoints(runs) == []
+    gate.opened.set()
+    worker.save("step-00000020", writing("20"))  # waits for the one before it
+    worker.flush()
+    assert checkpoints(runs) == ["step-00000010", "step-00000020"]
+    remove(runs, "step-00000020/state.pt")
+    assert worker.restore(texts) == {"state.pt": "10"}
+
+
+def local_worker(runs: Path, gate: Gate) -> LocalWorker:
+    return LocalWorker(torch.device("cpu"), RunFolder(str(runs), "run", lease=gate), lambda records, notices: None)
+
+
+@pytest.mark.parametrize("next_one", [lambda worker: worker.flush(), lambda worker: worker.save("step-00000020", writing("20"))])
+def test_an_error_of_storing_is_raised_by_what_comes_next(tmp_path: Path, next_one: Callable[[LocalWorker], None]) -> None:
+    gate = Gate(ClusterError("'run' was taken over"))
+    gate.opened.set()
+    worker = local_worker(tmp_path, gate)
+    worker.save("step-00000010", writing("10"))
+    with pytest.raises(ClusterError, match="taken over"):
+        next_one(worker)
+    worker.flush()  # it is raised once
+    assert list(tmp_path.glob("run/step-*")) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_waits_for_the_checkpoint(tmp_path: Path, fails: bool) -> None:
+    gate = Gate()
+    worker = local_worker(tmp_path, gate)
+
+    def trains() -> None:
+        with worker.folder.flushed():
+            worker.save("step-00000010", writing("10"))
+            threading.Timer(0.2, gate.opened.set).start()
+            if fails:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        trains()
+    assert checkpoints(str(tmp_path)) == ["step-00000010"]
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from cluster import checkpoint_folder
@@ -114,7 +185,9 @@ class Alone:
 
 copy, checkpoint_folder.copy_files = checkpoint_folder.copy_files, copy_and_die
 write = lambda folder: (folder / "state.pt").write_text("20")
-checkpoint_folder.RunFolder(sys.argv[1], "run").save(Alone(), "step-00000020", write, None)
+run = checkpoint_folder.RunFolder(sys.argv[1], "run")
+run.save(Alone(), "step-00000020", write, None)
+run.flush()
 """
 
 
@@ -234,11 +307,14 @@ def share(rank: int, runs: str) -> list[Any]:
     """Store a checkpoint of two files in turn with the other rank, restore it, damage one rank's file, and restore again."""
     said = list[str]()
 
-    class Ranked(LocalWorker):
+    class Ranked(Waiting):
         def gather(self, value: Any) -> list[Any]:
             values = [None, None]
             torch.distributed.all_gather_object(values, value)
             return values
+
+        def meet(self) -> None:
+            torch.distributed.barrier()
 
     worker = Ranked(torch.device("cpu"), RunFolder(runs, "run"), lambda records, new: said.extend(new), rank=rank, world=2)
     found = list[Any]()
@@ -288,7 +364,7 @@ def test_a_store_that_refuses_is_tried_again_and_then_named_in_one_line(
     worker = worker_of(s3_url)
     worker.save("step-00000010", writing("10"))
     s3_proxy.read_only = True
-    Timer(1.0, setattr, (s3_proxy, "read_only", False)).start()
+    threading.Timer(1.0, setattr, (s3_proxy, "read_only", False)).start()
     worker.save("step-00000020", writing("20"))
     assert worker.restore(texts) == {"state.pt": "20"}
     s3_proxy.read_only = True

@@ -53,6 +53,8 @@ def sums(worker: RayWorker, settings: dict[str, Any]) -> float:
     total = torch.tensor(float(worker.rank + 1))
     dist.all_reduce(total, group=worker.group)
     worker.say(f"rank {worker.rank} of {worker.world}")
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
+    assert "cluster.fork_server\0--serve" in parent, "this process is no fork of one that has imported what it needs"
     if worker.rank == 0:
         worker.record({"step": 1})
     return float(total)

@@ -187,6 +187,7 @@ class TrainingRun:
                 if self._over:
                     return
                 if self._asked == "stop":
+                    worker.flush()
                     worker.stop(step.done)
 
     def record_due(self, step: Step) -> bool:
@@ -246,8 +247,8 @@ class TrainingRun:
         return {"score": sign * last[name], **{f"score/{each}": last[each] for each in fnmatch.filter(last, made_of)}}
 
     def save(self, **more: Any) -> None:
-        """Store a checkpoint, and report step and score to a sweep. ``more``: tensors and plain values that the job needs to
-        continue."""
+        """Store a checkpoint, and report step and score to a sweep, while training goes on. ``more``: tensors and plain values
+        that the job needs to continue."""
         score = self._score() if self.worker.rank == 0 else {}
         figures = {"step": self.log.step, **score} if score else {}
         write_own = self.files.write if self.files else None
@@ -265,10 +266,12 @@ class TrainingRun:
     def finish(
         self, model: Mapping[str, Any], history: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
     ) -> None:
-        """Put the model, the metrics and the history into the run's folder. Every rank calls it, rank 0 writes.
+        """Wait for the last checkpoint; put the model, the metrics and the history into the run's folder. Every rank calls it,
+        rank 0 writes.
 
         ``history`` and ``metrics``: what the job adds to these files.
         """
+        self.worker.flush()
         if self.worker.rank:
             return
         run, log = Run(self.config.runs, self.config.name), self.log

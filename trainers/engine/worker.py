@@ -44,7 +44,10 @@ class Worker(Protocol):
         figures: Mapping[str, float] | None = None,
         write_own: Callable[[Path], None] | None = None,
     ) -> None:
-        """Store a checkpoint of what ``write`` (rank 0) and ``write_own`` (every rank) put into a folder."""
+        """Store a checkpoint of what ``write`` (rank 0) and ``write_own`` (every rank) put into a folder, in a thread."""
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is stored; raises its error."""
 
     def restore(self, read: Callable[[Path], Any], wanted: Callable[[list[str]], Sequence[str]] | None = None) -> Any:
         """``read`` of the newest whole checkpoint's folder, with the files that ``wanted`` picks; None when there is none."""
