@@ -32,6 +32,7 @@ PHASES = (  # how the line begins that the run prints at a phase's end, and the 
     ("step 0:", "controller and workers, imports there, first evaluation"),
     ("step 1/", "first step: loaders' start, a batch"),
 )
+MARK = "HARDSHARD_MEASURED"  # in the environment of all processes of a measured run: its folder of runs
 PATIENCE = 300.0  # seconds for a start or a recovery
 
 
@@ -55,7 +56,7 @@ def training(runs: str, every: int, steps: int, *, plain: bool) -> Iterator["sub
     """A run of ``steps`` steps with a Ray of its own, with a checkpoint ``every`` so many; killed at the end of the context."""
     numbers = {"--optim.steps": steps, "--record_every": 1, "--checkpoint_every": every}
     options = ["--runs", runs, "--name", "measured", *(word for name, n in numbers.items() for word in (name, str(n)))]
-    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1", **({PLAIN: "1"} if plain else {})}
+    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1", MARK: runs, **({PLAIN: "1"} if plain else {})}
     command, root = [sys.executable, "trainers/reid.py", *options], Path(__file__).parent.parent
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
@@ -80,10 +81,10 @@ def start(*, plain: bool) -> list[float]:
 def recover(times: int, *, plain: bool) -> list[float]:
     """Seconds from the death of a worker to the checkpoint of a later step, in one run."""
     seconds = list[float]()
-    with tempfile.TemporaryDirectory() as runs, training(runs, 5, 100_000, plain=plain) as process:
+    with tempfile.TemporaryDirectory() as runs, training(runs, 5, 100_000, plain=plain):
         for _ in range(times):
             _await_checkpoint(runs, _newest(runs) + 10)
-            both = [each for each in psutil.Process(process.pid).children(recursive=True) if _trains(each)]
+            both = [each for each in psutil.process_iter() if _trains(each, runs)]
             workers = [each for each in both if each.parent() not in both]  # the others are their loaders
             died, step = time.perf_counter(), _newest(runs)
             random.choice(workers).kill()  # noqa: S311
@@ -92,9 +93,9 @@ def recover(times: int, *, plain: bool) -> list[float]:
     return seconds
 
 
-def _trains(process: psutil.Process) -> bool:
+def _trains(process: psutil.Process, runs: str) -> bool:
     try:
-        return "RayTrainWorker" in " ".join(process.cmdline())
+        return "RayTrainWorker" in " ".join(process.cmdline()) and process.environ().get(MARK) == runs
     except psutil.Error:
         return False
 

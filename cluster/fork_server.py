@@ -95,6 +95,8 @@ def _forked(connection: socket.socket, settings: Mapping[str, str]) -> bool:
         connection.sendall(b"y" if same else b"n")  # raises OSError when nobody waits any more
         if not same or os.fork():
             return False
+        if os.fork():  # the worker is no descendant of the driver, to whose descendants `ray job stop` sends SIGTERM
+            os._exit(0)
         for number, file in enumerate(files):
             os.dup2(file, number)
     finally:
