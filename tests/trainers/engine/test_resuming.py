@@ -195,6 +195,7 @@ def test_a_run_that_was_taken_over_stores_no_more_checkpoints(tmp_path: Path, mo
 
     def save_and_lose(self: LocalWorker, *what: Any) -> None:
         save(self, *what)
+        self.flush()
         open_ledger(f"{train.runs}/run").create("lease/00000002.json", {"host": "other", "process": 1, "since": "now"})
 
     monkeypatch.setattr(LocalWorker, "save", save_and_lose)
