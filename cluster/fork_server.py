@@ -2,7 +2,7 @@
 
 Ray starts each worker as ``python default_worker.py ...``; a worker that trains then imports torch and the job, for seconds. A
 driver starts the server on its machine, which imports the modules that the driver has imported, while Ray starts. As
-`py_executable` of the runtime environment, this module is run in the place of Python: it hands its arguments, environment and
+`py_executable` of the runtime environment, this file is run by Python before the worker: it hands its arguments, environment and
 open files to the server, which forks, and the child goes on as that worker. Where no server answers (on another machine, or when
 the driver has ended), or another network or container has asked, or other settings of libraries, Python is run as usual.
 
@@ -44,7 +44,7 @@ def start(threads: int) -> str:
     """
     folder = tempfile.mkdtemp(prefix="hardshard-fork-")  # only this user can open what is in it
     names = sorted(name for name in sys.modules if name.partition(".")[0] in OURS)
-    command = [sys.executable, "-m", __name__, "--serve", folder, str(threads), *ALSO, *names]
+    command = [sys.executable, __file__, "--serve", folder, str(threads), json.dumps(sys.path), *ALSO, *names]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own module
     atexit.register(server.communicate)  # closes its stdin, on which it ends, and waits for it
     return f"{folder}/socket"
@@ -54,7 +54,8 @@ def wanted() -> bool:
     """Whether a driver that is about to join or start a Ray shall start a server: not where a Ray job brings its own Python."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     outside = os.environ.get("RAY_ADDRESS", "").startswith("ray://")
-    return not outside and PLAIN not in os.environ and set(job) <= set(JOB_MAY_BRING)
+    plain_path = " " not in f"{tempfile.gettempdir()}{__file__}"  # a shell splits them
+    return not outside and PLAIN not in os.environ and set(job) <= set(JOB_MAY_BRING) and plain_path
 
 
 def _serve(folder: Path, threads: str, names: list[str]) -> None:
@@ -138,7 +139,8 @@ def _asked(arguments: list[str]) -> bool:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        _serve(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+        sys.path[:] = json.loads(sys.argv[4])
+        _serve(Path(sys.argv[2]), sys.argv[3], sys.argv[5:])
         runpy.run_path(sys.argv[0], run_name="__main__")
     elif not _asked(sys.argv[1:]):
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - what Ray has asked for

@@ -84,12 +84,13 @@ def drain_node(head: str, gone: float, reason: str) -> None:
 def forked_by(server: str) -> dict[str, Any]:
     """The runtime environment of workers that ask a server for their process (`cluster.fork_server`), by its socket's path.
 
-    ``py_executable`` is public; which Python a node would run, a shell finds in the command line of the worker's parent.
+    ``py_executable`` is public; which Python a node would run, a shell finds in the command line of the worker's parent. Where
+    there is no such socket, on other machines, that Python is run as usual.
     Wanted in public: a placeholder for it, or workers that Ray itself forks from a process with preloaded modules.
     """
     find = f"tr '\\0' '\\n' < /proc/$PPID/cmdline | sed -n 's/^{COMMAND}\\([^ ]*\\) .*/\\1/p' | grep ."
     return {
-        "py_executable": f"$({find} || command -v python3) -m {fork_server.__name__}",
+        "py_executable": f"$({find} || command -v python3) $([ -S {server} ] && echo {fork_server.__file__})",
         "env_vars": {fork_server.ADDRESS: server},
     }
 

@@ -50,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 def ask(server: dict[str, Any], folder: Path, wrap: str = "", **more: str) -> tuple[dict[str, Any], "subprocess.Popen[str]"]:
     """What a worker that is started as Ray starts it says about itself, and the process that was started."""
     (folder / "script.py").write_text(SCRIPT)
-    command = f"exec {wrap} {sys.executable} -m cluster.fork_server script.py --number 5"
+    command = f"exec {wrap} {sys.executable} {fork_server.__file__} script.py --number 5"
     environment = {**os.environ, **server["environment"], "ASKED": "yes", **more}
     started = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, stdin=-1, stdout=-1, text=True)
     assert started.stdout

@@ -84,6 +84,7 @@ def counts(worker: RayWorker, settings: dict[str, Any]) -> int:
     for step in range(begun + 1, int(settings["steps"]) + 1):
         worker.save(f"step-{step:08d}", lambda folder, step=step: (folder / "done").write_text(f"{step}"))
         if "lose" in settings:
+            worker.flush()
             open_ledger(settings["lose"]).create("lease/00000099.json", {"host": "other", "process": 1, "since": "now"})
     return begun
 
