@@ -139,7 +139,9 @@ def _asked(arguments: list[str]) -> bool:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        sys.path[:] = json.loads(sys.argv[4])
+        path = json.loads(sys.argv[4])
+        own = [folder for folder in sys.path[1:] if folder not in path]
+        sys.path[:] = [path[0], *path, *own]  # the first is that of the script, which forks replace by that of theirs
         _serve(Path(sys.argv[2]), sys.argv[3], sys.argv[5:])
         runpy.run_path(sys.argv[0], run_name="__main__")
     elif not _asked(sys.argv[1:]):

@@ -205,8 +205,14 @@ class RunTrainer(TorchTrainer):
 
     Without Ray Data, which no run uses: saves imports, and a process that wakes a hundred times a second. And with another actor
     that frees the workers' reservation when a killed driver or a stopped trial takes the controller with it (`_cleaner_class`).
-    Wanted in public: a trainer that starts Ray Data only when data sets are passed, and a cleaner that ends.
+    Wanted in public: a trainer that starts Ray Data only when data sets are passed, and a cleaner that ends. At Ctrl-C Ray asks
+    the controller to abort, which does not answer while it waits for resources; here the caller ends ``controller``.
     """
+
+    controller: Any = None  # the actor of the last `fit`, when that was called in the main thread
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
 
     def _create_default_callbacks(self) -> list[Any]:
         others = (DatasetsCallback, PlacementGroupCleanerCallback)

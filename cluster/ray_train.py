@@ -69,19 +69,15 @@ def launch(
     ended = threading.Event()
     shower = threading.Thread(target=_show, args=(progress, show, asked, ended), name="progress", daemon=True)
     shower.start()
-    before = signal.getsignal(signal.SIGINT)
     try:
         result = _fit(trainer, config.max_failures, progress)
     except (train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise failure_of(error, how_to_continue(folder), lambda text: show([], [text])) from error
-    except SystemExit as error:  # at Ctrl-C Ray exits with code 0
-        raise (StoppedError(0) if asked.is_set() else KeyboardInterrupt) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+    finally:  # also at Ctrl-C
         ended.set()
         shower.join()
-        ray.kill(progress)
+        for actor in filter(None, (progress, trainer.controller)):
+            ray.kill(actor)
     if isinstance(result, StoppedError):
         raise result
     return result
@@ -143,7 +139,7 @@ def _show(progress: Any, show: Callable[[list[Record], list[str]], None], asked:
                 if ray.get(progress.stop.remote()):
                     show([], ["asked to end: the workers store a checkpoint after their current steps"])
                 else:  # they have not started yet, or have failed
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signal.SIGTERM)
             records, notices = ray.get(progress.drain.remote())
             if records or notices:
                 show(records, notices)

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cluster.checkpoint_folder import RunFolder
+from cluster.errors import StoppedError
 
 
 @contextmanager
 def sigterm_noted() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets within this context; a second SIGTERM ends the process at once.
+    """An event that SIGTERM sets within this context. Outside the main thread, which alone gets signals, it is never set.
 
-    Outside the main thread, which alone gets signals, it is never set.
+    Raises:
+        StoppedError: at a second SIGTERM.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -23,12 +25,17 @@ def sigterm_noted() -> Iterator[threading.Event]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if asked.is_set():
+            raise KeyboardInterrupt  # Ray passes no other exception of a signal's handler on
         asked.set()
 
     before = signal.signal(signal.SIGTERM, note)
     try:
         yield asked
+    except KeyboardInterrupt:
+        if asked.is_set():
+            raise StoppedError(0) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -42,15 +42,16 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 by Ctrl-C, 143 by SIGTERM, else 1 with a traceback.
 
     An exception with an attribute ``exit_code`` ends in its text and that code, whichever package defines it.
-    SIGTERM raises SystemExit, so that what is open is closed; training answers it otherwise (`cluster.stopping`).
+    SIGTERM raises KeyboardInterrupt, so that what is open is closed; training answers it otherwise (`cluster.stopping`).
     """
+    ended: list[int] = []
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, partial(_end, os.getpid()))
+        signal.signal(signal.SIGTERM, partial(_end, os.getpid(), ended))
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("ended by SIGTERM" if ended else "interrupted", file=sys.stderr)
+        sys.exit(143 if ended else 130)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
@@ -60,9 +61,10 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _end(process: int, number: int, frame: FrameType | None) -> None:
-    if os.getpid() != process:  # a forked one, which has inherited this handler
+def _end(process: int, ended: list[int], number: int, frame: FrameType | None) -> None:
+    """Interrupt `run_main` in its process; in a forked one, which has inherited this handler, do what is usual."""
+    if os.getpid() != process:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    print("ended by SIGTERM", file=sys.stderr)
-    sys.exit(128 + number)
+    ended.append(number)
+    raise KeyboardInterrupt  # Ray passes no other exception of a signal's handler on
