@@ -185,7 +185,7 @@ class RunFolder:
                 self._write_manifest(name, {**manifest, "set_aside": aside})
 
     def delete_snapshot(self) -> None:
-        """Delete Ray Train's list of checkpoints, which may be damaged or name deleted ones: it then begins a new one."""
+        """Delete Ray Train's list of checkpoints, which runs of earlier versions have, and which may name deleted ones."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/{RAY_SNAPSHOT}")
 
