@@ -27,7 +27,7 @@ EVERYWHERE = {
     "loader.workers", "loader.ahead", "loader.bad_share",  # who prepares the batches; when a run gives up
     *(f"cache.{name}" for name in ("folder", "gib", "fill")),  # from where bytes come
     # Other workers share the same batch. The driver's promise of equal results has its own tests.
-    *(f"cluster.{name}" for name in ("local", "workers", "fewest", "cpus", "gpu", "max_failures", "keep_checkpoints")),
+    *(f"cluster.{name}" for name in ("local", "workers", "fewest", "cpus", "gpu", "max_failures", "stuck_s", "keep_checkpoints")),
     *(f"cluster.metrics_{name}" for name in ("port", "host", "file")),  # where figures can be read
     "optim.amp",  # how exactly is computed
 }  # fmt: skip
