@@ -55,15 +55,12 @@ def launch(
     free = ray.available_resources()
     if config.workers * config.cpus > free.get("CPU", 0) or (gpu and config.workers > free.get("GPU", 0)):
         show([], [f"waiting for {config.workers} workers: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free"])
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.stuck_s)
-    # A process that warns workers of nodes about to be withdrawn: none is withdrawn where there is no other.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(len(ray.nodes()) > 1 or bool(max_resources()))))
-    torch_config = TorchConfig(backend="nccl" if gpu else "gloo")
+    _set_ray_train(config)
     trainer = RunTrainer(
         partial(_work, work),
         train_loop_config={**settings, "progress": progress, "folder": folder},
         scaling_config=_scaling(config, gpu),
-        torch_config=torch_config,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=_run_config(config, folder, progress),
     )
     ended = threading.Event()
@@ -81,6 +78,13 @@ def launch(
     if isinstance(result, StoppedError):
         raise result
     return result
+
+
+def _set_ray_train(config: ClusterConfig) -> None:
+    """Set what Ray Train takes from the environment, which it passes on to its controller."""
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.stuck_s)
+    # A process that warns workers of nodes about to be withdrawn: none is withdrawn where there is no other.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(len(ray.nodes()) > 1 or bool(max_resources()))))
 
 
 def _fit(trainer: RunTrainer, tries: int, progress: Any) -> Any:
