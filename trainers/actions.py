@@ -170,19 +170,22 @@ class Compare:
     """Train several arms and seeds with the same settings (data: the RGB set), print one table; finished runs are only read."""
 
     sets: ClassVar = ("model.name",)
-    first: ClassVar = ("arms", "seeds")
+    first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     flow: str = ""
     """The set of the same videos packed as flow, for the arms i3d-flow and two-stream."""
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
+    jobs: int = 1
+    """Runs that are trained at once."""
 
     def run(self) -> None:
         """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         if not self.flow and {"i3d-flow", "two-stream"} & set(self.arms):
             raise InputError("the arms i3d-flow and two-stream need --flow", "compare", "pack the source with --stream flow")
         compare(
-            self.train, self.arms, self.seeds, self._configs, print_comparison, more=self._two_stream,
+            self.train, self.arms, self.seeds, self._configs, print_comparison, jobs=self.jobs,
+            curves={"top1": "top 1", "mean_class": "mean class accuracy"}, more=self._two_stream,
             remedy="pack with --test, or --held-out above 0", flow=self.flow,
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ from trainers.tasks.attributes.curriculum import StageLog
 from trainers.tasks.attributes.data import FaceSet, checksum_of, labelled_columns, mixed_stream, open_sets, with_targets
 from trainers.tasks.attributes.evaluation import can_evaluate, evaluate_faces
 from trainers.tasks.attributes.model import Attributes, AttributesTask
-from trainers.tasks.attributes.report import held_out_faces, predict_faces, print_comparison, print_figures, write_report
+from trainers.tasks.attributes.report import CURVES, held_out_faces, predict_faces, print_comparison, print_figures, write_report
 
 BATCH = 32  # image files predicted together
 
@@ -191,15 +191,20 @@ class Compare:
     """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again."""
 
     sets: ClassVar = ("arm",)
-    first: ClassVar = ("arms", "seeds")
+    first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    """Runs that are trained at once."""
 
     def run(self) -> None:
         """Train the missing runs; print the table and store it as comparison.json."""
         remedy = "pack with --held-out above 0"
-        compare(self.train, self.arms, self.seeds, self._configs, print_comparison, remedy=remedy)
+        compare(
+            self.train, self.arms, self.seeds, self._configs, print_comparison,
+            jobs=self.jobs, curves=CURVES, remedy=remedy,
+        )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:

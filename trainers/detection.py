@@ -170,15 +170,20 @@ class Compare:
     """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
 
     sets: ClassVar = ("arm",)
-    first: ClassVar = ("arms", "seeds")
+    first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    """Runs that are trained at once."""
 
     def run(self) -> None:
         """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         remedy = "pack the target with boxes and with held-out images"
-        compare(self.train, self.arms, self.seeds, self._configs, print_comparison, remedy=remedy)
+        compare(
+            self.train, self.arms, self.seeds, self._configs, print_comparison,
+            jobs=self.jobs, curves={"mAP50": "mAP50", "mAP": "mAP"}, remedy=remedy,
+        )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:

@@ -257,14 +257,19 @@ class Compare:
     """
 
     sets: ClassVar = ("sampler.kind", "head.kind")
-    first: ClassVar = ("arms", "seeds")
+    first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = ("uniform", "pk", "hardest", "proportional", "pairs")
     seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    """Runs that are trained at once."""
 
     def run(self) -> None:
         """Train the missing runs; print the table and store it as comparison.json."""
-        compare(self.train, self.arms, self.seeds, self._configs, print_comparison, read=evaluations_of)
+        compare(
+            self.train, self.arms, self.seeds, self._configs, print_comparison,
+            jobs=self.jobs, curves={"mAP": "mAP", "rank1": "rank 1"}, read=evaluations_of,
+        )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:

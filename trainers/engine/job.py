@@ -27,13 +27,14 @@ Resume = bool | Literal["auto"]
 class JobConfig:
     """Settings of any job's run; a job's own config adds to them."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: settings, named as on the command line; none: no --preset
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name: settings, named as on the command line
     first: ClassVar[tuple[str, ...]] = (
         "name",
         "runs",
         "resume",
         "cluster.workers",
         "cluster.local",
+        "preset",
     )  # --help begins with these
     name: str = field(default="", metadata=HARMLESS)
     """The run's name; empty: made from the time and a random part."""
@@ -42,6 +43,8 @@ class JobConfig:
     taken from it."""
     runs: str = field(default="", metadata=HARMLESS)
     """Where runs are kept: a folder that all nodes see, or s3://bucket/prefix; empty: ./runs, in a Ray job ~/runs."""
+    preset: str = field(default="", metadata=HARMLESS)
+    """Settings that are kept under this name, and that options given besides override; an unknown name shows all."""
     resume: Resume = field(default=False, metadata=HARMLESS)
     """Continue the run of that name; auto: if there is one, else start it. Options not given are as in that run."""
     resume_from: int | None = field(default=None, metadata=HARMLESS)
@@ -179,7 +182,7 @@ def resumed_defaults(kind: type[C], verb: str, arguments: list[str]) -> C | None
         return replace(stored, resume=True, resume_from=None)
     if "--config" in given:
         return config_file(kind, given["--config"])
-    return preset_config(kind, given["--preset"]) if kind.presets and "--preset" in given else None
+    return preset_config(kind, given["--preset"]) if "--preset" in given else None
 
 
 def config_of_named(kind: type[C], arguments: list[str]) -> C | None:
@@ -227,7 +230,7 @@ def preset_config(kind: type[C], name: str) -> C:
     """The settings of a preset; raises InputError if the job has none of that name."""
     if name not in kind.presets:
         raise InputError("unknown preset", name, f"use one of {', '.join(kind.presets)}")
-    return replace(changed(kind(), kind.presets[name]), preset=name)  # type: ignore[call-arg]  # a job with presets has the field
+    return replace(changed(kind(), kind.presets[name]), preset=name)
 
 
 @contextmanager

@@ -25,6 +25,10 @@ from trainers.tasks.attributes.pictures import Face, labelled_faces
 
 FRACTIONS = ("accuracy", "balanced", "auc", "nme")
 LESS_IS_BETTER = ("mae", "nme")
+CURVES = {
+    "score": "score", "gender.auc": "gender, AUC", "age.mae": "age, error in years", "pose.roll_mae": "roll, error in degrees",
+    "smile.auc": "smile, AUC", "attractiveness.correlation": "attractiveness, correlation",
+}  # fmt: skip
 HELD_OUT_SHOWN = 12  # images in a report
 SHOWN = 24  # images in the picture of a prediction
 

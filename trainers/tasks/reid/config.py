@@ -33,7 +33,6 @@ class ReidConfig(JobConfig):
     first: ClassVar = (
         "data",
         *JobConfig.first,
-        "preset",
         "sampler.kind",
         "head.kind",
         "model.backbone",
@@ -41,9 +40,6 @@ class ReidConfig(JobConfig):
         "optim.lr",
     )
     presets: ClassVar = PRESETS
-    preset: str = field(default="", metadata=HARMLESS)
-    """Settings for a kind of model, which options given besides override: strong-baseline, mobile, neighbours, vit,
-    faces (docs/reid.md)."""
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets, which are joined: folders or s3://bucket/prefix; none: the Omniglot subset that comes with the repository.
     Or tar files without an index, streamed as they are: s3://bucket/set-{000..146}.tar (docs/loading.md)."""
