@@ -67,7 +67,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     sets = open_sets(config.data)
     torch.manual_seed(config.seed)
     model = Attributes(config.model, trained_tasks(config, sets), single=config.arm == "single", size=config.size)
-    task = AttributesTask(model, worker.group)
+    task = AttributesTask(model, worker.group, uncertainty=config.uncertainty)
     task = task.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the loader's images are
     run = TrainingRun(config, worker, checksum_of(sets), score="score", made_of="*.skill")
     stages = StageLog(run.log.notes, worker.group)
@@ -75,17 +75,17 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if run.fresh:
         evaluate(run, sets, task)
     for number, stage in enumerate(config.stages):
-        if number == config.decoupled_from:
+        if config.decoupler and number == len(config.stages) - 1:
             torch.manual_seed(config.seed + number)
-            model.insert_decoupler()
+            model.insert_decoupler(config.decoupler)
         if number < restored:
             continue
         task.enter(stage.task_weights(), stage.freeze)
         run.start(task, build_optimiser(stage.optim(config.optim), task), restore=number == restored)
-        if number == restored:
-            stages.cut(stage)
-        else:
+        if number > restored:
             stages.enter(run.log.step)
+        stage = config.with_left_steps(number, stages.first)
+        stages.cut(stage)
         if not stages.over:
             train_stage(run, sets, task, stage, stages)
     if run.evaluation_missing:

@@ -1,13 +1,15 @@
 """The face model: the decoupling part disturbs nothing, frozen parts stay, ranks train as one."""
 
 import copy
+import math
 
 import pytest
 import torch
 from ranks import on_ranks
 
+from trainers.tasks.attributes.decouplers import DECOUPLERS, AttentionMasks, CrossStitch
 from trainers.tasks.attributes.losses import TASKS
-from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
+from trainers.tasks.attributes.model import COUPLED, Attributes, AttributesTask, FaceModelConfig
 from trainers.tasks.backbones import build_level_backbone
 
 ALL = tuple(TASKS)
@@ -28,20 +30,28 @@ def batch(count: int, tasks: tuple[str, ...] = ALL, seed: int = 0) -> dict[str, 
     return {"images": torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=rng), "targets": targets}
 
 
+@pytest.mark.parametrize("kind", DECOUPLERS)
 @pytest.mark.parametrize("backbone", ["hardshard_small_v2", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_the_decoupling_part_changes_no_output_when_it_comes(backbone: str) -> None:
+def test_the_decoupling_part_changes_no_output_when_it_comes(backbone: str, kind: str) -> None:
     faces, images = model(backbone=backbone).eval(), batch(3)["images"]
     before = faces(images)
-    faces.insert_decoupler()
+    faces.insert_decoupler(kind)
     faces.eval()
     assert torch.equal(faces(images), before)
-    faces.insert_decoupler()  # once is enough
+    faces.insert_decoupler(kind)  # once is enough
     assert torch.equal(faces(images), before)
 
 
-def test_the_decoupling_part_learns_and_then_speaks() -> None:
+@pytest.mark.parametrize("channels", [(32, 96, 1280), (64, 128, 256)])
+def test_decoupling_parts_of_a_width_have_about_as_many_weights(channels: tuple[int, ...]) -> None:
+    sizes = [sum(p.numel() for p in part(channels, (*COUPLED, "pose"), 64).parameters()) for part in DECOUPLERS.values()]
+    assert max(sizes) < 1.4 * min(sizes)
+
+
+@pytest.mark.parametrize("kind", DECOUPLERS)
+def test_the_decoupling_part_learns_and_then_speaks(kind: str) -> None:
     faces = model()
-    faces.insert_decoupler()
+    faces.insert_decoupler(kind)
     task = AttributesTask(faces)
     task.enter(EVEN)
     optimiser = torch.optim.SGD(task.parameters(), 0.01)
@@ -90,6 +100,66 @@ def test_single_trains_each_net_as_if_alone() -> None:
     optimiser.step()
     for a, b in zip(both.model.nets["age"].parameters(), alone.model.nets["age"].parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_single_trains_each_net_on_the_images_with_its_label() -> None:
+    """Batch norm's statistics are those of these images alone, as of a model that never saw others."""
+    task, data = AttributesTask(model(("gender", "mask"), single=True)), batch(6, ("gender", "mask"))
+    data["targets"][:4, 1] = float("nan")
+    data["targets"][4:, 1] = 1.0
+    alone = copy.deepcopy(task.model.nets["mask"]).train()
+    task.enter({"gender": 1.0, "mask": 1.0})
+    task(data)
+    alone(data["images"][4:])
+    for name, buffer in task.model.nets["mask"].named_buffers():
+        torch.testing.assert_close(buffer, alone.get_buffer(name))
+    data["targets"][4:, 1] = float("nan")
+    assert task(data)["loss_mask"] == 0  # batch norm gets two images even so
+
+
+def test_learned_weights_are_those_of_the_formula_and_reach_its_minimum() -> None:
+    """At the minimum over s, exp(s) is 2 L for a class and L for a regression: the derivative of the formula is zero there."""
+    task = AttributesTask(model(("gender", "age", "pose")), uncertainty=True)
+    task.enter({"gender": 1.0, "age": 1.0})
+    assert {name for name, p in task.log_variances.items() if p.requires_grad} == {"gender", "age"}
+    optimiser = torch.optim.Adam([p for p in task.log_variances.values() if p.requires_grad], 0.05)
+    losses = {"gender": torch.tensor(0.3), "age": torch.tensor(0.05)}
+    for _ in range(600):
+        optimiser.zero_grad()
+        sum(task.weighed(name, loss) for name, loss in losses.items()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+    assert task.log_variances["gender"].exp().item() == pytest.approx(2 * 0.3, rel=1e-2)
+    assert task.log_variances["age"].exp().item() == pytest.approx(0.05, rel=1e-2)
+    results = task(batch(4, ("gender", "age", "pose")))
+    s = {name: p.item() for name, p in task.log_variances.items()}
+    by_hand = math.exp(-s["gender"]) * results["loss_gender"] + math.exp(-s["age"]) * results["loss_age"] / 2
+    assert results["loss"].item() == pytest.approx(by_hand.item() + (s["gender"] + s["age"]) / 2, rel=1e-5)
+
+
+def test_a_cross_stitch_begins_with_nine_tenths_of_a_tasks_own_features() -> None:
+    part = CrossStitch((8,), ("age", "pose"), 8)
+    assert part.stitches[0].tolist() == [[pytest.approx(0.9), pytest.approx(0.1)], [pytest.approx(0.1), pytest.approx(0.9)]]
+
+
+def test_a_masks_features_of_a_level_depend_on_what_passed_the_level_before() -> None:
+    """By hand: two levels, the masks as convolutions over each task's channels."""
+    torch.manual_seed(0)
+    part = AttentionMasks((3, 5), ("age", "pose"), 8).eval()
+    levels, own = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)], 5
+    seen: list[torch.Tensor] = []
+    part.centre.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].unflatten(1, (2, -1))))
+    part(levels)
+    for task in range(2):
+        passed, expected = torch.empty(0), []
+        for level, tensor in enumerate(levels):
+            shared = part.project[level](tensor)
+            entering = shared if not level else torch.cat([shared, torch.nn.functional.avg_pool2d(passed, 2)], dim=1)
+            convolution, norm = part.masks[level][0], part.masks[level][1]
+            rows = slice(task * own, (task + 1) * own)
+            raw = torch.nn.functional.conv2d(entering, convolution.weight[rows], convolution.bias[rows])
+            passed = shared * torch.sigmoid(raw / (1 + norm.eps) ** 0.5)  # an untrained batch norm, in evaluation
+            expected.append(passed.mean(dim=(2, 3)))
+        torch.testing.assert_close(seen[0][:, task], torch.cat(expected, dim=1))
 
 
 def trained(task: AttributesTask, steps: int = 3) -> set[str]:

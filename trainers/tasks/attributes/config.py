@@ -20,7 +20,7 @@ from trainers.tasks.attributes.losses import TASKS, Weights
 from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
 from trainers.tasks.backbones import try_model
 
-Arm = Literal["single", "joint", "staged", "staged+decoupler"]
+Arm = Literal["single", "joint", "joint+uncertainty", "staged", "staged+decoupler", "staged+cross-stitch", "staged+mtan"]
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
 
@@ -59,8 +59,9 @@ class AttributesConfig(JobConfig):
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets with labels: folders or s3://bucket/prefix."""
     arm: Arm = "staged+decoupler"
-    """single: one model for each task; joint: one model, all tasks from the start; staged: one model, trained in stages;
-    staged+decoupler: with the decoupling part from the last stage on."""
+    """single: one model for each task; joint: one model, all tasks from the start; +uncertainty: with learned task weights;
+    staged: one model, trained in stages; +decoupler: with the decoupling part from the last stage on; +cross-stitch, +mtan: with
+    another part of about the same size in its place."""
     batch: int = 64
     """Samples of a global batch, over all sets and workers."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -83,6 +84,9 @@ class AttributesConfig(JobConfig):
         self.cluster.check_divisible(self.mix.unit, "mix.unit")
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}", "--batch", "give at least 1")
+        if self.uncertainty and any(stage.threshold for stage in self.stages):
+            remedy = "set --stage3.threshold to 0, or choose another arm"
+            raise InputError("a loss with learned weights has no threshold: it falls with the weights", "--arm", remedy)
         if self.optim.accumulate > 1:
             raise InputError("optim.accumulate is set", "optim", "a part may lack the labels of a task: lower --batch instead")
 
@@ -90,15 +94,26 @@ class AttributesConfig(JobConfig):
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the arm; single and joint have one, which trains all tasks for the steps of all stages."""
         stages: tuple[Stage, ...] = (self.stage1, self.stage2, self.stage3)
-        if self.arm in ("single", "joint"):
+        if not self.arm.startswith("staged"):
             least, most = sum(stage.least for stage in stages), sum(stage.most for stage in stages)
             stages = (replace(self.stage3, least=least, most=most, lr=self.stage1.lr),)
         return stages
 
     @property
+    def uncertainty(self) -> bool:
+        """Whether the arm learns the tasks' weights."""
+        return self.arm == "joint+uncertainty"
+
+    @property
     def steps(self) -> int:
         """Steps of the run, if no stage ends early."""
         return sum(stage.most for stage in self.stages)
+
+    def with_left_steps(self, number: int, first: int) -> Stage:
+        """The stage of this number, which began at step ``first``. The last one also gets the steps that the others have left, so
+        that all arms take the same number of steps."""
+        stage = self.stages[number]
+        return replace(stage, most=max(stage.most, self.steps - first)) if number == len(self.stages) - 1 else stage
 
     @property
     def size(self) -> tuple[int, int]:
@@ -107,9 +122,9 @@ class AttributesConfig(JobConfig):
         return self.loader.size
 
     @property
-    def decoupled_from(self) -> int | None:
-        """The stage, counted from 0, that adds the decoupling part; None: the arm has none."""
-        return 2 if self.arm == "staged+decoupler" else None
+    def decoupler(self) -> str:
+        """The decoupling part that the last stage adds: a name of `DECOUPLERS`; empty: none."""
+        return self.arm.partition("+")[2] if self.arm.startswith("staged+") else ""
 
     @property
     def turn(self) -> float:
@@ -138,8 +153,8 @@ class AttributesConfig(JobConfig):
     def _model(self, tasks: tuple[str, ...]) -> Attributes:
         """The model as it is at the end of the run."""
         model = Attributes(self.model, tasks, single=self.arm == "single", size=self.size)
-        if self.decoupled_from is not None:
-            model.insert_decoupler()
+        if self.decoupler:
+            model.insert_decoupler(self.decoupler)
         return model
 
     def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:

@@ -1,20 +1,16 @@
-"""The face model: one backbone, a head per task, and a part that decouples the coupled tasks.
+"""The face model: one backbone, a head per task, and a part that decouples the coupled tasks. B images of a batch, C columns."""
 
-Shapes: B batch, C columns, L levels of the backbone, each pooled to G x G, T decoupled tasks, Q queries of each, W their width.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks
+from trainers.tasks.attributes.decouplers import DECOUPLERS, POSE, DecouplingPart
 from trainers.tasks.attributes.losses import TASKS, loss_sum, values_of
 from trainers.tasks.backbones import Normalise, build_level_backbone, check_backbone
 from trainers.tasks.small_net import SMALL, with_full_name
@@ -22,7 +18,6 @@ from trainers.tasks.timm_models import Size
 from trainers.tasks.weights import resolved_weights
 
 COUPLED = ("age", "quality", "attractiveness")
-POSE = "pose"
 BACKBONE = "backbone"
 
 
@@ -49,44 +44,6 @@ class FaceModelConfig:
             raise InputError("the decoupling part needs a width of at least 1", str(self.width))
 
 
-class Decoupler(nn.Module):
-    """Corrects the raw outputs of the coupled tasks by attention over several levels of the backbone.
-
-    Levels [B, channels, h, w] become L * G * G tokens. A few learned queries per task attend over them by content and position;
-    the pooled features of the backbone have lost the position. A linear layer maps what the task's and the pose's queries
-    returned to a correction of the task's raw outputs. The layer starts at zero, so adding this part does not change the model's
-    outputs. Our own design: the source of the method does not publish its own.
-    """
-
-    GRID, QUERIES = 4, 4
-
-    def __init__(self, channels: Sequence[int], tasks: Sequence[str], width: int) -> None:
-        super().__init__()
-        if not channels:
-            remedy = "choose another backbone, or an arm without the decoupling part: --arm staged"
-            raise InputError("the backbone's modules return no feature maps [B, C, h, w]", "--model.backbone", remedy)
-        self.tasks = tuple(tasks)  # POSE last
-        self.project = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.norm = nn.LayerNorm(width)
-        # Of unit variance, so that the queries attend to different places from the start.
-        self.places = nn.Parameter(torch.randn(len(channels) * self.GRID**2, width))
-        self.queries = nn.Parameter(torch.randn(len(self.tasks) * self.QUERIES, width) * 2)
-        # Without it the corrections learned the mean only: what the queries return is nearly the same for all images.
-        self.centre = nn.BatchNorm1d(len(self.tasks) * self.QUERIES * width)
-        self.corrections = nn.ModuleDict({t: nn.Linear(2 * self.QUERIES * width, len(TASKS[t].columns)) for t in self.tasks})
-        for parameter in self.corrections.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Corrections of the tasks' raw outputs, [B, columns] each; B must be at least 2 in training (batch norm)."""
-        pooled = [F.adaptive_avg_pool2d(p(level), self.GRID) for p, level in zip(self.project, levels, strict=True)]
-        tokens = self.norm(torch.cat([level.flatten(2).transpose(1, 2) for level in pooled], dim=1))  # [B, L G G, W]
-        scores = self.queries @ (tokens + self.places).transpose(1, 2) / math.sqrt(tokens.shape[-1])  # [B, T Q, L G G]
-        found = self.centre((scores.softmax(dim=-1) @ tokens).flatten(1)).unflatten(1, (len(self.tasks), -1))  # [B, T, Q W]
-        pose = found[:, -1]
-        return {task: self.corrections[task](torch.cat([found[:, i], pose], dim=1)) for i, task in enumerate(self.tasks)}
-
-
 class FaceNet(nn.Module):
     """One backbone with heads: RGB images [B, 3, H, W], uint8 or float in 0..255 -> raw outputs by task."""
 
@@ -97,13 +54,13 @@ class FaceNet(nn.Module):
         self.normalise = Normalise(config.backbone)
         self.backbone, features, self.channels = build_level_backbone(config.backbone, config.weights, size)
         self.heads = nn.ModuleDict({task: nn.Linear(features, len(TASKS[task].columns)) for task in tasks})
-        self.decoupler: Decoupler | None = None
+        self.decoupler: DecouplingPart | None = None
 
-    def insert_decoupler(self) -> None:
-        """Add the decoupling part if there is none yet; the outputs do not change."""
+    def insert_decoupler(self, kind: str) -> None:
+        """Add the decoupling part of this kind (a name of `DECOUPLERS`) if there is none yet; the outputs do not change."""
         if self.decoupler is None:
             coupled = [task for task in COUPLED if task in self.heads]
-            self.decoupler = Decoupler(self.channels, [*coupled, POSE], self.width).to(next(self.parameters()).device)
+            self.decoupler = DECOUPLERS[kind](self.channels, [*coupled, POSE], self.width).to(next(self.parameters()).device)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs by task, [B, columns] each."""
@@ -125,6 +82,7 @@ class Attributes(nn.Module):
     def __init__(self, config: FaceModelConfig, tasks: Sequence[str], *, single: bool, size: Size | None = None) -> None:
         super().__init__()
         self.tasks, self.single = tuple(tasks), single
+        self.decoupled = ""  # the kind of the decoupling part
         groups = {task: (task,) for task in self.tasks} if single else {"all": self.tasks}
         self.nets = nn.ModuleDict({name: FaceNet(config, group, size) for name, group in groups.items()})
 
@@ -132,24 +90,24 @@ class Attributes(nn.Module):
     def of_shape(cls, config: FaceModelConfig, shape: Mapping[str, Any], size: Size | None = None) -> Self:
         """A model of the structure that `shape` described."""
         model = cls(config, shape["tasks"], single=shape["single"], size=size)
-        if shape["decoupled"]:
-            model.insert_decoupler()
+        if kind := shape["decoupled"]:
+            model.insert_decoupler("decoupler" if kind is True else kind)  # True: of a run of an earlier version
         return model
 
     def shape(self) -> dict[str, Any]:
         """The model's structure as plain data, to store beside its weights."""
-        decoupled = any(net.decoupler is not None for net in self.nets.values())
-        return {"tasks": list(self.tasks), "single": self.single, "decoupled": decoupled}
+        return {"tasks": list(self.tasks), "single": self.single, "decoupled": self.decoupled}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the outputs."""
         return tuple(column for task in self.tasks for column in TASKS[task].columns)
 
-    def insert_decoupler(self) -> None:
-        """Add the decoupling part to every net."""
+    def insert_decoupler(self, kind: str = "decoupler") -> None:
+        """Add the decoupling part of this kind (a name of `DECOUPLERS`) to every net."""
+        self.decoupled = kind
         for net in self.nets.values():
-            net.insert_decoupler()  # type: ignore[operator]
+            net.insert_decoupler(kind)  # type: ignore[operator]
 
     def raw(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs by task."""
@@ -166,12 +124,16 @@ class AttributesTask(nn.Module):
 
     A batch holds "images" uint8 [B, 3, H, W] and "targets" float32 [B, C] in the model's columns, NaN where absent. forward
     returns "loss" and, detached, "loss_<task>". Each task's loss is a mean over the labels of all ranks (`means_over_ranks`), so
-    the gradient does not depend on the number of ranks, except through batch norm.
+    the gradient does not depend on the number of ranks, except through batch norm. Of models for one task each, each gets the
+    images that have a label of its task, as if it were trained alone.
+
+    ``uncertainty``: learn the tasks' weights, as factors of the given ones (`weighed`).
     """
 
-    def __init__(self, model: Attributes, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, model: Attributes, group: dist.ProcessGroup | None = None, *, uncertainty: bool = False) -> None:
         super().__init__()
         self.model, self.group = model, group
+        self.log_variances = nn.ParameterDict({task: torch.zeros(()) for task in model.tasks} if uncertainty else {})
         self.weights: dict[str, float] = {}
         self.frozen: list[nn.Module] = []
 
@@ -179,7 +141,7 @@ class AttributesTask(nn.Module):
         """Train these tasks from now on. All others, and the tasks or the backbone named in ``freeze``, stay as they are."""
         self.weights = {task: weights[task] for task in self.model.tasks if task in weights}
         self.frozen = []
-        self.model.requires_grad_(True)
+        self.requires_grad_(True)
         idle = {task for task in self.model.tasks if task not in self.weights or task in freeze}
         for net in self.model.nets.values():
             assert isinstance(net, FaceNet)
@@ -194,6 +156,8 @@ class AttributesTask(nn.Module):
                 self.frozen += [net.decoupler] if whole else corrections.values()
         for module in self.frozen:
             module.requires_grad_(False)
+        for task, log_variance in self.log_variances.items():
+            log_variance.requires_grad_(task in self.weights)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -204,9 +168,37 @@ class AttributesTask(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        raw, columns = self.model.raw(batch["images"]), self.model.columns
-        places = {task: [columns.index(column) for column in TASKS[task].columns] for task in self.weights}
-        sums = {task: loss_sum(TASKS[task], raw[task].float(), batch["targets"][:, places[task]]) for task in self.weights}
-        means = means_over_ranks(sums, self.group)
-        loss = torch.stack([mean * self.weights[task] for task, mean in means.items()]).sum()
-        return {"loss": loss, **{f"loss_{task}": mean.detach() for task, mean in means.items()}}
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for net in self.model.nets.values():
+            images, targets = self._own(batch, tuple(net.heads))  # type: ignore[arg-type]
+            raw = net(images)
+            sums |= {
+                task: loss_sum(TASKS[task], raw[task].float(), targets[:, self._places(task)])
+                for task in raw
+                if task in self.weights
+            }
+        means = means_over_ranks({task: sums[task] for task in self.weights}, self.group)
+        parts = {task: self.weighed(task, mean) * self.weights[task] for task, mean in means.items()}
+        return {"loss": torch.stack(list(parts.values())).sum(), **{f"loss_{t}": mean.detach() for t, mean in means.items()}}
+
+    def weighed(self, task: str, loss: Tensor) -> Tensor:
+        """The loss L of a task with its learned weight: exp(-s) L + s / 2 for a class, exp(-s) L / 2 + s / 2 for a regression.
+        s is the logarithm of the variance of the task's labels (Kendall et al., CVPR 2018, eq. 7 and 10)."""
+        if task not in self.log_variances:
+            return loss
+        s: Tensor = self.log_variances[task]
+        return torch.exp(-s) * (loss if TASKS[task].loss == "cross_entropy" else loss / 2) + s / 2
+
+    def _own(self, batch: dict[str, Tensor], tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The images and targets that a net of these tasks is trained on: all, or of a net for one task those with its label,
+        with at least two for batch norm."""
+        images, targets = batch["images"], batch["targets"]
+        if not self.model.single:
+            return images, targets
+        labelled = ~torch.isnan(targets[:, [place for task in tasks for place in self._places(task)]]).all(dim=1)
+        if int(labelled.sum()) < 2:
+            labelled[:2] = True
+        return images[labelled], targets[labelled]
+
+    def _places(self, task: str) -> list[int]:
+        return [self.model.columns.index(column) for column in TASKS[task].columns]
