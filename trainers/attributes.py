@@ -6,13 +6,13 @@ python trainers/attributes.py evaluate --name faces
 python trainers/attributes.py predict --name faces --images someone.jpg a_folder
 python trainers/attributes.py predict --name faces --stream 0   a camera, a video file or a stream's address
 python trainers/attributes.py export --name faces --to faces.onnx
-python trainers/attributes.py compare --data ... --seeds 0 1 2  the four arms, in one table
+python trainers/attributes.py compare --data ... --seeds 0 1 2  the arms, in one table
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -32,7 +32,7 @@ from trainers.engine.run import METRICS
 from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnRun, OnSets, Opened, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
-from trainers.tasks.attributes.config import Arm, AttributesConfig, Stage, trained_tasks
+from trainers.tasks.attributes.config import Arm, AttributesConfig, Stage, trained_tasks, with_equal_computing
 from trainers.tasks.attributes.curriculum import StageLog
 from trainers.tasks.attributes.data import FaceSet, checksum_of, labelled_columns, mixed_stream, open_sets, with_targets
 from trainers.tasks.attributes.evaluation import can_evaluate, evaluate_faces
@@ -186,14 +186,20 @@ class Export(ToFile):
         export(write, model, (height, width), self.to, f"images of {height}x{width}", notes)
 
 
+CompareArm = Literal[Arm, "single-equal-computing"]
+
+
 @dataclass(frozen=True)
 class Compare:
-    """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again."""
+    """Train each arm with each seed, other settings equal, and print one table. Runs that have ended are not trained again.
+
+    All arms take the same number of steps; single-equal-computing is the arm single with fewer, which cost what one model does.
+    """
 
     sets: ClassVar = ("arm",)
     first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
-    arms: tuple[Arm, ...] = get_args(Arm)
+    arms: tuple[CompareArm, ...] = get_args(CompareArm)
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     """Runs that are trained at once."""
@@ -208,7 +214,8 @@ class Compare:
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
         for arm in self.arms:
-            yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
+            config = replace(base, arm=arm) if arm != "single-equal-computing" else with_equal_computing(base)
+            yield arm, replace(config, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
 
 
 defaults = partial(compared_defaults, Train, Compare)  # what a verb's options default to

@@ -31,8 +31,8 @@ from trainers.engine.job import resolved
 from trainers.engine.run import Run
 from trainers.engine.verbs import OnRun, open_run
 from trainers.sweep import Sweep, SweepConfig
-from trainers.tasks.attributes.config import COUPLED, Stage
-from trainers.tasks.attributes.data import MixConfig
+from trainers.tasks.attributes.config import COUPLED, Stage, trained_tasks
+from trainers.tasks.attributes.data import MixConfig, computing_of_single
 
 pytestmark = pytest.mark.xdist_group("attributes")  # one process trains the run that the tests share
 
@@ -78,9 +78,9 @@ def trained(sets: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_run_goes_through_its_stages(trained: Train) -> None:
     metrics = metrics_of(trained)
-    assert [(s["first"], s["steps"]) for s in metrics["stages"]] == [(0, 10), (10, 12), (22, 12)]
+    assert [(s["first"], s["steps"]) for s in metrics["stages"]] == [(0, 10), (10, 12), (22, 14)]
     assert "under 1000" in metrics["stages"][0]["ended"]
-    assert metrics["stages"][2]["ended"] == "it reached its 12 steps"
+    assert metrics["stages"][2]["ended"] == "it reached its 14 steps"  # the two that the first left among them
     figures = {name.partition(".")[0] for name in metrics["after"]}
     assert figures == {"step", "score", "keypoints", "gender", "mask", "age", "quality", "pose"}  # no label: no figure
     folder = Path(trained.runs) / trained.name
@@ -189,6 +189,32 @@ def test_arms(sets: tuple[str, ...], tmp_path: Path) -> None:
     assert [(stage.most, stage.tasks) for stage in joint.stages] == [(36, (*FIRST, *COUPLED, "pose"))]
     assert joint.steps == short(sets, tmp_path).steps == 36
     assert len(short(sets, tmp_path, arm="staged").stages) == 3
+    first = replace(joint.stage1, threshold=1.0)
+    with pytest.raises(InputError, match="no threshold"):
+        short(sets, tmp_path, arm="joint+uncertainty", stage3=replace(first, tasks=("mask",)))
+    assert not short(sets, tmp_path, arm="joint+uncertainty", stage1=first).stages[0].threshold
+
+
+@pytest.mark.parametrize("arm", ["single", "joint+uncertainty", "staged+cross-stitch", "staged+mtan"])
+def test_every_arm_trains_and_is_opened_again(arm: Any, sets: tuple[str, ...], tmp_path: Path) -> None:
+    config = short(sets, tmp_path, arm=arm, cluster=ClusterConfig(local=True), loader=LoaderConfig(workers=0, size=(32, 32)))
+    stages = {name: replace(getattr(config, name), least=1, most=3) for name in ("stage1", "stage2", "stage3")}
+    config = replace(config, **stages)
+    config.run()
+    trained = open_run(Train, OnRun(name=config.name, runs=config.runs))
+    assert trained_model(trained).decoupled == arm.partition("+")[2].replace("uncertainty", "")
+    assert metrics_of(config)["step"] == 9
+
+
+def test_models_for_one_task_each_get_the_computing_of_one_model(sets: tuple[str, ...], tmp_path: Path) -> None:
+    """Set a has keypoints, gender and age, set b gender, mask and quality; all have a roll: four images for each of a batch."""
+    joint = short(sets, tmp_path, arm="joint")
+    opened = joint.check()
+    parts, tasks = joint.parts(opened, joint.stages[0]), trained_tasks(joint, opened)
+    assert computing_of_single(parts, tasks, make_roll=True) == pytest.approx(4)
+    found = dict(Compare(joint, arms=("single", "single-equal-computing"))._configs(replace(joint, name="some"), 1))
+    assert (found["single"].steps, found["single-equal-computing"].steps) == (36, 9)
+    assert found["single-equal-computing"].arm == "single"
 
 
 def test_settings_from_a_file(trained: Train, tmp_path: Path, s3_url: str) -> None:

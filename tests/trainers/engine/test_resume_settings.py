@@ -30,13 +30,13 @@ EVERYWHERE = {
     *(f"cluster.{name}" for name in ("local", "workers", "fewest", "cpus", "gpu", "max_failures", "stuck_s", "keep_checkpoints")),
     *(f"cluster.metrics_{name}" for name in ("port", "host", "file")),  # where figures can be read
     "optim.amp",  # how exactly is computed
+    "preset",  # the name alone; its settings count
 }  # fmt: skip
 SCHEDULE = {"optim.steps", "optim.lr", "optim.warmup"}  # train longer, or lower the rate that diverged
 STAGE = ("threshold", "least", "most", "lr", "warmup")  # the same of a stage; what it has taken stands in the journal
 OWN = {
     "reid": {
         *SCHEDULE,
-        "preset",
         "sampler.mode",
         "sampler.patience",  # whether and how long a draw waits for its version
         *(f"evaluation.{name}" for name in ("flip", "rerank", "rerank_k1", "rerank_k2", "rerank_lambda")),  # no weight

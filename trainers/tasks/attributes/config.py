@@ -1,7 +1,7 @@
 """Settings of a face-attributes run: the sets, the stages of the curriculum, the arms that can be compared."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
@@ -15,12 +15,14 @@ from trainers.engine.config import ADDRESS, HARMLESS
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimiserConfig
 from trainers.tasks.attributes.curriculum import StageConfig
-from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, labelled_columns, mixed_parts, open_sets
+from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, computing_of_single, labelled_columns, mixed_parts, open_sets
 from trainers.tasks.attributes.losses import TASKS, Weights
 from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
+from trainers.tasks.attributes.presets import PRESETS
 from trainers.tasks.backbones import try_model
 
 Arm = Literal["single", "joint", "joint+uncertainty", "staged", "staged+decoupler", "staged+cross-stitch", "staged+mtan"]
+C = TypeVar("C", bound="AttributesConfig")
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
 COUPLED = ("age", "quality", "attractiveness")
 
@@ -55,6 +57,7 @@ class Stage(StageConfig):
 class AttributesConfig(JobConfig):
     """Settings of a face-attributes run."""
 
+    presets: ClassVar = PRESETS
     first: ClassVar = ("data", "arm", *JobConfig.first, "batch", "model.backbone", "stage1.most", "stage2.most", "stage3.most")
     data: tuple[str, ...] = field(default=(), metadata=ADDRESS)
     """Shard sets with labels: folders or s3://bucket/prefix."""
@@ -160,6 +163,20 @@ class AttributesConfig(JobConfig):
     def parts(self, sets: tuple[FaceSet, ...], stage: Stage) -> list[Part]:
         """What each set gives to the batches of a stage (`mixed_parts`); raises InputError."""
         return mixed_parts(sets, self.mix, self.batch, stage.learned, make_roll=self.rolls_made)
+
+
+def with_equal_computing(config: C) -> C:
+    """The arm single with as many steps as cost what the steps of one model for all tasks do; raises what `open_sets` raises."""
+    single = replace(config, arm="single")
+    sets = open_sets(single.data)
+    parts, tasks = single.parts(sets, single.stages[0]), trained_tasks(single, sets)
+    factor = computing_of_single(parts, tasks, make_roll=single.rolls_made)
+
+    def shortened(stage: Stage) -> Stage:
+        most = max(round(stage.most / factor), 1)
+        return replace(stage, most=most, least=min(stage.least, most), warmup=round(stage.warmup / factor))
+
+    return replace(single, stage1=shortened(single.stage1), stage2=shortened(single.stage2), stage3=shortened(single.stage3))
 
 
 def trained_tasks(config: AttributesConfig, sets: tuple[FaceSet, ...]) -> tuple[str, ...]:

@@ -118,6 +118,15 @@ def mixed_parts(sets: Sequence[FaceSet], mix: MixConfig, batch: int, tasks: Coll
     return [Part(number, faces, count) for (number, faces), count in zip(chosen.items(), counts, strict=True)]
 
 
+def computing_of_single(parts: Sequence[Part], tasks: Sequence[str], *, make_roll: bool) -> float:
+    """The images that models for one task each are trained on in a step, over those that one model for all tasks is."""
+    seen = 0.0
+    for part in parts:
+        known = [known_labels(part.faces.train, TASKS[task].columns, make_roll=make_roll).any(axis=1).mean() for task in tasks]
+        seen += part.each * float(sum(known))
+    return seen / sum(part.each for part in parts)
+
+
 def mixed_stream(
     parts: Sequence[Part], loader: LoaderConfig, augment: AugmentConfig, cache: CacheConfig, part: RankSlice,
     seed: tuple[int, int], first: int, start: int, stop: int,
