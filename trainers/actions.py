@@ -1,4 +1,4 @@
-"""Classify actions in video clips, one action a clip: C3D, I3D (RGB, flow, both), CNN + LSTM, torchvision's video models.
+"""Classify actions in video clips, one action a clip: two-stream networks, C3D, I3D, CNN + LSTM, torchvision's video models.
 
 python -m datasets.pack_videos ucf101 UCF-101 s3://bucket/ucf101         and once more with --stream flow
 python trainers/actions.py --data s3://bucket/ucf101 --name rgb --cluster.workers 8
@@ -65,7 +65,8 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     clips = open_action_set(config.data)
     torch.manual_seed(config.seed)
-    task = ActionsTask(Actions(config.model, len(clips.class_names), config.clip, clips.stream)).to(worker.device)
+    model = Actions(config.model, len(clips.class_names), config.clip, clips.stream)
+    task = ActionsTask(model, config.smoothing, config.mixup).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips), score="top1")
     run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
     if run.fresh:
@@ -162,18 +163,22 @@ class Export(ToFile):
         export(write, trained.model, (clip.frames, *clip.size), self.to, what, {"classes": trained.classes})
 
 
-Arm = Literal["c3d", "i3d-rgb", "i3d-flow", "two-stream", "cnn_lstm"]
+Arm = Literal["c3d", "c3d_lstm", "i3d-rgb", "i3d-flow", "two-stream", "cnn2d-rgb", "cnn2d-flow", "two-stream-2d", "cnn_lstm"]
+FUSED: dict[str, tuple[str, str]] = {"two-stream": ("i3d-rgb", "i3d-flow"), "two-stream-2d": ("cnn2d-rgb", "cnn2d-flow")}
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Train several arms and seeds with the same settings (data: the RGB set), print one table; finished runs are only read."""
+    """Train several arms and seeds with the same settings (data: the RGB set), print one table; finished runs are only read.
+
+    The arms two-stream and two-stream-2d add the logits of two runs, one on RGB and one on flow.
+    """
 
     sets: ClassVar = ("model.name",)
     first: ClassVar = ("arms", "seeds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     flow: str = ""
-    """The set of the same videos packed as flow, for the arms i3d-flow and two-stream."""
+    """The set of the same videos packed as flow, for arms on flow."""
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
     jobs: int = 1
@@ -181,30 +186,32 @@ class Compare:
 
     def run(self) -> None:
         """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
-        if not self.flow and {"i3d-flow", "two-stream"} & set(self.arms):
-            raise InputError("the arms i3d-flow and two-stream need --flow", "compare", "pack the source with --stream flow")
+        if not self.flow and (on_flow := [arm for arm in self.arms if arm.endswith("-flow") or arm in FUSED]):
+            raise InputError(f"the arms {', '.join(on_flow)} need --flow", "compare", "pack the source with --stream flow")
         compare(
             self.train, self.arms, self.seeds, self._configs, print_comparison, jobs=self.jobs,
-            curves={"top1": "top 1", "mean_class": "mean class accuracy"}, more=self._two_stream,
+            curves={"top1": "top 1", "mean_class": "mean class accuracy"}, more=self._fused,
             remedy="pack with --test, or --held-out above 0", flow=self.flow,
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
-        """The runs to train; the arm two-stream combines two of them."""
-        wanted = set(self.arms) | ({"i3d-rgb", "i3d-flow"} if "two-stream" in self.arms else set())
-        for arm in ("c3d", "i3d-rgb", "i3d-flow", "cnn_lstm"):
-            if arm in wanted:
-                data, model = self.flow if arm == "i3d-flow" else base.data, replace(base.model, name=arm.partition("-")[0])
-                yield arm, replace(base, data=data, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
+        """The runs to train; an arm of two streams combines two of them."""
+        wanted = dict.fromkeys(run for arm in self.arms for run in FUSED.get(arm, (arm,)))
+        for arm in wanted:
+            name, _, stream = arm.partition("-")
+            data, model = self.flow if stream == "flow" else base.data, replace(base.model, name=name)
+            yield arm, replace(base, data=data, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
 
-    def _two_stream(self, base: Train, seed: int) -> dict[str, dict[str, float]]:
-        if "two-stream" not in self.arms:
-            return {}
-        rgb, flow = f"{base.name}-i3d-rgb-{seed}", f"{base.name}-i3d-flow-{seed}"
-        run = Run(base.runs, rgb)
-        if flow not in run.read_json(METRICS).get("evaluations", {}):
-            Evaluate(name=rgb, runs=base.runs, fuse=flow, workers=base.loader.workers).run()
-        return {"two-stream": run.read_json(METRICS)["evaluations"][flow]}
+    def _fused(self, base: Train, seed: int) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for arm in self.arms:
+            if arm in FUSED:
+                rgb, flow = (f"{base.name}-{part}-{seed}" for part in FUSED[arm])
+                run = Run(base.runs, rgb)
+                if flow not in run.read_json(METRICS).get("evaluations", {}):
+                    Evaluate(name=rgb, runs=base.runs, fuse=flow, workers=base.loader.workers).run()
+                found[arm] = run.read_json(METRICS)["evaluations"][flow]
+        return found
 
 
 defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options

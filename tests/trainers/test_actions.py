@@ -127,6 +127,16 @@ def test_the_exported_file_gives_the_same_logits(trained: Train, tmp_path: Path)
         Export(name=trained.name, to=tmp_path / "m.h5", runs=trained.runs).run()
 
 
+@pytest.mark.parametrize("name", ["c3d_lstm", "cnn2d"])
+def test_models_train_with_mixed_clips(name: str, sets: dict[str, str], tmp_path: Path) -> None:
+    for stream in ("rgb", "flow"):
+        model = ActionModelConfig(name, width=4, hidden=8)
+        settings = {"clip": ClipConfig(16, 1, (16, 24), test_clips=1), "optim": OptimConfig(steps=2, warmup=0)}
+        config = short(sets[stream], tmp_path, name=stream, model=model, mixup=0.2, smoothing=0.1, **settings)
+        config.run()
+        assert metrics_of(config)["step"] == 2
+
+
 @pytest.mark.slow
 def test_compare_continues_and_reads_finished_runs(
     sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -134,14 +144,14 @@ def test_compare_continues_and_reads_finished_runs(
     base = short(
         sets["rgb"], tmp_path, name="all", optim=OptimConfig(steps=2, warmup=0), clip=ClipConfig(16, 1, (16, 24), test_clips=1)
     )
-    compare = Compare(base, sets["flow"], ("c3d", "two-stream"), (0, 1))
+    compare = Compare(base, sets["flow"], ("c3d", "two-stream", "two-stream-2d"), (0, 1))
     compare.run()
     out = capsys.readouterr().out
     assert "two-stream" in out
     figures = json.loads((tmp_path / "all" / "comparison.json").read_text())["figures"]
-    assert {arm: len(runs) for arm, runs in figures.items()} == {"c3d": 2, "two-stream": 2}
+    assert {arm: len(runs) for arm, runs in figures.items()} == {"c3d": 2, "two-stream": 2, "two-stream-2d": 2}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")}
-    assert len(before) == 6
+    assert len(before) == 10
     compare.run()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("all-*/model.pt")} == before
 

@@ -2,13 +2,22 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
 from datasets.errors import InputError
 from datasets.loading.clips import ClipConfig
-from trainers.tasks.video.action_model import ActionModelConfig, Actions, ActionsTask, action_model_names, check_clips
+from trainers.tasks.video.action_model import (
+    TWO_CHANNELS,
+    ActionModelConfig,
+    Actions,
+    ActionsTask,
+    action_model_names,
+    check_clips,
+)
 from trainers.tasks.video.c3d import C3D
+from trainers.tasks.video.cnn2d import CNN2D, widen_first
 from trainers.tasks.video.i3d import I3D, Pool, Unit, inflate, same_padding
 
 
@@ -142,12 +151,17 @@ def test_inflation_of_flow_and_of_other_widths() -> None:
 
 
 SMALL = ClipConfig(frames=16, size=(32, 32))
+LONG = ClipConfig(frames=27, size=(32, 32))
 
 
 @pytest.mark.parametrize(
     ("config", "clip", "stream"),
     [
         (ActionModelConfig("c3d", width=4), SMALL, "rgb"), (ActionModelConfig("c3d", width=4), SMALL, "flow"),
+        (ActionModelConfig("c3d", width=4, batch_norm=False), SMALL, "rgb"),
+        (ActionModelConfig("c3d_lstm", width=4, hidden=8), LONG, "rgb"), (ActionModelConfig("c3d_lstm", width=4), LONG, "flow"),
+        (ActionModelConfig("cnn2d"), SMALL, "rgb"), (ActionModelConfig("cnn2d"), SMALL, "flow"),
+        (ActionModelConfig("cnn2d", backbone="resnet18"), SMALL, "flow"),
         (ActionModelConfig("i3d", width=8), SMALL, "rgb"), (ActionModelConfig("i3d", width=8), SMALL, "flow"),
         (ActionModelConfig("cnn_lstm", hidden=8), SMALL, "rgb"), (ActionModelConfig("cnn_lstm", hidden=8), SMALL, "flow"),
         (ActionModelConfig("cnn_lstm", backbone="resnet18", hidden=8), SMALL, "rgb"),
@@ -169,7 +183,67 @@ def test_models_step(config: ActionModelConfig, clip: ClipConfig, stream: str) -
     with torch.no_grad():
         task.eval()
         same = torch.equal(task.model(batch["clips"].permute(0, 4, 1, 2, 3)), task.model(changed.permute(0, 4, 1, 2, 3)))
-    assert same == (stream == "flow" and config.name in ("c3d", "i3d"))  # flow's third channel is no motion
+    assert same == (stream == "flow" and config.name in TWO_CHANNELS)  # flow's third channel is no motion
+
+
+def test_c3d_lstm_sees_parts_of_16_frames() -> None:
+    """27 frames are two parts, 0-15 and 8-23: the last three frames change nothing, any other does."""
+    torch.manual_seed(0)
+    model = Actions(ActionModelConfig("c3d_lstm", width=4, hidden=8), 3, LONG, "rgb").eval()
+    clips = torch.randint(256, (1, 3, 27, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        before = model(clips)
+        for frame, same in ((0, False), (12, False), (23, False), (24, True), (26, True)):
+            changed = clips.clone()
+            changed[:, :, frame] = 255 - changed[:, :, frame]
+            assert torch.equal(model(changed), before) == same
+
+
+def test_the_spatial_net_is_the_mean_over_frames_and_the_temporal_net_stacks_them() -> None:
+    torch.manual_seed(0)
+    spatial = CNN2D(3, channels=3, frames=4, backbone="resnet18", weights="", dropout=0.0).eval()
+    clips = torch.randn(2, 3, 4, 32, 32)
+    each = torch.stack([spatial(clips[:, :, frame : frame + 1]) for frame in range(4)])
+    torch.testing.assert_close(spatial(clips), each.mean(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(spatial(clips.flip(2)), spatial(clips), rtol=1e-4, atol=1e-5)  # it does not know the order
+    temporal = CNN2D(3, channels=2, frames=4, backbone="resnet18", weights="", dropout=0.0).eval()
+    assert temporal.backbone.conv1.weight.shape == (64, 8, 7, 7)  # type: ignore[union-attr]
+    flow = torch.randn(2, 2, 4, 32, 32)
+    assert not torch.allclose(temporal(flow.flip(2)), temporal(flow), atol=1e-3)
+
+
+def test_a_widened_convolution_gives_a_grey_input_the_same_output() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+    grey = torch.randn(2, 1, 8, 8)
+    before = net(grey.expand(-1, 3, -1, -1))
+    widen_first(net, 8, keep=True)
+    torch.testing.assert_close(net(grey.expand(-1, 8, -1, -1)), before)
+    widen_first(net, 4, keep=False)
+    assert net[0].weight.shape == (5, 4, 3, 3)
+    assert not torch.equal(net[0].weight[:, 0], net[0].weight[:, 1])
+
+
+def test_mixed_clips_and_labels_are_in_the_same_shares() -> None:
+    """With a model that is linear in the clip, and its logits fixed, the loss is that of the mixed labels."""
+    seen: list[Tensor] = []
+
+    class Watched(nn.Module):
+        def forward(self, clips: Tensor) -> Tensor:
+            seen.append(clips)
+            return torch.tensor([[2.0, 0.0, -1.0]]).expand(len(clips), -1)
+
+    clips = torch.zeros(4, 2, 4, 4, 3)
+    clips[:2] = 1.0  # each clip of ones is mixed with one of zeros
+    labels = torch.tensor([0, 1, 2, 0])
+    torch.manual_seed(3)
+    results = ActionsTask(Watched(), smoothing=0.1, mixup=0.4)({"clips": clips, "labels": labels})  # type: ignore[arg-type]
+    share = seen[0][:, 0, 0, 0, 0]
+    share[2:] = 1 - share[2:]
+    assert len(set(share.tolist())) == 4
+    targets = share[:, None] * F.one_hot(labels, 3) + (1 - share[:, None]) * F.one_hot(labels.flip(0), 3)
+    smoothed = 0.9 * targets + 0.1 / 3
+    expected = -(smoothed * F.log_softmax(torch.tensor([2.0, 0.0, -1.0]), dim=0)).sum(dim=1).mean()
+    torch.testing.assert_close(results["loss"], expected)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Models of single actions by name: C3D, I3D and CNN + LSTM of this project, torchvision's video models, and a user's own.
+"""Models of single actions by name: this project's (`OURS`), torchvision's video models, and a user's own.
 
 B clips of a batch, L frames, C classes.
 """
@@ -18,11 +18,15 @@ from trainers.tasks.backbones import check_backbone, statistics, try_model
 from trainers.tasks.small_net import SMALL, with_full_name
 from trainers.tasks.user_models import DOCS, build_users, check_users, described, is_users
 from trainers.tasks.video.c3d import WIDTH
+from trainers.tasks.video.cnn2d import cnn2d  # noqa: F401 - registers it
 from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
 from trainers.tasks.video.i3d import i3d  # noqa: F401 - registers it
 from trainers.tasks.weights import resolved_weights
 
-OURS = ("c3d", "i3d", "cnn_lstm")
+CONVOLUTIONAL = ("c3d", "c3d_lstm", "i3d")  # in space and time
+ON_BACKBONES = ("cnn_lstm", "cnn2d")
+OURS = (*CONVOLUTIONAL, *ON_BACKBONES)
+TWO_CHANNELS = ("c3d", "c3d_lstm", "i3d", "cnn2d")  # take flow as it is; others a third channel of zeros
 MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation that map 0..1 to -1..1
 
 
@@ -36,19 +40,27 @@ class ActionModelConfig:
     """The model of single actions."""
 
     name: str = "i3d"
-    """c3d, i3d, cnn_lstm, a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own: package.module:function."""
+    """c3d, c3d_lstm (over parts of 16 frames), i3d, cnn_lstm, cnn2d (the nets of two-stream networks: on each frame of RGB, or
+    on all frames of flow at once), a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own:
+    package.module:function."""
     weights: str = ""
-    """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm) or the model. For
-    cnn_lstm also "timm" for timm's own, or a file, s3://bucket/key or https://..."""
+    """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm, cnn2d) or the model.
+    Of a backbone also "timm" for timm's own, or a file, s3://bucket/key or https://..."""
     width: int = WIDTH
-    """c3d and i3d: channels of the first convolution; all other layers scale with it. 64 in the papers."""
+    """c3d, c3d_lstm and i3d: channels of the first convolution; all other layers scale with it. 64 in the papers."""
+    batch_norm: bool = True
+    """c3d and c3d_lstm: batch norm after each convolution; the paper has none."""
     backbone: str = SMALL
-    """cnn_lstm: the backbone, by torchvision's name, timm's (timm/resnet18, ...), or your own: package.module:function."""
+    """cnn_lstm and cnn2d: the backbone, by torchvision's name, timm's (timm/resnet18, ...), or your own:
+    package.module:function."""
     hidden: int = 256
-    """cnn_lstm: width of the LSTM."""
+    """cnn_lstm and c3d_lstm: width of the LSTM."""
     dropout: float = 0.5
 
-    upgraded = staticmethod(with_full_name)
+    @staticmethod
+    def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings of an earlier version: its C3D had no batch norm."""
+        return {**({"batch_norm": False} if "width" in settings else {}), **with_full_name(settings)}
 
     def __post_init__(self) -> None:
         """Raises InputError for an unknown name, backbone or weights."""
@@ -57,12 +69,12 @@ class ActionModelConfig:
         elif self.name not in action_model_names():
             close = difflib.get_close_matches(self.name.lower(), action_model_names(), n=3, cutoff=0.4)
             raise InputError("unknown model", self.name, f"did you mean {', '.join(close or OURS)}?")
-        if self.name == "cnn_lstm":
+        if self.name in ON_BACKBONES:
             object.__setattr__(self, "backbone", check_backbone(self.backbone, self.weights))
             object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         elif not is_users(self.name):
             source = "googlenet" if self.name == "i3d" else self.name
-            known = [] if self.name == "c3d" else list(models.get_model_weights(source).__members__)
+            known = [] if self.name in ("c3d", "c3d_lstm") else list(models.get_model_weights(source).__members__)
             if self.weights and self.weights not in known:
                 raise InputError(
                     f"{self.name} has no weights of this name", self.weights, f"it has: {', '.join(known) or 'none'}"
@@ -83,7 +95,7 @@ class Actions(nn.Module):
 
     def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, *, fetch: bool = True) -> None:
         super().__init__()
-        self.channels = 2 if stream == "flow" and config.name in ("c3d", "i3d") else 3
+        self.channels = 2 if stream == "flow" and config.name in TWO_CHANNELS else 3
         mean, std = _statistics(config, stream)
         self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
@@ -97,7 +109,7 @@ class Actions(nn.Module):
 def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
     """Raise InputError when the model cannot take clips of that shape; without computing, except for a user's own model."""
     inputs = torch.zeros(2, 3, clip.frames, *clip.size)
-    name, weights = (config.backbone, config.weights) if config.name == "cnn_lstm" else (config.name, "")
+    name, weights = (config.backbone, config.weights) if config.name in ON_BACKBONES else (config.name, "")
     output = try_model(name, weights, lambda: Actions(config, classes, clip, stream), inputs)
     if output is not None:
         if not isinstance(output, Tensor) or output.shape != (2, classes):
@@ -115,27 +127,52 @@ def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, strea
 
 class ActionsTask(nn.Module):
     """What a run trains, on batches of "clips" uint8 [B, L, H, W, 3] and "labels" [B]; returns the "loss", cross-entropy, and the
-    "accuracy" of the batch."""
+    "accuracy" of the batch.
 
-    def __init__(self, model: Actions) -> None:
+    ``smoothing``: share of the label that all classes get. ``mixup``: the parameter of the beta distribution that shares of mixed
+    clips are drawn from (Zhang et al., "mixup", ICLR 2018); 0: clips are not mixed.
+    """
+
+    def __init__(self, model: Actions, smoothing: float = 0.0, mixup: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.smoothing, self.mixup = model, smoothing, mixup
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.model(batch["clips"].permute(0, 4, 1, 2, 3)).float()
-        accuracy = (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()
-        return {"loss": F.cross_entropy(logits, batch["labels"]), "accuracy": accuracy}
+        clips, labels = batch["clips"].permute(0, 4, 1, 2, 3), batch["labels"]
+        if self.mixup:
+            loss, logits = self._mixed(clips, labels)
+        else:
+            logits = self.model(clips).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    def _mixed(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the logits of each clip mixed with the one at the other end of the batch."""
+        share = torch.distributions.Beta(self.mixup, self.mixup).sample((len(labels),)).to(clips.device)
+        wide = share.view(-1, 1, 1, 1, 1)
+        logits = self.model(clips * wide + clips.flip(0) * (1 - wide)).float()
+        each = [F.cross_entropy(logits, to, label_smoothing=self.smoothing, reduction="none") for to in (labels, labels.flip(0))]
+        return (share * each[0] + (1 - share) * each[1]).mean(), logits
 
 
 def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, fetch: bool) -> nn.Module:
     options: dict[str, Any] = {"dropout": config.dropout}
     weights = config.weights if fetch and config.weights else None
-    if config.name == "c3d":
-        options |= {"width": config.width, "channels": channels, "frames": clip.frames, "size": clip.size}
-    elif config.name == "i3d":
-        options |= {"width": config.width, "channels": channels, "flat": bool(config.weights)}
-    elif config.name == "cnn_lstm":
-        options |= {"backbone": config.backbone, "hidden": config.hidden, "size": clip.size}
+    if config.name in CONVOLUTIONAL:
+        options |= {"width": config.width, "channels": channels}
+    if config.name in ("c3d", "c3d_lstm"):
+        options |= {"size": clip.size, "batch_norm": config.batch_norm}
+    if config.name in ("c3d", "cnn2d"):
+        options |= {"frames": clip.frames}
+    if config.name in ("c3d_lstm", "cnn_lstm"):
+        options |= {"hidden": config.hidden}
+    if config.name == "i3d":
+        options |= {"flat": bool(config.weights)}
+    if config.name in ON_BACKBONES:
+        options |= {"backbone": config.backbone, "size": clip.size}
+    if config.name == "cnn2d":
+        options |= {"channels": channels}
     try:
         if is_users(config.name):
             return build_users(config.name, config.weights, num_classes=classes)
@@ -163,7 +200,7 @@ def _statistics(config: ActionModelConfig, stream: str) -> tuple[tuple[float, ..
     if stream == "flow":
         return (128 / 255,) * 3, (127 / 255,) * 3
     name = config.name
-    if name == "cnn_lstm":
+    if name in ON_BACKBONES:
         return statistics(config.backbone)
     if name in OURS or is_users(name):
         return MIDDLE

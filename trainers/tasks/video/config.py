@@ -1,5 +1,6 @@
 """Settings of runs on videos, single actions and sequences of actions, and the checks before they start."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -18,6 +19,7 @@ from trainers.engine.optim import OptimConfig
 from trainers.tasks.backbones import try_model
 from trainers.tasks.video.action_model import ActionModelConfig, check_clips
 from trainers.tasks.video.data import feasible_clips, open_action_set
+from trainers.tasks.video.presets import ACTION_PRESETS
 from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig
 
 
@@ -48,8 +50,18 @@ class ClipsConfig(JobConfig):
 class ActionsConfig(ClipsConfig):
     """Settings of a run on single actions."""
 
+    presets: ClassVar = ACTION_PRESETS
     first: ClassVar = ("data", *JobConfig.first, "batch", "model.name", "optim.steps", "optim.lr")
     model: ActionModelConfig = field(default_factory=ActionModelConfig)
+    smoothing: float = 0.0
+    """Share of a clip's label that is spread over all classes (label smoothing)."""
+    mixup: float = 0.0
+    """Mix clips in training, in shares drawn from a beta distribution of this parameter, such as 0.2; 0: do not mix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.smoothing < 1 or not 0 <= self.mixup < math.inf:
+            raise InputError("smoothing must be at least 0 and below 1, mixup at least 0", "", "such as 0.1 and 0.2")
 
     def check(self) -> ClipSet:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""
