@@ -36,7 +36,7 @@ from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print
 from trainers.engine.worker import Worker
 from trainers.tasks.video.action_model import Actions, ActionsTask
 from trainers.tasks.video.config import ActionsConfig
-from trainers.tasks.video.data import checksum_of, evaluation_clips, open_action_set
+from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of, open_action_set
 from trainers.tasks.video.evaluation import Floats, align_logits, evaluate_actions, figures_of_actions
 from trainers.tasks.video.predict import TrainedOnClips, predict_actions
 from trainers.tasks.video.report import confused_classes, print_comparison, print_figures, write_report
@@ -65,7 +65,8 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     config = from_json(Train, settings["config"], "the driver")
     clips = open_action_set(config.data)
     torch.manual_seed(config.seed)
-    model = Actions(config.model, len(clips.class_names), config.clip, clips.stream)
+    joints = joints_of(clips)
+    model = Actions(config.model, len(clips.class_names), config.clip, clips.stream, joints)
     task = ActionsTask(model, config.smoothing, config.mixup).to(worker.device)
     run = TrainingRun(config, worker, checksum_of(clips), score="top1")
     run.start(task, build_optimiser(config.optim, task), ema=config.optim.ema, keep=task.model)
@@ -85,7 +86,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
             run.save()
     if run.evaluation_missing:
         evaluate(run, clips)
-    about = {name: clips.index.about[name] for name in ("rate", "side")}
+    about = {name: clips.index.about[name] for name in ("rate", "side")} | {"joints": list(joints or ())}
     run.finish({"model": run.kept.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **about})
 
 
@@ -102,7 +103,8 @@ def open_trained(verb: OnRun) -> TrainedOnClips[Actions]:
     """The trained model of the run that a command names."""
     opened = open_run(Train, verb)
     config, state = opened.config, opened.state
-    model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], fetch=False)
+    joints = (int(state["joints"][0]), int(state["joints"][1])) if state.get("joints") else None
+    model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], joints, fetch=False)
     return TrainedOnClips(opened, opened.loaded(model))
 
 
@@ -116,6 +118,12 @@ def logits_of(trained: TrainedOnClips[Actions], data: str, workers: int) -> tupl
     logits, bad = evaluate_actions(trained.model, clips, chosen, config.clip, config.cache, device, workers=workers)
     print_unread(bad)
     return logits, clips, chosen
+
+
+def refuse_skeletons(trained: TrainedOnClips[Actions], remedy: str) -> None:
+    """Raise InputError for a model of skeletons, where images are needed."""
+    if trained.stream == "skeletons":
+        raise InputError("the model's input is skeletons", trained.opened.run.url, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +155,10 @@ class Predict(OnRun):
 
     def run(self) -> None:
         """Print a line of JSON for each file; write the lines to the run's prediction.jsonl, and a picture of the first files."""
+        trained = open_trained(self)
+        refuse_skeletons(trained, "use a model of RGB or flow; `evaluate` takes packed sets")
         with video_files(self.videos) as files:
-            predict_actions(open_trained(self), files)
+            predict_actions(trained, files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +168,15 @@ class Export(ToFile):
     def run(self) -> None:
         """Write the file: input uint8 clips [B, 3, L, H, W], output logits [B, C]."""
         write, trained = exporter(self.to, "logits"), open_trained(self)
+        refuse_skeletons(trained, "export a model of images")
         clip = trained.opened.config.clip
         what = f"clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}, {trained.stream}"
         export(write, trained.model, (clip.frames, *clip.size), self.to, what, {"classes": trained.classes})
 
 
-Arm = Literal["c3d", "c3d_lstm", "i3d-rgb", "i3d-flow", "two-stream", "cnn2d-rgb", "cnn2d-flow", "two-stream-2d", "cnn_lstm"]
+Arm = Literal[
+    "c3d", "c3d_lstm", "i3d-rgb", "i3d-flow", "two-stream", "cnn2d-rgb", "cnn2d-flow", "two-stream-2d", "cnn_lstm", "skeleton_cnn"
+]
 FUSED: dict[str, tuple[str, str]] = {"two-stream": ("i3d-rgb", "i3d-flow"), "two-stream-2d": ("cnn2d-rgb", "cnn2d-flow")}
 
 
@@ -179,7 +192,8 @@ class Compare:
     train: Train = field(default_factory=Train, metadata=FLAT)
     flow: str = ""
     """The set of the same videos packed as flow, for arms on flow."""
-    arms: tuple[Arm, ...] = get_args(Arm)
+    arms: tuple[Arm, ...] = get_args(Arm)[:-1]
+    """skeleton_cnn and cnn_lstm are for skeletons, all but skeleton_cnn for RGB and flow."""
     seeds: tuple[int, ...] = (0, 1)
     jobs: int = 1
     """Runs that are trained at once."""

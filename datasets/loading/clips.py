@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import get_worker_info
@@ -32,7 +32,10 @@ class ClipConfig:
     frames: int = 16
     """L: number of frames that a model of single actions sees; a shorter clip is repeated."""
     stride: int = 1
-    """Use every n-th frame."""
+    """Use every n-th frame; with sample even it is not used for single actions."""
+    sample: Literal["cut", "even"] = "cut"
+    """For single actions. cut: consecutive frames; even: frames spread evenly over the whole clip, for clips that show an action
+    from its beginning to its end, at any speed."""
     size: tuple[int, int] = (112, 112)
     """Height and width to train at, in pixels."""
     margin: float = 0.15
@@ -152,7 +155,13 @@ def drawn(seed: int, step: int, batch: int, count: int) -> Int64s:
 
 
 def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
-    """Return the frame numbers of a cut, [L]. ``place``: 0 for the earliest start, 1 for the latest. Short clips are repeated."""
+    """Return the frame numbers of a cut, [L]. ``place``: 0 for the earliest start, 1 for the latest. Short clips are repeated.
+
+    Of frames that are spread evenly, each is of its part of the clip, an L-th: the first of the part at 0, the last at 1.
+    """
+    if config.sample == "even":
+        parts = np.arange(config.frames, dtype=np.float64) + min(place, 1 - 1e-9)
+        return (parts * total / config.frames).astype(np.int64)
     span = (config.frames - 1) * config.stride + 1
     offset = int(min(place, 1 - 1e-9) * (total - span + 1)) if total > span else 0
     return (offset + config.stride * np.arange(config.frames, dtype=np.int64)) % total

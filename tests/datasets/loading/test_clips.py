@@ -1,5 +1,6 @@
 """Batches of clips depend only on the step, and their frames, lengths and labels belong together."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,18 @@ def test_a_cut_lies_within_its_clip(total: int, frames: int, stride: int, place:
     first, last = (cut_of(total, ClipConfig(frames=frames, stride=stride), end) for end in (0.0, 1.0))
     assert first[0] == 0
     assert last.max() == total - 1 or total < (frames - 1) * stride + 1
+
+
+@given(total=st.integers(1, 60), frames=st.integers(1, 20), place=st.floats(0, 1))
+def test_frames_spread_evenly_are_each_of_its_part(total: int, frames: int, place: float) -> None:
+    cut = cut_of(total, ClipConfig(frames=frames, stride=3, sample="even"), place)
+    assert len(cut) == frames
+    assert cut.max() < total
+    for part, frame in enumerate(cut.tolist()):
+        assert math.floor(part * total / frames) <= frame <= (part + 1) * total / frames
+    first, last = (cut_of(total, ClipConfig(frames=frames, sample="even"), end) for end in (0.0, 1.0))
+    assert first[0] == 0
+    assert last[-1] == total - 1
 
 
 def test_views(clips: ClipSet) -> None:

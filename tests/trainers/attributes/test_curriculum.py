@@ -49,6 +49,12 @@ def test_least_and_most_steps(stage: StageConfig, steps: int, reason: str) -> No
     assert reason in log.entries[0]["ended"]
 
 
+def test_a_loss_below_zero_ends_no_stage_without_a_threshold() -> None:
+    """A loss with learned weights falls below zero."""
+    log, stage = entered(), StageConfig(threshold=0, least=1, most=40)
+    assert next(step + 1 for step in range(100) if log.add(torch.tensor(-1.0), stage)) == 40
+
+
 def test_a_stage_resumed_with_fewer_steps_than_it_had_is_over() -> None:
     log = entered()
     for step in range(13):

@@ -1,5 +1,7 @@
 """C3D, I3D, CNN + LSTM: shapes and sizes of the papers, inflation, and that models of the registry can be built and stepped."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from trainers.tasks.video.action_model import (
 from trainers.tasks.video.c3d import C3D
 from trainers.tasks.video.cnn2d import CNN2D, widen_first
 from trainers.tasks.video.i3d import I3D, Pool, Unit, inflate, same_padding
+from trainers.tasks.video.skeleton_cnn import SkeletonCNN
 
 
 def shapes(stages: nn.Module, clips: Tensor) -> list[tuple[int, ...]]:
@@ -210,6 +213,46 @@ def test_the_spatial_net_is_the_mean_over_frames_and_the_temporal_net_stacks_the
     assert temporal.backbone.conv1.weight.shape == (64, 8, 7, 7)  # type: ignore[union-attr]
     flow = torch.randn(2, 2, 4, 32, 32)
     assert not torch.allclose(temporal(flow.flip(2)), temporal(flow), atol=1e-3)
+
+
+def test_skeletons_are_recognised_wherever_they_stand() -> None:
+    torch.manual_seed(0)
+    model = Actions(ActionModelConfig("skeleton_cnn", width=8), 4, ClipConfig(frames=8), "skeletons", (5, 2))
+    for _ in range(50):  # batch norm's statistics, without which all clips look alike
+        model(torch.rand(16, 8, 5, 2))
+    model.eval()
+    joints = torch.rand(3, 8, 5, 2)
+    before = model(joints)
+    assert before.shape == (3, 4)
+    torch.testing.assert_close(model(joints + 100), before, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(joints * 7), before, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(joints.flip(1)), before, atol=1e-3)
+
+
+def test_the_skeleton_networks_features() -> None:
+    """Distances between all pairs, and differences of one and of two frames, over the mean distance, against loops."""
+    model, seen = SkeletonCNN(3, (4, 2), width=4), dict[str, Tensor]()
+    for name in ("distances", "slow", "fast"):
+        part = getattr(model, name)
+        part.register_forward_hook(lambda _module, inputs, _output, name=name: seen.update({name: inputs[0]}))
+    joints = torch.rand(2, 9, 4, 2)
+    model(joints)
+    apart = [[[math.dist(f[a], f[b]) for a in range(4) for b in range(a + 1, 4)] for f in clip] for clip in joints.tolist()]
+    scale = torch.tensor(apart).mean(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(seen["distances"], (torch.tensor(apart) / scale - 1).transpose(1, 2))
+    places = joints.flatten(2) / scale
+    for frame in range(8):
+        torch.testing.assert_close(seen["slow"][:, :, frame], places[:, frame + 1] - places[:, frame])
+    for half in range(3):
+        torch.testing.assert_close(seen["fast"][:, :, half], places[:, 2 * half + 2] - places[:, 2 * half])
+    assert seen["slow"].shape[2] == 9
+    assert seen["fast"].shape[2] == 4
+
+
+@pytest.mark.parametrize(("name", "stream"), [("i3d", "skeletons"), ("skeleton_cnn", "rgb"), ("skeleton_cnn", "flow")])
+def test_models_of_skeletons_and_of_images_are_not_confused(name: str, stream: str) -> None:
+    with pytest.raises(InputError, match=f"{name} cannot take {stream}"):
+        check_clips(ActionModelConfig(name), 3, SMALL, stream)
 
 
 def test_a_widened_convolution_gives_a_grey_input_the_same_output() -> None:

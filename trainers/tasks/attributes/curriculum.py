@@ -93,7 +93,7 @@ class StageLog:
         steps = self.entries[-1]["steps"] + len(self._unread)
         if steps % CHECK == 0 or steps == stage.most:
             self.settle()
-            if steps >= stage.least and self.smoothed < stage.threshold:
+            if stage.threshold and steps >= stage.least and self.smoothed < stage.threshold:
                 self.entries[-1]["ended"] = f"its smoothed loss of {self.smoothed:.4f} is under {stage.threshold:g}"
             elif steps == stage.most:
                 aim = f", without its smoothed loss of {self.smoothed:.4f} coming under {stage.threshold:g}"

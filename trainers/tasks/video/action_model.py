@@ -21,12 +21,16 @@ from trainers.tasks.video.c3d import WIDTH
 from trainers.tasks.video.cnn2d import cnn2d  # noqa: F401 - registers it
 from trainers.tasks.video.cnn_lstm import cnn_lstm  # noqa: F401 - registers it
 from trainers.tasks.video.i3d import i3d  # noqa: F401 - registers it
+from trainers.tasks.video.skeleton_cnn import skeleton_cnn  # noqa: F401 - registers it
 from trainers.tasks.weights import resolved_weights
 
 CONVOLUTIONAL = ("c3d", "c3d_lstm", "i3d")  # in space and time
 ON_BACKBONES = ("cnn_lstm", "cnn2d")
-OURS = (*CONVOLUTIONAL, *ON_BACKBONES)
+OF_SKELETONS = ("skeleton_cnn", "cnn_lstm")
+OURS = (*CONVOLUTIONAL, *ON_BACKBONES, "skeleton_cnn")
 TWO_CHANNELS = ("c3d", "c3d_lstm", "i3d", "cnn2d")  # take flow as it is; others a third channel of zeros
+MIN_JOINT_FRAMES = 8  # of skeleton_cnn, which halves time three times
+Joints = tuple[int, int]
 MIDDLE = ((0.5,) * 3, (0.5,) * 3)  # mean and deviation that map 0..1 to -1..1
 
 
@@ -42,12 +46,12 @@ class ActionModelConfig:
     name: str = "i3d"
     """c3d, c3d_lstm (over parts of 16 frames), i3d, cnn_lstm, cnn2d (the nets of two-stream networks: on each frame of RGB, or
     on all frames of flow at once), a video model of torchvision (s3d, r3d_18, mvit_v2_s, ...), or your own:
-    package.module:function."""
+    package.module:function. For skeletons: skeleton_cnn or cnn_lstm."""
     weights: str = ""
     """Pretrained weights by torchvision's name, such as DEFAULT: of GoogLeNet (i3d), the backbone (cnn_lstm, cnn2d) or the model.
     Of a backbone also "timm" for timm's own, or a file, s3://bucket/key or https://..."""
     width: int = WIDTH
-    """c3d, c3d_lstm and i3d: channels of the first convolution; all other layers scale with it. 64 in the papers."""
+    """c3d, c3d_lstm, i3d, skeleton_cnn: channels of the first convolution; all other layers scale with it. 64 in the papers."""
     batch_norm: bool = True
     """c3d and c3d_lstm: batch norm after each convolution; the paper has none."""
     backbone: str = SMALL
@@ -74,7 +78,7 @@ class ActionModelConfig:
             object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         elif not is_users(self.name):
             source = "googlenet" if self.name == "i3d" else self.name
-            known = [] if self.name in ("c3d", "c3d_lstm") else list(models.get_model_weights(source).__members__)
+            known = [] if self.name in ("c3d", "c3d_lstm", "skeleton_cnn") else list(models.get_model_weights(source).__members__)
             if self.weights and self.weights not in known:
                 raise InputError(
                     f"{self.name} has no weights of this name", self.weights, f"it has: {', '.join(known) or 'none'}"
@@ -84,30 +88,45 @@ class ActionModelConfig:
 
 
 class Actions(nn.Module):
-    """Clips uint8 [B, 3, L, H, W], RGB or stored flow -> logits [B, C]; normalises its input.
+    """Clips uint8 [B, 3, L, H, W], RGB or stored flow, or skeletons float [B, L, J, D] -> logits [B, C]; normalises its input.
 
-    ``fetch``: load the pretrained weights that the config names; False: a trained model will be loaded into the same layers.
+    ``joints``: J, D of skeletons, None for other streams. ``fetch``: load the pretrained weights that the config names; False: a
+    trained model will be loaded into the same layers.
     Raises InputError when C3D cannot take clips of that shape, or the weights cannot be fetched.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, *, fetch: bool = True) -> None:
+    def __init__(
+        self, config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str, joints: Joints | None = None, *,
+        fetch: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.joints = joints
         self.channels = 2 if stream == "flow" and config.name in TWO_CHANNELS else 3
         mean, std = _statistics(config, stream)
         self.register_buffer("mean", torch.tensor(mean[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std[: self.channels]).view(1, -1, 1, 1, 1) * 255, persistent=False)
-        self.net = _build(config, classes, clip, self.channels, fetch)
+        self.net = _build(config, classes, clip, self.channels, joints, fetch)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net((images[:, : self.channels] - self.mean) / self.std)
+        if self.joints is None:
+            images = (images[:, : self.channels] - self.mean) / self.std
+        logits: Tensor = self.net(images)
         return logits
 
 
 def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, stream: str) -> None:
-    """Raise InputError when the model cannot take clips of that shape; without computing, except for a user's own model."""
+    """Raise InputError when the model cannot take clips of that shape or stream; without computing, except for a user's own
+    model."""
+    if (stream == "skeletons" and config.name not in OF_SKELETONS) or (stream != "skeletons" and config.name == "skeleton_cnn"):
+        remedy = f"for skeletons set --model.name to {' or '.join(OF_SKELETONS)}, for images to another model"
+        raise InputError(f"{config.name} cannot take {stream}", "--model.name", remedy)
+    if stream == "skeletons":
+        if clip.frames < MIN_JOINT_FRAMES:
+            raise InputError(f"clips of {clip.frames} frames are too short", "clip", f"use {MIN_JOINT_FRAMES} frames or more")
+        return
     inputs = torch.zeros(2, 3, clip.frames, *clip.size)
     name, weights = (config.backbone, config.weights) if config.name in ON_BACKBONES else (config.name, "")
     output = try_model(name, weights, lambda: Actions(config, classes, clip, stream), inputs)
@@ -126,8 +145,8 @@ def check_clips(config: ActionModelConfig, classes: int, clip: ClipConfig, strea
 
 
 class ActionsTask(nn.Module):
-    """What a run trains, on batches of "clips" uint8 [B, L, H, W, 3] and "labels" [B]; returns the "loss", cross-entropy, and the
-    "accuracy" of the batch.
+    """What a run trains, on batches of "clips" uint8 [B, L, H, W, 3] (skeletons: float [B, L, J, D]) and "labels" [B]; returns
+    the "loss", cross-entropy, and the "accuracy" of the batch.
 
     ``smoothing``: share of the label that all classes get. ``mixup``: the parameter of the beta distribution that shares of mixed
     clips are drawn from (Zhang et al., "mixup", ICLR 2018); 0: clips are not mixed.
@@ -138,7 +157,7 @@ class ActionsTask(nn.Module):
         self.model, self.smoothing, self.mixup = model, smoothing, mixup
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        clips, labels = batch["clips"].permute(0, 4, 1, 2, 3), batch["labels"]
+        clips, labels = channels_second(batch["clips"]), batch["labels"]
         if self.mixup:
             loss, logits = self._mixed(clips, labels)
         else:
@@ -150,13 +169,20 @@ class ActionsTask(nn.Module):
     def _mixed(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the logits of each clip mixed with the one at the other end of the batch."""
         share = torch.distributions.Beta(self.mixup, self.mixup).sample((len(labels),)).to(clips.device)
-        wide = share.view(-1, 1, 1, 1, 1)
+        wide = share.view(-1, *[1] * (clips.ndim - 1))
         logits = self.model(clips * wide + clips.flip(0) * (1 - wide)).float()
         each = [F.cross_entropy(logits, to, label_smoothing=self.smoothing, reduction="none") for to in (labels, labels.flip(0))]
         return (share * each[0] + (1 - share) * each[1]).mean(), logits
 
 
-def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, fetch: bool) -> nn.Module:
+def channels_second(clips: Tensor) -> Tensor:
+    """Clips [B, L, H, W, 3] as models take them, [B, 3, L, H, W]; skeletons [B, L, J, D] stay as they are."""
+    return clips if clips.ndim == 4 else clips.permute(0, 4, 1, 2, 3)
+
+
+def _build(
+    config: ActionModelConfig, classes: int, clip: ClipConfig, channels: int, joints: Joints | None, fetch: bool
+) -> nn.Module:
     options: dict[str, Any] = {"dropout": config.dropout}
     weights = config.weights if fetch and config.weights else None
     if config.name in CONVOLUTIONAL:
@@ -173,6 +199,10 @@ def _build(config: ActionModelConfig, classes: int, clip: ClipConfig, channels: 
         options |= {"backbone": config.backbone, "size": clip.size}
     if config.name == "cnn2d":
         options |= {"channels": channels}
+    if joints:
+        options |= {"joints": joints}
+    if config.name == "skeleton_cnn":
+        options |= {"width": config.width}
     try:
         if is_users(config.name):
             return build_users(config.name, config.weights, num_classes=classes)
@@ -196,7 +226,7 @@ def _of_torchvision(name: str, weights: str | None, classes: int) -> nn.Module:
 
 
 def _statistics(config: ActionModelConfig, stream: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, as fractions of 255, to normalise a model's input with."""
+    """Mean and standard deviation of each channel, as fractions of 255, to normalise a model's input with; not of skeletons."""
     if stream == "flow":
         return (128 / 255,) * 3, (127 / 255,) * 3
     name = config.name

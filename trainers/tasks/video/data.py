@@ -13,14 +13,12 @@ from trainers.tasks.video.ctc_loss import feasible
 
 
 def open_action_set(url: str) -> ClipSet:
-    """Open a set of RGB or flow in which each clip has one action.
+    """Open a set in which each clip has one action.
 
     Raises:
-        InputError: it holds skeletons, sequences, or clips of fewer than two classes.
+        InputError: it holds sequences, or clips of fewer than two classes.
     """
     clips = open_clips(url)
-    if clips.stream == "skeletons":
-        raise InputError("the set holds skeletons", clips.index.url, "train on it with trainers/sequences.py")
     several = [clip for clip, actions in enumerate(clips.actions) if len(actions) != 1]
     if several:
         what = f"{len(several)} clips have several actions"

@@ -16,6 +16,7 @@ from datasets.loading.clips import ClipConfig, ClipSet, ClipViews
 from datasets.loading.workers import load_in_workers
 from datasets.shards.index import Int64s
 from trainers.engine.distributed import gather_items
+from trainers.tasks.video.action_model import channels_second
 from trainers.tasks.video.ctc_decoding import greedy, prefix_beam
 from trainers.tasks.video.metrics import classification_figures, confusion, frame_counts, frame_f1, sequence_figures
 from trainers.tasks.video.sequence_model import SequenceModel
@@ -40,8 +41,8 @@ def evaluate_actions(
     for item in load_in_workers(ClipViews(clips, chosen, config, cache, part), workers):
         bad += item["bad"]
         if not item["bad"]:
-            views = item["clips"].permute(0, 4, 1, 2, 3)  # [V, 3, L, H, W]
-            logits = torch.cat([model(several.to(device)).float().cpu() for several in views.split(VIEWS)])
+            views = channels_second(item["clips"])  # [V, 3, L, H, W], or of skeletons [V, L, J, D]
+            logits = torch.cat([model(several.to(device)).float().cpu() for several in torch.split(views, VIEWS)])
             found[item["position"]] = logits.mean(dim=0).numpy()
     model.train(training)
     table = np.full((len(chosen), len(clips.class_names)), np.nan, np.float32)
