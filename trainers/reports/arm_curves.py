@@ -17,10 +17,11 @@ Evaluations = Sequence[Mapping[str, float]]  # of a run, in order: "step" and fi
 
 
 def arm_curves(arms: Mapping[str, Sequence[Evaluations]], names: Mapping[str, str], dark: bool = False) -> bytes:
-    """A panel for each figure of ``names``, with its title. ``arms``: the evaluations of each arm's runs.
+    """A panel for each figure of ``names``, with its title. ``arms``: the evaluations of each arm's runs; arms without are left out.
 
     A curve has the steps that all runs of its arm were evaluated at.
     """
+    arms = {arm: runs for arm, runs in arms.items() if any(runs)}
     with drawing(dark) as theme:
         shown = [name for name in names if any(name in one for runs in arms.values() for run in runs for one in run)]
         if not shown:
@@ -43,11 +44,11 @@ def arm_curves(arms: Mapping[str, Sequence[Evaluations]], names: Mapping[str, st
 
 def _curve(panel: Axes, runs: Sequence[Evaluations], name: str, arm: str, number: int) -> None:
     tables = [{one["step"]: one[name] for one in run if name in one} for run in runs]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    steps = sorted(set.intersection(*(set(table) for table in tables)))
     values = np.array([[table[step] for step in steps] for table in tables])  # [runs, steps]
     colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-    panel.plot(steps, values.mean(axis=0) if steps else [], color=colour, linestyle=dash, label=arm)
-    if steps and len(runs) > 1:
+    panel.plot(steps, values.mean(axis=0), color=colour, linestyle=dash, label=arm)
+    if len(runs) > 1:
         panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
 
