@@ -17,7 +17,7 @@ Evaluations = Sequence[Mapping[str, float]]  # of a run, in order: "step" and fi
 
 
 def arm_curves(arms: Mapping[str, Sequence[Evaluations]], names: Mapping[str, str], dark: bool = False) -> bytes:
-    """A panel for each figure of ``names``, with its title. ``arms``: the evaluations of each arm's runs; arms without are left out.
+    """A panel for each figure of ``names``, with its title. ``arms``: the evaluations of each arm's runs; some have none.
 
     A curve has the steps that all runs of its arm were evaluated at.
     """
