@@ -203,7 +203,7 @@ class Compare:
         if not self.flow and (on_flow := [arm for arm in self.arms if arm.endswith("-flow") or arm in FUSED]):
             raise InputError(f"the arms {', '.join(on_flow)} need --flow", "compare", "pack the source with --stream flow")
         compare(
-            self.train, self.arms, self.seeds, self._configs, print_comparison, jobs=self.jobs,
+            self.train, self.arms, self.seeds, self._configs, print_comparison, jobs=self.jobs, connect=connect,
             curves={"top1": "top 1", "mean_class": "mean class accuracy"}, more=self._fused,
             remedy="pack with --test, or --held-out above 0", flow=self.flow,
         )  # fmt: skip

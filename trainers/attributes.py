@@ -209,7 +209,7 @@ class Compare:
         remedy = "pack with --held-out above 0"
         compare(
             self.train, self.arms, self.seeds, self._configs, print_comparison,
-            jobs=self.jobs, curves=CURVES, remedy=remedy,
+            jobs=self.jobs, connect=connect, curves=CURVES, remedy=remedy,
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:

@@ -182,7 +182,7 @@ class Compare:
         remedy = "pack the target with boxes and with held-out images"
         compare(
             self.train, self.arms, self.seeds, self._configs, print_comparison,
-            jobs=self.jobs, curves={"mAP50": "mAP50", "mAP": "mAP"}, remedy=remedy,
+            jobs=self.jobs, connect=connect, curves={"mAP50": "mAP50", "mAP": "mAP"}, remedy=remedy,
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:

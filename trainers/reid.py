@@ -268,7 +268,7 @@ class Compare:
         """Train the missing runs; print the table and store it as comparison.json."""
         compare(
             self.train, self.arms, self.seeds, self._configs, print_comparison,
-            jobs=self.jobs, curves={"mAP": "mAP", "rank1": "rank 1"}, read=evaluations_of,
+            jobs=self.jobs, connect=connect, curves={"mAP": "mAP", "rank1": "rank 1"}, read=evaluations_of,
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:

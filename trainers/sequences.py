@@ -210,7 +210,7 @@ class Compare:
         remedy = "pack with --test, or --held-out above 0"
         compare(
             self.train, self.arms, self.seeds, self._configs, print_comparison,
-            jobs=self.jobs, curves={"edit": "edit distance", "exact": "exact"}, remedy=remedy,
+            jobs=self.jobs, connect=connect, curves={"edit": "edit distance", "exact": "exact"}, remedy=remedy,
         )  # fmt: skip
 
     def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:

@@ -18,15 +18,16 @@ Figures = dict[str, list[dict[str, float]]]  # of each arm: a run for each seed
 
 def compare(
     train: Any, arms: Sequence[str], seeds: Sequence[int], configs: Callable[[Any, int], Iterator[tuple[str, Any]]],
-    show: Callable[[str, Any], None], *, jobs: int, curves: Mapping[str, str], read: Callable[[Run], Any] | None = None,
-    remedy: str = "", more: Callable[[Any, int], Mapping[str, Any]] = lambda base, seed: {}, **settings: Any,
+    show: Callable[[str, Any], None], *, jobs: int, connect: Callable[[Any], None], curves: Mapping[str, str],
+    read: Callable[[Run], Any] | None = None, remedy: str = "",
+    more: Callable[[Any, int], Mapping[str, Any]] = lambda base, seed: {}, **settings: Any,
 ) -> None:  # fmt: skip
     """Train the runs that ``configs`` yields for each seed, unless they have ended; print a table, store its figures as JSON.
 
-    ``show`` prints the table. ``jobs``: runs that are trained at once. ``curves``: figures to draw over the steps, with titles,
-    if the runs were evaluated on the way. ``read``: what the table shows of a run; None: its last figures. ``more``: figures
-    of arms that are made of other arms' runs. ``remedy``: what to do if nothing was held out. ``settings``: what the JSON holds
-    besides.
+    ``show`` prints the table. ``jobs``: runs that are trained at once, on the cluster that ``connect`` joins. ``curves``: figures
+    to draw over the steps, with titles, if the runs were evaluated on the way. ``read``: what the table shows of a run; None: its
+    last figures. ``more``: figures of arms that are made of other arms' runs. ``remedy``: what to do if nothing was held out.
+    ``settings``: what the JSON holds besides.
 
     Raises:
         InputError: there is nothing to compare, or nothing was held out to compare by.
@@ -40,7 +41,7 @@ def compare(
     compared = Run(base.runs, base.name)
     if jobs > 1:
         missing = [config for seed in seeds for _, config in wanted[seed] if not has_ended(config)]
-        train_side_by_side(missing, jobs, compared)
+        train_side_by_side(missing, jobs, compared, connect)
     evaluations = {arm: list[Any]() for arm in arms}
     for seed in seeds:
         for arm, config in wanted[seed]:

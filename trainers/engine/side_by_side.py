@@ -8,12 +8,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from cluster.errors import RunFailedError
-from cluster.launch import connect
 from datasets.errors import InputError
 from trainers.engine.config import to_json
 from trainers.engine.run import Run
@@ -22,15 +20,21 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 POLL_S = 0.2
 
 
-def train_side_by_side(configs: Sequence[Any], jobs: int, folder: Run) -> None:
+class RunsFailedError(Exception):
+    """Some runs have failed: which, and how to go on. Exit code 1."""
+
+    exit_code = 1
+
+
+def train_side_by_side(configs: Sequence[Any], jobs: int, folder: Run, connect: Callable[[Any], None]) -> None:
     """Train these runs, ``jobs`` at a time, each from its newest checkpoint if it has one; print their lines with their names.
 
     A run that fails does not end the others. At SIGTERM or Ctrl-C every run stores a checkpoint and ends; so it does when this
-    process is killed. ``folder``: gets the settings of each run as a file.
+    process is killed. ``folder``: gets the settings of each run as a file. ``connect``: `cluster.launch.connect`.
 
     Raises:
         InputError: a run failed because of wrong input, and no run for another reason.
-        RunFailedError: a run failed for another reason.
+        RunsFailedError: a run failed for another reason.
     """
     if not configs:
         return
@@ -55,7 +59,7 @@ def train_side_by_side(configs: Sequence[Any], jobs: int, folder: Run) -> None:
         remedy = "their last lines above say why; the same command trains what is missing"
         if set(failed.values()) == {InputError.exit_code}:
             raise InputError(what, folder.url, remedy)
-        raise RunFailedError(what, remedy)
+        raise RunsFailedError(f"{what}; {remedy}")
 
 
 def _start(config: Any, jobs: int, folder: Run) -> "subprocess.Popen[str]":
