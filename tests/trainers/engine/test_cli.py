@@ -115,7 +115,10 @@ def test_a_comparison_sets_its_arms_itself() -> None:
         attributes.defaults("compare", ["--arm", "joint"])
 
 
-@pytest.mark.parametrize(("job", "name"), [(job, name) for job in (reid, actions, sequences) for name in sorted(job.Train.presets)])
+PRESETS = [(job, name) for job in (reid, actions, sequences) for name in sorted(job.Train.presets)]
+
+
+@pytest.mark.parametrize(("job", "name"), PRESETS)
 def test_a_preset_gives_defaults_that_options_override(job: Any, name: str) -> None:
     arguments = ["--preset", name, "--optim.steps", "7", "--model.weights", ""]
     read = parse(job.Train, "command", arguments, default=job.defaults("train", arguments))
