@@ -230,6 +230,20 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
             defaults("compare", ignored)
 
 
+def test_motion_of_skeletons_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "npz").mkdir()
+    pose = np.random.default_rng(0).normal(size=(40, 3, 2)).astype(np.float32)
+    for split in ("train", "test"):
+        arrays = {"length": np.array([20, 20]), "label": np.array(["a;b", "b"]), "actions": np.repeat(["a", "b", "b", "b"], 10)}
+        np.savez(tmp_path / "npz" / f"{split}.npz", pose=pose, **arrays)
+    pack_videos("skeletons_npz", tmp_path / "npz", str(tmp_path / "set"), VideoOptions(stream="skeletons"))
+    train = short(str(tmp_path / "set"), tmp_path / "runs", batch=2, optim=OptimConfig(steps=2, warmup=0))
+    with pytest.raises(InputError, match="the set holds skeletons"):
+        replace(train, model=SequenceModelConfig(motion=True)).run()
+    train.run()
+    assert "frame_f1" in metrics_of(train)["after"]
+
+
 @pytest.mark.slow
 def test_skeletons_of_jhmdb(tmp_path: Path) -> None:
     pack_videos("skeletons_npz", archive("jhmdb_skeletons.tar"), str(tmp_path / "set"), VideoOptions(stream="skeletons"))

@@ -116,6 +116,8 @@ class SequencesConfig(ClipsConfig):
         chosen = self.training_clips(clips)
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
             raise InputError("the set has no frame labels", clips.index.url, "train with --loss ctc or --loss even")
+        if self.model.motion and clips.stream != "rgb":
+            raise InputError(f"the set holds {clips.stream}", clips.index.url, "leave --model.motion out: it is for RGB")
         if clips.stream != "skeletons":
             model = partial(SequenceModel, self.model, len(clips.class_names), size=self.clip.size)
             try_model(self.model.backbone, self.model.weights, model, torch.zeros(1, 2, *self.clip.size, 3))

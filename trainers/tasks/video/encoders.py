@@ -47,7 +47,7 @@ class Recurrent(nn.Module):
         return outputs, None
 
 
-class Past(nn.Module):
+class TimeConvolution(nn.Module):
     """A convolution over time [B, T, H] -> [B, T, H] of ``kernel`` frames, causal or centred; the state is its last inputs."""
 
     def __init__(self, width: int, kernel: int, dilation: int, *, causal: bool, groups: int = 1) -> None:
@@ -71,7 +71,7 @@ class Convolutions(nn.Module):
         self.outputs = hidden
         self.enter = nn.Linear(features, hidden)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(layers))
-        self.convs = nn.ModuleList(Past(hidden, KERNEL, 2**layer, causal=causal) for layer in range(layers))
+        self.convs = nn.ModuleList(TimeConvolution(hidden, KERNEL, 2**layer, causal=causal) for layer in range(layers))
         self.mixes = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(hidden)
 
@@ -120,7 +120,7 @@ class Conformer(nn.Module):
         self.enter = nn.Linear(features, hidden)
         self.norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3)) for _ in range(layers))
         self.attentions = nn.ModuleList(Attention(hidden, causal=causal) for _ in range(layers))
-        self.convs = nn.ModuleList(Past(hidden, NEAR, 1, causal=causal, groups=hidden) for _ in range(layers))
+        self.convs = nn.ModuleList(TimeConvolution(hidden, NEAR, 1, causal=causal, groups=hidden) for _ in range(layers))
         self.mixes = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.wide = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * hidden, hidden))

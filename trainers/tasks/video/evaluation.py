@@ -30,7 +30,7 @@ from trainers.tasks.video.sequence_model import SequenceModel
 from trainers.tasks.video.smoothing import Smoothing, actions_of, best_smoothing, errors_of, viterbi
 
 VIEWS = 16  # views in one forward pass
-SMOOTHED = 100  # training clips by which the smoothing of a frame-wise model is chosen
+SMOOTHED = 50  # training clips by which the smoothing of a frame-wise model is chosen
 Floats = npt.NDArray[np.float32]
 
 

@@ -38,7 +38,7 @@ class SequenceModelConfig:
     empty: random weights."""
     motion: bool = False
     """Give the backbone, instead of red, green and blue: the brightness, its change since the frame before, and its difference
-    from the mean of the video so far."""
+    from the mean of the video so far; only for RGB."""
     encoder: EncoderKind = "rnn"
     """What runs over the frames' features: an RNN; a TCN, dilated convolutions; a conformer, attention and convolutions."""
     cell: Literal["gru", "lstm"] = "gru"
@@ -119,7 +119,7 @@ class SequenceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.causal, self.lookahead, self.classes = config.causal, config.lookahead, classes
-        self.motion = Motion() if config.motion and not joints else None
+        self.motion = Motion() if config.motion else None
         self.frames = Skeletons(joints) if joints else Pictures(config, size)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = _encoder(config, self.frames.features)
