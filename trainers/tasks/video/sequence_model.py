@@ -145,7 +145,7 @@ class SequenceModel(nn.Module):
 
     def rest(self, state: State) -> Tensor:
         """Log-probabilities [n, C + 1] of the frames whose look-ahead was not over, at a video's end; ``state``: the last."""
-        if not self.lookahead or state == START:
+        if not self.lookahead or state.frames == 0:
             return self.fc.weight.new_empty(0, self.classes + 1)
         return self._next(self.fc.weight.new_zeros(1, self.lookahead, self.frames.features), state)[0]
 
