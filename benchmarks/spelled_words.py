@@ -1,10 +1,11 @@
 """Spelled words made of AVLetters: letters of one speaker joined in random order with pauses between them, for sequences.
 
-    python -m benchmarks.spelled_words AVLETTERS.tar FOLDER [--letters AFILMOPRUW] [--apart rep | speaker]
+    python -m benchmarks.spelled_words AVLETTERS.tar FOLDER [--letters AFILMOPRUW] [--apart rep | speaker] [--choose]
     python -m datasets.pack_videos frames_npz FOLDER SHARDS
 
 Training words and test words share no recording: with ``--apart rep`` test words are of the third repetition, with ``--apart
-speaker`` of speakers that training never saw. Frames carry their letter, for frame-wise baselines and the frames' F1.
+speaker`` of speakers that training never saw. Frames carry their letter, for frame-wise baselines and the frames' F1. With
+``--choose`` the words are for choosing settings: the recordings of those tests are left out, and others are held out.
 """
 
 import csv
@@ -25,6 +26,7 @@ from datasets.numpy_files import arrays_of
 
 HELD_OUT_SPEAKERS = 2  # of the ten
 NOISE = 2  # greatest change of a still frame's pixels in a pause
+Voice = tuple[str, str]  # a speaker and a repetition
 Recordings = dict[tuple[str, str, str], npt.NDArray[np.uint8]]  # by speaker, repetition, letter
 
 
@@ -37,8 +39,12 @@ class Words:
     folder: Path = field(metadata=POSITIONAL)
     letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     apart: Literal["rep", "speaker"] = "rep"
+    choose: bool = False
+    """Leave the test recordings out, and hold out others: repetition 2, or the two speakers before the last two."""
     train: int = 400
     """Training words."""
+    more: int = 0
+    """Further training words of the same recordings, drawn after the others, which therefore stay the same."""
     test: int = 100
     length: tuple[int, int] = (3, 6)
     """Letters of a word, least and most."""
@@ -75,6 +81,18 @@ def word_of(
     return np.concatenate(frames), labels
 
 
+def voices_of(voices: list[Voice], apart: Literal["rep", "speaker"], choose: bool) -> dict[str, list[Voice]]:
+    """The training and the test recordings, by speaker and repetition; with ``choose`` those for choosing settings."""
+    if apart == "rep":
+        values, count = sorted({rep for _, rep in voices}), 1
+    else:
+        values, count = sorted({speaker for speaker, _ in voices}), HELD_OUT_SPEAKERS
+    known = values[:-count] if choose else values
+    place = 1 if apart == "rep" else 0
+    parts = {"train": known[:-count], "test": known[-count:]}
+    return {split: [voice for voice in voices if voice[place] in part] for split, part in parts.items()}
+
+
 def main(options: Words) -> None:
     """Write the words as a folder for the layout frames_npz."""
     with open_archive(options.source) as source:
@@ -83,9 +101,7 @@ def main(options: Words) -> None:
     for speaker, rep, letter in sorted(recordings):
         if letter in options.letters:
             by_voice[speaker, rep].append(letter)
-    held_out = sorted({speaker for speaker, _ in by_voice})[-HELD_OUT_SPEAKERS:]
-    test = [(s, r) for s, r in by_voice if (r == "3" if options.apart == "rep" else s in held_out)]
-    voices = {"train": [voice for voice in by_voice if voice not in test], "test": test}
+    voices = voices_of(list(by_voice), options.apart, options.choose)
     if not all(voices.values()):
         raise InputError("no recording of these letters", str(options.source), "give letters from A to Z")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -93,15 +109,17 @@ def main(options: Words) -> None:
     with (options.folder / "manifest.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "labels", "split", "speaker", "rep"])
-        for split, count in (("train", options.train), ("test", options.test)):
-            for number in range(count):
+        first = {"train": range(options.train), "test": range(options.test)}
+        for split, numbers in (*first.items(), ("train", range(options.train, options.train + options.more))):
+            for number in numbers:
                 speaker, rep = voices[split][int(rng.integers(len(voices[split])))]
                 letters = rng.choice(by_voice[speaker, rep], int(rng.integers(options.length[0], options.length[1] + 1)))
                 takes = [(str(letter), recordings[speaker, rep, str(letter)]) for letter in letters]
                 frames, labels = word_of(takes, options.pause, rng)
                 np.savez(options.folder / f"{split}{number:05d}.npz", frames=frames, actions=np.array(labels))
                 rows.writerow([f"{split}{number:05d}.npz", ";".join(letters), split, speaker, rep])
-    print(f"{options.train} training words, {options.test} test words of {len(options.letters)} letters in {options.folder}")
+    count = options.train + options.more
+    print(f"{count} training words, {options.test} test words of {len(options.letters)} letters in {options.folder}")
 
 
 if __name__ == "__main__":

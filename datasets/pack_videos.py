@@ -161,7 +161,7 @@ def frames_of(clip: Clip, kind: Kind, file: IO[bytes], where: str, options: Vide
     variable = False
     with _bounded():
         if kind == "skeletons":
-            frames = _poses(file.read(), where, clip.entry)
+            frames, actions = _poses(file.read(), where, clip.entry)
         elif kind == "arrays":
             arrays = arrays_of(file, where, ("frames",), ("actions",))
             frames = _pictures(arrays["frames"], options.side)
@@ -212,14 +212,15 @@ def _pictures(frames: Frames, side: int) -> Frames:
     return np.stack(small)
 
 
-def _poses(data: bytes, where: str, entry: int) -> Frames:
+def _poses(data: bytes, where: str, entry: int) -> tuple[Frames, list[str]]:
     arrays = skeletons_of(data, where, ("length",))
     last = int(arrays["length"][: entry + 1].sum())
+    own = slice(last - int(arrays["length"][entry]), last)
     with np.errstate(over="ignore"):
-        poses: Frames = arrays["pose"][last - int(arrays["length"][entry]) : last].astype(np.float32)
+        poses: Frames = arrays["pose"][own].astype(np.float32)
     if not np.isfinite(poses).all():
         raise ValueError("poses that are no finite numbers")
-    return poses
+    return poses, texts_of(arrays["actions"][own]) if "actions" in arrays else []
 
 
 def _cut_all(listing: ClipListing, source: Archive, options: VideoOptions, folder: Path, allowed: int, console: Console) -> _Cut:

@@ -75,7 +75,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     chosen = clips.clips_of("train")
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, RankSlice(worker.rank, worker.world), config.seed,
-        run.log.step, config.steps,
+        run.log.step, config.steps, augment=config.augment,
     )  # fmt: skip
     for step in run.steps(stream, config.optim, samples=len(chosen)):
         if run.record_due(step):

@@ -37,10 +37,11 @@ from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print
 from trainers.engine.worker import Worker
 from trainers.tasks.video.config import SequencesConfig
 from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of
-from trainers.tasks.video.evaluation import evaluate_sequences, figures_of_sequences
+from trainers.tasks.video.evaluation import choose_smoothing, evaluate_sequences, figures_of_sequences
 from trainers.tasks.video.predict import TrainedOnClips, predict_files, predict_stream, save_predictions, timelines
 from trainers.tasks.video.report import print_comparison, print_figures, write_report
 from trainers.tasks.video.sequence_model import FromClips, LossKind, SequenceModel, SequenceTask
+from trainers.tasks.video.smoothing import Smoothing
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     stream = ClipStream(
         clips, chosen, config.clip, config.batch, config.loader, config.cache, RankSlice(worker.rank, worker.world), config.seed,
         run.log.step, config.steps, whole=True, frame_targets=clips.frame_actions() if config.loss == "frames" else (),
+        augment=config.augment,
     )  # fmt: skip
     task.kind = config.loss_at(run.log.step)
     for step in run.steps(stream, config.optim, samples=len(chosen)):
@@ -93,6 +95,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
     if run.evaluation_missing:
         evaluate(run, clips)
     kept = {name: clips.index.about[name] for name in ("rate", "side")} | {"joints": list(joints or ())}
+    kept["smoothing"] = list(smoothing_of(run, clips) or ())
     run.finish({"model": run.kept.state_dict(), "classes": list(clips.class_names), "stream": clips.stream, **kept})
 
 
@@ -100,11 +103,22 @@ def evaluate(run: TrainingRun, clips: ClipSet) -> None:
     """Record the metrics of the test videos, if the set has any; every rank evaluates its slice."""
     if evaluation_split(clips.index.splits) is not None:
         config, chosen = run.config, evaluation_clips(clips)
+        where = run.for_evaluation(run.kept)
+        smoothing = smoothing_of(run, clips)
         found, bad = evaluate_sequences(
-            run.kept, clips, chosen, config.clip, config.cache, beam=config.beam_width, **run.for_evaluation(run.kept)
+            run.kept, clips, chosen, config.clip, config.cache, beam=config.beam_width, smoothing=smoothing, **where
         )
         figures = figures_of_sequences(found, clips, chosen)
         run.evaluated(figures, bad, f"edit distance {figures['edit']:.1%}")
+
+
+def smoothing_of(run: TrainingRun, clips: ClipSet) -> Smoothing | None:
+    """The smoothing of a frame-wise model's outputs, chosen on training videos; None for a model trained by CTC."""
+    config = run.config
+    if config.loss == "ctc":
+        return None
+    where = run.for_evaluation(run.kept)
+    return choose_smoothing(run.kept, clips, config.training_clips(clips), config.clip, config.cache, **where)
 
 
 def open_trained(verb: OnRun) -> TrainedOnClips[SequenceModel]:
@@ -130,8 +144,10 @@ class Evaluate(OnData):
             what = f"the set has {len(clips.class_names)} actions in {clips.stream}, the run has others"
             raise InputError(what, clips.index.url, "evaluate on a set of the same actions and stream")
         chosen, device = evaluation_clips(clips), trained.opened.device
+        stored = trained.opened.state.get("smoothing")  # runs of earlier versions have none
+        smoothing = Smoothing(*stored) if stored else None
         found, bad = evaluate_sequences(
-            trained.model, clips, chosen, config.clip, config.cache, device, config.beam_width, workers=self.workers
+            trained.model, clips, chosen, config.clip, config.cache, device, config.beam_width, smoothing, workers=self.workers
         )
         print_unread(bad)
         figures = figures_of_sequences(found, clips, chosen)
@@ -198,27 +214,39 @@ class Compare:
     """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
 
     sets: ClassVar = ("loss", "model.causal")
-    first: ClassVar = ("arms", "seeds", "jobs")
+    first: ClassVar = ("arms", "seeds", "lookaheads", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1)
+    lookaheads: tuple[int, ...] = ()
+    """Train each arm with each of these --model.lookahead, for a curve of delay and edit distance; none: with the one given."""
     jobs: int = 1
     """Runs that are trained at once."""
 
     def run(self) -> None:
         """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         remedy = "pack with --test, or --held-out above 0"
+        names = [name for name, _, _ in self._wanted()]
         compare(
-            self.train, self.arms, self.seeds, self._configs, print_comparison,
+            self.train, names, self.seeds, self._configs, print_comparison,
             jobs=self.jobs, connect=connect, curves={"edit": "edit distance", "exact": "exact"}, remedy=remedy,
         )  # fmt: skip
 
-    def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
+    def _wanted(self) -> Iterator[tuple[str, Arm, int]]:
+        """The name in the table, the arm and the look-ahead of each kind of run."""
         for arm in self.arms:
+            if self.lookaheads:
+                yield from ((f"{arm}-ahead-{frames}", arm, frames) for frames in self.lookaheads)
+            else:
+                yield arm, arm, 0 if arm == "ctc-both-ways" else self.train.model.lookahead
+
+    def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
+        for name, arm, frames in self._wanted():
             loss: LossKind = arm if arm == "frames" or arm == "even" else "ctc"
-            model = replace(base.model, causal=arm != "ctc-both-ways")
+            model = replace(base.model, causal=arm != "ctc-both-ways", lookahead=frames)
             flat_start = base.flat_start if arm in ("ctc", "ctc-both-ways") else 0.0
-            yield arm, replace(base, loss=loss, flat_start=flat_start, model=model, seed=seed, name=f"{base.name}-{arm}-{seed}")
+            changes: dict[str, Any] = {"loss": loss, "flat_start": flat_start, "model": model, "seed": seed}
+            yield name, replace(base, name=f"{base.name}-{name}-{seed}", **changes)
 
 
 defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options

@@ -128,7 +128,8 @@ def frames_npz(archive: Archive, choice: Choice) -> ClipListing:
 
 
 def skeletons_npz(archive: Archive, choice: Choice) -> ClipListing:
-    """Read npz files of skeletons: ``pose`` float [sum of T, J, D], ``length`` int [n], ``label`` [n].
+    """Read npz files of skeletons: ``pose`` float [sum of T, J, D], ``length`` int [n], ``label`` [n], or labels in order,
+    separated by ``;``. A file may also have ``actions``: text [sum of T], the action of each frame, empty for none.
 
     The split comes from the name of the file or its folder, else from a hash.
     """
@@ -147,7 +148,7 @@ def skeletons_npz(archive: Archive, choice: Choice) -> ClipListing:
             raise InputError(f"{len(labels)} labels to {len(arrays['length'])} lengths", where, SKELETONS)
         for entry, label in enumerate(labels):
             split = said[file] or split_by_hash(f"{file}#{entry}", choice.held_out)
-            clips.append(Clip(split, file, (label,), entry=entry))
+            clips.append(Clip(split, file, _actions({"labels": label}, f"entry {entry} of {where}"), entry=entry))
     by = ["the names of files"] if any(said.values()) else []
     if not all(said.values()):
         by.append(f"a hash of each clip's name, a fraction of {choice.held_out.fraction:g} for test")
@@ -161,8 +162,9 @@ VIDEO_LAYOUTS: dict[Name, Callable[[Archive, Choice], ClipListing]] = dict(
 
 
 def skeletons_of(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """Read ``pose`` and the arrays ``names``, length among them, of a file of skeletons; raises InputError if they disagree."""
-    arrays = arrays_of(io.BytesIO(data), where, ("pose", *names))
+    """Read ``pose``, the arrays ``names``, length among them, and ``actions`` if there are any, of a file of skeletons; raises
+    InputError if they disagree."""
+    arrays = arrays_of(io.BytesIO(data), where, ("pose", *names), ("actions",))
     pose, length = arrays["pose"], arrays["length"]
     if pose.ndim != 3 or pose.dtype.kind not in "fiu" or length.ndim != 1 or length.dtype.kind not in "iu":
         what = f"pose {pose.dtype} {list(pose.shape)} and length {length.dtype} {list(length.shape)}"
@@ -171,6 +173,9 @@ def skeletons_of(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, n
     if min(lengths, default=0) < 0 or sum(lengths) != len(pose):
         what = f"{len(pose)} poses, and lengths (the least is {min(lengths, default=0)}) that do not add up to them"
         raise InputError(what, where, SKELETONS)
+    if "actions" in arrays and arrays["actions"].shape != pose.shape[:1]:
+        what = f"{len(pose)} poses and the actions of {list(arrays['actions'].shape)}"
+        raise InputError(what, where, "give actions text [sum of T], or leave them out")
     return arrays
 
 

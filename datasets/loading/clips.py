@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 from datasets.errors import InputError
 from datasets.loading.batches import STAND_INS, Batch, LoaderConfig, RankSlice, Stream
 from datasets.loading.cache import CacheConfig
+from datasets.loading.clip_changes import ClipAugmentConfig, ClipChange, draw_clip_changes
 from datasets.loading.store import Store, open_store, shard_etags
 from datasets.media.augment import resize
 from datasets.media.decode import Image
@@ -154,17 +155,20 @@ def drawn(seed: int, step: int, batch: int, count: int) -> Int64s:
     return np.array([orders[place // count][place % count] for place in places.tolist()], np.int64)
 
 
-def cut_of(total: int, config: ClipConfig, place: float) -> Int64s:
+def cut_of(total: int, config: ClipConfig, place: float, speed: float = 1.0) -> Int64s:
     """Return the frame numbers of a cut, [L]. ``place``: 0 for the earliest start, 1 for the latest. Short clips are repeated.
+    ``speed``: above 1 the cut is of a longer part.
 
-    Of frames that are spread evenly, each is of its part of the clip, an L-th: the first of the part at 0, the last at 1.
+    Of frames that are spread evenly, each is of its part of the clip, an L-th: the first of the part at 0, the last at 1; they
+    have no speed.
     """
     if config.sample == "even":
         parts = np.arange(config.frames, dtype=np.float64) + min(place, 1 - 1e-9)
         return (parts * total / config.frames).astype(np.int64)
-    span = (config.frames - 1) * config.stride + 1
+    numbers = (config.stride * speed * np.arange(config.frames)).astype(np.int64)
+    span = int(numbers[-1]) + 1
     offset = int(min(place, 1 - 1e-9) * (total - span + 1)) if total > span else 0
-    return (offset + config.stride * np.arange(config.frames, dtype=np.int64)) % total
+    return (offset + numbers) % total
 
 
 def cuts_of(total: int, config: ClipConfig) -> list[Int64s]:
@@ -192,6 +196,11 @@ def seen(frames: Frames, config: ClipConfig, view: View, stream: str) -> Frames:
     return out
 
 
+def whole_of(total: int, stride: float) -> Int64s:
+    """Return the numbers of the frames of a whole clip of ``total`` frames of which every ``stride``-th is used, [T]."""
+    return np.arange(0, total, stride).astype(np.int64)
+
+
 def seen_picture(image: Image, config: ClipConfig) -> Image:
     """Resize and crop a single frame for the model."""
     picture: Image = seen(image[None], config, View(), "rgb")[0]
@@ -204,6 +213,7 @@ class _Plan(NamedTuple):
     views: list[View]
     asked: list[Callable[[], Frames | ValueError]]
     places: list[float]
+    changes: list[ClipChange]
 
 
 class ClipStream(Stream):
@@ -219,10 +229,11 @@ class ClipStream(Stream):
     def __init__(
         self, clips: ClipSet, chosen: Int64s, config: ClipConfig, batch: int, loader: LoaderConfig, cache: CacheConfig,
         part: RankSlice, seed: int, start: int, stop: int, *, whole: bool = False, frame_targets: Sequence[Int64s] = (),
+        augment: ClipAugmentConfig | None = None,
     ) -> None:  # fmt: skip
         self.clips, self.chosen, self.config, self.batch, self.loader, self.cache = clips, chosen, config, batch, loader, cache
         self.part, self.seed, self.start, self.stop = part, seed, start, stop
-        self.whole, self.frame_targets = whole, frame_targets
+        self.whole, self.frame_targets, self.augment = whole, frame_targets, augment or ClipAugmentConfig()
         self.flip = bool(clips.index.about["mirror"]) if config.flip is None else config.flip
 
     def __iter__(self) -> Iterator[Batch]:
@@ -252,45 +263,49 @@ class ClipStream(Stream):
         positions = drawn(self.seed, step, self.batch, len(self.chosen))[self.part.of(self.batch)]
         views = [View(float(d), float(r), bool(f < 0.5) and self.flip) for d, r, f in u[:3].T]
         places = u[3].tolist()
-        asked = [self._ask(position, place, reader) for position, place in zip(positions.tolist(), places, strict=True)]
-        return _Plan(step, positions, views, asked, places)
+        changes = draw_clip_changes(self.augment, self.batch, self.seed, step)[self.part.of(self.batch)]
+        rows = zip(positions.tolist(), places, changes, strict=True)
+        asked = [self._ask(position, place, change.speed, reader) for position, place, change in rows]
+        return _Plan(step, positions, views, asked, places, changes)
 
-    def _ask(self, position: int, place: float, reader: Reader) -> Callable[[], Frames | ValueError]:
+    def _ask(self, position: int, place: float, speed: float, reader: Reader) -> Callable[[], Frames | ValueError]:
         clip = int(self.chosen[position])
-        return reader.request(clip, self._frames(clip, place))
+        return reader.request(clip, self._frames(clip, place, speed))
 
-    def _frames(self, clip: int, place: float) -> Int64s:
+    def _frames(self, clip: int, place: float, speed: float) -> Int64s:
         total = int(self.clips.frames[clip])
-        return np.arange(0, total, self.config.stride, dtype=np.int64) if self.whole else cut_of(total, self.config, place)
+        return whole_of(total, self.config.stride * speed) if self.whole else cut_of(total, self.config, place, speed)
 
     def _prepare(self, plan: _Plan, reader: Reader) -> Batch:
         positions, bad, cuts = plan.positions.copy(), [], []
-        for row, asked in enumerate(plan.asked):
+        for row, (asked, change) in enumerate(zip(plan.asked, plan.changes, strict=True)):
             frames = asked()
             if isinstance(frames, ValueError):
                 bad.append(str(frames))
-                positions[row], frames = self._stand_in(int(positions[row]), plan.places[row], reader)
-            cuts.append(seen(frames, self.config, plan.views[row], self.clips.stream))
+                positions[row], frames = self._stand_in(int(positions[row]), plan.places[row], change.speed, reader)
+            shown = seen(frames, self.config, plan.views[row], self.clips.stream)
+            cuts.append(change.apply(shown, self.clips.stream))
         clips = self.chosen[positions]
         labels = np.array([self.clips.actions[clip][0] for clip in clips], np.int64)
         common = {"labels": labels, "positions": positions, "step": plan.step, "bad": bad, "storage": dict(reader.store.counts)}
-        return common | (self._padded(cuts, clips) if self.whole else {"clips": np.stack(cuts)})
+        return common | (self._padded(cuts, clips, plan) if self.whole else {"clips": np.stack(cuts)})
 
-    def _padded(self, cuts: list[Frames], clips: Int64s) -> Batch:
+    def _padded(self, cuts: list[Frames], clips: Int64s, plan: _Plan) -> Batch:
         lengths = np.array([len(cut) for cut in cuts], np.int64)
         frames = padded(cuts, 0)
         targets = padded([np.array(self.clips.actions[clip], np.int64) for clip in clips], -1)
         batch = {"clips": frames, "lengths": lengths, "targets": targets}
         if len(self.frame_targets):
-            each = [self.frame_targets[clip][:: self.config.stride] for clip in clips]
+            rows = zip(clips.tolist(), plan.places, plan.changes, strict=True)
+            each = [self.frame_targets[clip][self._frames(clip, place, change.speed)] for clip, place, change in rows]
             batch["frame_targets"] = padded(each, -1)
         return batch
 
-    def _stand_in(self, position: int, place: float, reader: Reader) -> tuple[int, Frames]:
+    def _stand_in(self, position: int, place: float, speed: float, reader: Reader) -> tuple[int, Frames]:
         """Return the replacement of a bad clip: the next one that can be read."""
         count = len(self.chosen)
         for other in [(position + step) % count for step in range(1, min(STAND_INS, count))]:
-            frames = self._ask(other, place, reader)()
+            frames = self._ask(other, place, speed, reader)()
             if not isinstance(frames, ValueError):
                 return other, frames
         where = self.clips.name(int(self.chosen[position]))
@@ -328,7 +343,7 @@ class ClipViews(Stream):
     def _ask(self, position: int, reader: Reader) -> Callable[[], Batch]:
         clip = int(self.chosen[position])
         total = int(self.clips.frames[clip])
-        whole = [np.arange(0, total, self.config.stride, dtype=np.int64)]
+        whole = [whole_of(total, self.config.stride)]
         cuts = whole if self.whole else cuts_of(total, self.config)
         return partial(self._views, position, len(cuts), reader.request(clip, np.concatenate(cuts)))
 

@@ -176,6 +176,8 @@ def test_skeletons() -> None:
     assert listed("skeletons_npz", {"s_train.npz": data, "s_test.npz": data})[:2] == [
         Clip("train", "s_train.npz", ("a",), entry=0), Clip("train", "s_train.npz", ("b",), entry=1),
     ]  # fmt: skip
+    several = npz(pose=np.zeros((5, 15, 2), np.float32), length=np.array([5]), label=np.array(["a; b"]))
+    assert listed("skeletons_npz", {"s_train.npz": several})[0].actions == ("a", "b")
     folders = listed("skeletons_npz", {"dev/s.npz": data, "Test/s.npz": data})
     assert [clip.split for clip in folders] == ["val", "val", "test", "test"]
     assert {clip.split for clip in listed("skeletons_npz", {"latest.npz": data}, Choice(HeldOut(0)))} == {"train"}
@@ -192,6 +194,8 @@ def test_skeletons() -> None:
         (npz(pose=pose.astype(str), length=np.array([2, 3]), label=np.array(["a", "b"])), "pose <U"),
         (npz(pose=pose, length=np.array([2, 3]), label=np.array(["a"])), "1 labels to 2 lengths"),
         (npz(pose=pose, length=np.array([2, 3]), label=np.zeros((2, 2))), "label is an array"),
+        (npz(pose=pose, length=np.array([2, 3]), label=np.array(["a", "b;;c"])), "an empty label: entry 1 of "),
+        (npz(pose=pose, length=np.array([2, 3]), label=np.array(["a", "b"]), actions=np.array(["a"])), "the actions of"),
     ):
         with pytest.raises(InputError, match=message):
             listed("skeletons_npz", {"s_train.npz": bad})

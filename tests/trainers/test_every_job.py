@@ -29,10 +29,12 @@ from jobs import (
 
 from cluster.config import ClusterConfig
 from cluster.errors import StoppedError
+from datasets.loading.clip_changes import ClipAugmentConfig
 from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import SamplerConfig
 from trainers.engine.run import Run
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
+from trainers.tasks.video.sequence_model import SequenceModelConfig
 
 
 def config_of(run_of: Callable[..., Any], root: Path, cluster: ClusterConfig = LOCAL) -> Any:
@@ -86,7 +88,19 @@ def parts_run(root: Path, **how: Any) -> Any:
     return replace(sequence_run(root, **how), optim=replace(OPTIM, accumulate=2))
 
 
-@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, neighbours_run, averaged_run, parts_run])
+def ahead_run(root: Path, **how: Any) -> Any:
+    """Sequences by an encoder that looks ahead, of augmented clips."""
+    model = SequenceModelConfig(encoder="conformer", hidden=8, layers=1, lookahead=2, motion=True)
+    augment = ClipAugmentConfig(speed=0.2, turn=5, zoom=0.1, jitter=0.2, erase=0.5, hide=0.2)
+    return replace(sequence_run(root, **how), model=model, augment=augment)
+
+
+def frame_wise_run(root: Path, **how: Any) -> Any:
+    """Sequences by parts of equal length, whose decoding is chosen on training clips."""
+    return replace(sequence_run(root, **how), loss="even", model=SequenceModelConfig(encoder="tcn", hidden=8, layers=2))
+
+
+@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, neighbours_run, averaged_run, parts_run, ahead_run, frame_wise_run])
 def test_a_job_trains_from_config_to_report_and_resumes_exactly(
     run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

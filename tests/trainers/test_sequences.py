@@ -68,7 +68,7 @@ def trained(words: str, tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 def test_a_run_leaves_figures_and_timelines(trained: Train) -> None:
     after = metrics_of(trained)["after"]
-    assert set(after) == {"step", "edit", "exact", "beam_edit", "beam_exact", "frame_f1", "n"}
+    assert set(after) - {"delay"} == {"step", "edit", "exact", "beam_edit", "beam_exact", "frame_f1", "n"}  # no action, no delay
     assert after["n"] == 6
     report = (Path(trained.runs) / trained.name / "report.html").read_text()
     assert report.count("Decoded greedily.") == 4
@@ -156,6 +156,42 @@ def test_compare_continues_and_reads_finished_runs(words: str, tmp_path: Path, c
         Predict(name="all-ctc-both-ways-0", runs=str(tmp_path), stream="0").run()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["tcn", "conformer"])
+def test_every_encoder_is_exported(encoder: str, words: str, tmp_path: Path) -> None:
+    """`Export` itself compares the file's output with the model's."""
+    model = SequenceModelConfig(encoder=encoder, hidden=16, layers=2, lookahead=3, motion=True)  # type: ignore[arg-type]
+    train = short(words, tmp_path, model=model, optim=OptimConfig(steps=2, warmup=0))
+    train.run()
+    Export(name=train.name, to=tmp_path / "m.onnx", runs=train.runs, frames=70).run()
+    assert (tmp_path / "m.onnx").exists()
+
+
+def test_look_aheads_are_compared_as_arms(words: str, tmp_path: Path) -> None:
+    base = short(words, tmp_path, name="curve", model=SequenceModelConfig(lookahead=7))
+    wanted = list(Compare(base, ("ctc", "even"), lookaheads=(0, 4))._configs(base, 1))
+    assert [name for name, _ in wanted] == ["ctc-ahead-0", "ctc-ahead-4", "even-ahead-0", "even-ahead-4"]
+    assert [config.model.lookahead for _, config in wanted] == [0, 4, 0, 4]
+    assert {config.name for _, config in wanted} == {f"curve-{name}-1" for name, _ in wanted}
+    both = dict(Compare(base, ("ctc-both-ways", "ctc"))._configs(base, 1))
+    assert {name: config.model.lookahead for name, config in both.items()} == {"ctc-both-ways": 0, "ctc": 7}
+    with pytest.raises(InputError, match="needs no look-ahead"):
+        Compare(base, ("ctc-both-ways",), lookaheads=(4,)).run()
+    with pytest.raises(InputError, match="a comparison sets this itself"):
+        defaults("compare", ["--resume-from", "3"])
+
+
+def test_a_frame_wise_model_is_decoded_with_smoothing_everywhere(words: str, tmp_path: Path) -> None:
+    train = short(words, tmp_path, loss="even", optim=OptimConfig(steps=4, warmup=0))
+    train.run()
+    after = metrics_of(train)["after"]
+    assert {"viterbi_edit", "viterbi_exact"} <= set(after)
+    assert "beam_edit" not in after
+    Evaluate(name=train.name, runs=train.runs, workers=0).run()
+    again = Run(train.runs, train.name).read_json("metrics.json")["evaluations"][words]
+    assert again["viterbi_edit"] == pytest.approx(after["viterbi_edit"], abs=1e-6)
+
+
 def test_ctc_alone_has_a_flat_start() -> None:
     train = Train(optim=OptimConfig(steps=10), flat_start=0.25)
     assert [train.loss_at(step) for step in range(10)] == ["even"] * 3 + ["ctc"] * 7
@@ -192,6 +228,20 @@ def test_bad_input_is_refused_before_anything_starts(words: str, tmp_path: Path)
     for ignored in (["--seed", "3"], ["--loss=even"]):
         with pytest.raises(InputError, match="a comparison sets this itself"):
             defaults("compare", ignored)
+
+
+def test_motion_of_skeletons_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "npz").mkdir()
+    pose = np.random.default_rng(0).normal(size=(40, 3, 2)).astype(np.float32)
+    for split in ("train", "test"):
+        arrays = {"length": np.array([20, 20]), "label": np.array(["a;b", "b"]), "actions": np.repeat(["a", "b", "b", "b"], 10)}
+        np.savez(tmp_path / "npz" / f"{split}.npz", pose=pose, **arrays)
+    pack_videos("skeletons_npz", tmp_path / "npz", str(tmp_path / "set"), VideoOptions(stream="skeletons"))
+    train = short(str(tmp_path / "set"), tmp_path / "runs", batch=2, optim=OptimConfig(steps=2, warmup=0))
+    with pytest.raises(InputError, match="the set holds skeletons"):
+        replace(train, model=SequenceModelConfig(motion=True)).run()
+    train.run()
+    assert "frame_f1" in metrics_of(train)["after"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import math
 from difflib import SequenceMatcher
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from trainers.tasks.video.metrics import (
+    aligned,
     classification_figures,
     confusion,
     edit_distance,
     frame_counts,
     frame_f1,
+    report_delays,
     sequence_figures,
 )
 
@@ -36,6 +39,25 @@ def test_edit_distance_is_a_distance(a: list[int], b: list[int], c: list[int]) -
 def test_edit_distance_by_example() -> None:
     assert edit_distance("kitten", "sitting") == 3  # type: ignore[arg-type]
     assert sequence_figures([[1, 2], [], [3, 3]], [[1, 2], [1, 2], [3]]) == {"edit": 3 / 5, "exact": 1 / 3}
+
+
+@given(a=st.lists(st.integers(0, 3), max_size=8), b=st.lists(st.integers(0, 3), max_size=8))
+def test_an_alignment_explains_the_edit_distance(a: list[int], b: list[int]) -> None:
+    """What lies between two matched actions is replaced, inserted or left out, and this costs what the distance says."""
+    pairs = aligned(a, b)
+    assert all(a[i] == b[j] for i, j in pairs)
+    ends = [(-1, -1), *pairs, (len(a), len(b))]
+    gaps = [(i2 - i1 - 1, j2 - j1 - 1) for (i1, j1), (i2, j2) in pairwise(ends)]
+    assert min(min(gap) for gap in gaps) >= 0
+    assert sum(max(gap) for gap in gaps) == edit_distance(a, b)
+
+
+def test_delays_count_from_the_end_of_an_action() -> None:
+    labels = np.array([0, 0, 0, -1, -1, 1, 1, 1, -1, 1, 1])
+    assert report_delays([(0, 1), (1, 9), (1, 13)], [0, 1, 1], labels) == [-1, 2, 3]
+    assert report_delays([(2, 1), (1, 9)], [0, 1, 1], labels) in ([2], [-1])  # one of the two equal actions was found
+    assert report_delays([(0, 1)], [0, 1], labels) == []  # the labels have another order of actions
+    assert report_delays([(0, 1)], [], np.zeros(0, np.int64)) == []
 
 
 def test_frame_f1_agrees_with_scikit_learn() -> None:

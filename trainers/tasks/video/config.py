@@ -11,6 +11,7 @@ from cluster.config import ClusterConfig
 from datasets.errors import InputError
 from datasets.loading.batches import LoaderConfig
 from datasets.loading.cache import CacheConfig
+from datasets.loading.clip_changes import ClipAugmentConfig
 from datasets.loading.clips import ClipConfig, ClipSet, open_clips
 from datasets.shards.index import Int64s, check_shards
 from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS
@@ -19,7 +20,7 @@ from trainers.engine.optim import OptimConfig
 from trainers.tasks.backbones import try_model
 from trainers.tasks.video.action_model import ActionModelConfig, check_clips
 from trainers.tasks.video.data import feasible_clips, open_action_set
-from trainers.tasks.video.presets import ACTION_PRESETS
+from trainers.tasks.video.presets import ACTION_PRESETS, SEQUENCE_PRESETS
 from trainers.tasks.video.sequence_model import LossKind, SequenceModel, SequenceModelConfig
 
 
@@ -32,6 +33,7 @@ class ClipsConfig(JobConfig):
     batch: int = 16
     """Videos of a global batch, over all workers."""
     clip: ClipConfig = field(default_factory=ClipConfig)
+    augment: ClipAugmentConfig = field(default_factory=ClipAugmentConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """workers, ahead and bad_share; the size is clip.size."""
     cache: CacheConfig = field(default_factory=CacheConfig, metadata=HARMLESS)
@@ -75,7 +77,8 @@ class ActionsConfig(ClipsConfig):
 class SequencesConfig(ClipsConfig):
     """Settings of a run on sequences of actions."""
 
-    first: ClassVar = ("data", *JobConfig.first, "batch", "loss", "model.backbone", "optim.steps", "optim.lr")
+    first: ClassVar = ("data", *JobConfig.first, "batch", "loss", "model.backbone", "model.encoder", "optim.steps", "optim.lr")
+    presets: ClassVar = SEQUENCE_PRESETS
     batch: int = 8
     """Videos of a global batch, over all workers; videos are not cut."""
     clip: ClipConfig = field(default_factory=lambda: ClipConfig(size=(64, 64)))
@@ -113,6 +116,8 @@ class SequencesConfig(ClipsConfig):
         chosen = self.training_clips(clips)
         if self.loss == "frames" and not all(len(clips.frame_actions()[clip]) for clip in chosen.tolist()):
             raise InputError("the set has no frame labels", clips.index.url, "train with --loss ctc or --loss even")
+        if self.model.motion and clips.stream != "rgb":
+            raise InputError(f"the set holds {clips.stream}", clips.index.url, "leave --model.motion out: it is for RGB")
         if clips.stream != "skeletons":
             model = partial(SequenceModel, self.model, len(clips.class_names), size=self.clip.size)
             try_model(self.model.backbone, self.model.weights, model, torch.zeros(1, 2, *self.clip.size, 3))
@@ -120,4 +125,5 @@ class SequencesConfig(ClipsConfig):
 
     def training_clips(self, clips: ClipSet) -> Int64s:
         """The clips to train on; raises InputError if some are too short for their actions, unless they should be skipped."""
-        return feasible_clips(clips, clips.clips_of("train"), self.clip.stride, skip=self.infeasible == "skip")
+        stride = self.clip.stride * (1 + self.augment.speed)  # a clip may be played faster
+        return feasible_clips(clips, clips.clips_of("train"), stride, skip=self.infeasible == "skip")

@@ -4,7 +4,7 @@ import google_crc32c
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.loading.clips import ClipSet, open_clips
+from datasets.loading.clips import ClipSet, open_clips, whole_of
 from datasets.loading.store import read_samples
 from datasets.shards.frame_strips import STRIP, frames_of_strip
 from datasets.shards.index import Int64s
@@ -51,18 +51,14 @@ def checksum_of(clips: ClipSet) -> int:
     return checksum
 
 
-def strided_frames(clips: ClipSet, clip: int, stride: int) -> int:
-    """Number of a clip's frames when every ``stride``-th is used."""
-    return -(-int(clips.frames[clip]) // stride)
-
-
-def feasible_clips(clips: ClipSet, chosen: Int64s, stride: int, *, skip: bool) -> Int64s:
+def feasible_clips(clips: ClipSet, chosen: Int64s, stride: float, *, skip: bool) -> Int64s:
     """The ``chosen`` clips that have enough frames for CTC to align their actions.
 
     Raises:
         InputError: a clip has too few frames and ``skip`` is off; or all clips have too few.
     """
-    enough = np.array([feasible(strided_frames(clips, clip, stride), clips.actions[clip]) for clip in chosen.tolist()], bool)
+    used = {clip: len(whole_of(int(clips.frames[clip]), stride)) for clip in chosen.tolist()}
+    enough = np.array([feasible(count, clips.actions[clip]) for clip, count in used.items()], bool)
     short = [clips.name(clip) for clip in chosen[~enough].tolist()]
     if short and (not skip or not enough.any()):
         shown = ", ".join(short[:10]) + (f" (+{len(short) - 10} more)" if len(short) > 10 else "")

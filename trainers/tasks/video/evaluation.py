@@ -18,10 +18,19 @@ from datasets.shards.index import Int64s
 from trainers.engine.distributed import gather_items
 from trainers.tasks.video.action_model import channels_second
 from trainers.tasks.video.ctc_decoding import greedy, prefix_beam
-from trainers.tasks.video.metrics import classification_figures, confusion, frame_counts, frame_f1, sequence_figures
+from trainers.tasks.video.metrics import (
+    classification_figures,
+    confusion,
+    frame_counts,
+    frame_f1,
+    report_delays,
+    sequence_figures,
+)
 from trainers.tasks.video.sequence_model import SequenceModel
+from trainers.tasks.video.smoothing import Smoothing, actions_of, best_smoothing, errors_of, viterbi
 
 VIEWS = 16  # views in one forward pass
+SMOOTHED = 50  # training clips by which the smoothing of a frame-wise model is chosen
 Floats = npt.NDArray[np.float32]
 
 
@@ -60,6 +69,11 @@ class Prediction:
     greedy: tuple[int, ...]
     beam: tuple[int, ...] | None
     """By beam search; None: none was made."""
+    smoothed: tuple[int, ...] | None
+    """With smoothing; None: none was asked for."""
+    delays: tuple[float, ...]
+    """Seconds from the end of each action that was recognised correctly to its report, by greedy decoding; none: the clip has no
+    frame labels, or the model is not causal."""
     counts: Int64s | None
     """`frame_counts` [3, C]; None: the clip has no frame labels."""
 
@@ -67,7 +81,8 @@ class Prediction:
 @torch.no_grad()
 def evaluate_sequences(
     model: SequenceModel, clips: ClipSet, chosen: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device, beam: int,
-    part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
+    smoothing: Smoothing | None = None, part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None,  # noqa: B008
+    workers: int = 0,
 ) -> tuple[list[Prediction], list[str]]:  # fmt: skip
     """The predicted actions of the chosen clips, in order, and the clips that this rank could not read.
 
@@ -81,17 +96,42 @@ def evaluate_sequences(
     for item in load_in_workers(ClipViews(clips, chosen, config, cache, part, whole=True), workers):
         bad += item["bad"]
         if not item["bad"]:
-            log_probs = model(item["clips"].to(device))[0].cpu().numpy()
-            true = frame_actions[chosen[item["position"]]][:: config.stride]
-            counts = frame_counts(log_probs.argmax(axis=1) - 1, true, len(clips.class_names)) if len(true) else None
-            actions = tuple(event.action for event in greedy(log_probs))
-            found.append(Prediction(item["position"], actions, prefix_beam(log_probs, beam)[0][0] if beam else None, counts))
+            log_probs, clip = model(item["clips"].to(device))[0].cpu().numpy(), chosen[item["position"]]
+            labels, events = frame_actions[clip], greedy(log_probs)
+            true = labels[:: config.stride]
+            reports = [(event.action, (event.frame + model.lookahead) * config.stride) for event in events]
+            delays = report_delays(reports, clips.actions[clip], labels) if len(labels) and model.causal else []
+            found.append(Prediction(
+                item["position"], tuple(event.action for event in events),
+                prefix_beam(log_probs, beam)[0][0] if beam else None,
+                actions_of(viterbi(log_probs, smoothing)) if smoothing else None,
+                tuple(frames / clips.index.about["rate"] for frames in delays),
+                frame_counts(log_probs.argmax(axis=1) - 1, true, len(clips.class_names)) if len(true) else None,
+            ))  # fmt: skip
     model.train(training)
     return sorted(gather_items(found, group), key=lambda one: one.position), bad
 
 
+@torch.no_grad()
+def choose_smoothing(
+    model: SequenceModel, clips: ClipSet, training: Int64s, config: ClipConfig, cache: CacheConfig, device: torch.device,
+    part: RankSlice = RankSlice(0, 1), group: dist.ProcessGroup | None = None, workers: int = 0,  # noqa: B008 - a constant
+) -> Smoothing:  # fmt: skip
+    """The smoothing with the fewest errors on the first of the ``training`` clips, `SMOOTHED` of them."""
+    was, chosen = model.training, training[:SMOOTHED]
+    model.eval()
+    items = load_in_workers(ClipViews(clips, chosen, config, cache, part, whole=True), workers)
+    read = (item for item in items if not item["bad"])
+    errors = errors_of(
+        (model(item["clips"].to(device))[0].cpu().numpy(), clips.actions[chosen[item["position"]]]) for item in read
+    )
+    model.train(was)
+    return best_smoothing(np.sum(list(gather_items([errors], group)), axis=0))
+
+
 def figures_of_sequences(found: Sequence[Prediction], clips: ClipSet, chosen: Int64s) -> dict[str, float]:
-    """ "edit" and "exact" of greedy decoding, "n"; with beam search "beam_edit" and "beam_exact", with frame labels "frame_f1".
+    """ "edit" and "exact" of greedy decoding, "n"; with beam search "beam_edit" and "beam_exact", with smoothing "viterbi_edit"
+    and "viterbi_exact", with frame labels "frame_f1" and "delay", the median of the delays.
 
     Raises:
         InputError: no video could be read.
@@ -100,12 +140,15 @@ def figures_of_sequences(found: Sequence[Prediction], clips: ClipSet, chosen: In
         raise InputError("no test video can be read", clips.index.url, "check the set with `python -m datasets.inspect`")
     true = [clips.actions[chosen[one.position]] for one in found]
     figures = sequence_figures([one.greedy for one in found], true)
-    beams = [one.beam for one in found if one.beam is not None]
-    if beams:
-        figures |= {f"beam_{name}": value for name, value in sequence_figures(beams, true).items()}
+    for kind, each in (("beam", [one.beam for one in found]), ("viterbi", [one.smoothed for one in found])):
+        decoded = [actions for actions in each if actions is not None]
+        if decoded:
+            figures |= {f"{kind}_{name}": value for name, value in sequence_figures(decoded, true).items()}
     counts = [one.counts for one in found if one.counts is not None]
     if counts:
         figures["frame_f1"] = frame_f1(np.sum(counts, axis=0))
+    if delays := [delay for one in found for delay in one.delays]:
+        figures["delay"] = float(np.median(delays))
     return figures | {"n": len(found)}
 
 

@@ -38,6 +38,36 @@ def edit_distance(predicted: Sequence[int], true: Sequence[int]) -> int:
     return row[-1]
 
 
+def aligned(predicted: Sequence[int], true: Sequence[int]) -> list[tuple[int, int]]:
+    """The places (in ``predicted``, in ``true``) of the actions that an alignment with the fewest errors matches, ascending."""
+    table = [[edit_distance(predicted[:i], true[:j]) for j in range(len(true) + 1)] for i in range(len(predicted) + 1)]
+    pairs, i, j = [], len(predicted), len(true)
+    while i and j:
+        if predicted[i - 1] == true[j - 1] and table[i][j] == table[i - 1][j - 1]:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif table[i][j] == table[i - 1][j - 1] + 1:
+            i, j = i - 1, j - 1
+        elif table[i][j] == table[i - 1][j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return pairs[::-1]
+
+
+def report_delays(predicted: Sequence[tuple[int, int]], true: Sequence[int], frame_labels: Int64s) -> list[int]:
+    """Frames from the last frame of each correctly recognised action to its report, below 0 if it is reported before it ends.
+
+    ``predicted``: actions and the frames of their reports. ``frame_labels`` [T]: the class of each frame, -1 for none; if its
+    runs are not the ``true`` actions in order, there are no delays.
+    """
+    ends = np.flatnonzero(np.diff(frame_labels, append=-1)).tolist()  # the last frames of all runs, also of those without action
+    ends = [end for end in ends if frame_labels[end] >= 0]
+    if [int(frame_labels[end]) for end in ends] != list(true):
+        return []
+    return [predicted[i][1] - ends[j] for i, j in aligned([action for action, _ in predicted], true)]
+
+
 def sequence_figures(predicted: Sequence[Sequence[int]], true: Sequence[Sequence[int]]) -> dict[str, float]:
     """ "edit": the sum of edit distances over the number of true actions (it can be above 1); "exact": the fraction of sequences
     without an error."""

@@ -9,3 +9,18 @@ ACTION_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "clip.frames": 24, "clip.size": (48, 64), "batch": 16, "model.width": 16, "optim.lr": 2e-3, "optim.steps": 1000,
     },
 }  # fmt: skip
+
+SEQUENCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Small pictures of mouths, on CPUs. Its figures are in docs/sequences.md.
+    "lips": {
+        "clip.size": (24, 32), "clip.stride": 3, "flat_start": 0.4,
+        "augment.speed": 0.25, "augment.turn": 8.0, "augment.zoom": 0.12, "augment.jitter": 0.2,
+        "model.encoder": "tcn", "model.motion": True,
+        "optim.lr": 2e-3, "optim.steps": 1500,
+    },
+    # Recordings of joints. Its figures are there, too.
+    "joints": {
+        "clip.stride": 2, "batch": 16, "flat_start": 0.3, "augment.speed": 0.25,
+        "optim.lr": 2e-3, "optim.steps": 1500,
+    },
+}  # fmt: skip

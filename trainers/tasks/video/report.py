@@ -13,14 +13,17 @@ from trainers.tasks.video.pictures import confusion_picture
 
 NAMES = {
     "top1": "top 1", "top5": "top 5", "mean_class": "mean of classes", "edit": "edit distance, greedy", "exact": "exact, greedy",
-    "beam_edit": "edit distance, beam", "beam_exact": "exact, beam", "frame_f1": "frame F1",
+    "beam_edit": "edit distance, beam", "beam_exact": "exact, beam",
+    "viterbi_edit": "edit distance, Viterbi", "viterbi_exact": "exact, Viterbi", "frame_f1": "frame F1", "delay": "delay",
 }  # fmt: skip
+SECONDS = ("delay",)  # the figures that are no fractions
 Picture = tuple[str, str, Callable[[bool], bytes]]  # title, caption, and a function that draws it as PNG, given whether dark
 
 
 def figure_rows(figures: Mapping[str, float]) -> list[list[object]]:
-    """Rows of a table: a figure's name and its value in percent."""
-    return [[words, f"{figures[name]:.1%}"] for name, words in NAMES.items() if name in figures]
+    """Rows of a table: a figure's name and its value, in percent or in seconds."""
+    shown = {name: f"{value:.2f} s" if name in SECONDS else f"{value:.1%}" for name, value in figures.items()}
+    return [[words, shown[name]] for name, words in NAMES.items() if name in figures]
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
@@ -29,14 +32,20 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
 
 
 def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Print each arm's figures in percent: means over seeds ± 95% t intervals."""
+    """Print each arm's figures in percent or seconds: means over seeds ± 95% t intervals."""
     names = [name for name in NAMES if any(name in run for runs in figures.values() for run in runs)]
     rows = []
     for arm, runs in figures.items():
-        found = {name: interval([run[name] * 100 for run in runs]) for name in names if all(name in run for run in runs)}
-        rows.append([arm, *(f"{found[name][0]:.1f} ± {found[name][1]:.1f} %" if name in found else None for name in names)])
+        found = {name: _mean(name, [run[name] for run in runs]) for name in names if all(name in run for run in runs)}
+        rows.append([arm, *(found.get(name) for name in names)])
     seeds = len(next(iter(figures.values())))
     summary_table(f"{title}: {seeds} seeds, mean ± 95% interval", ["arm", *(NAMES[name] for name in names)], rows)
+
+
+def _mean(name: str, values: Sequence[float]) -> str:
+    factor, unit, places = (1, "s", 2) if name in SECONDS else (100, "%", 1)
+    mean, half = interval([value * factor for value in values])
+    return f"{mean:.{places}f} ± {half:.{places}f} {unit}"
 
 
 def write_report(run: Run, pictures: Iterable[Picture]) -> None:
