@@ -88,7 +88,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         stream, *optim, samples=len(domains.labelled.train) + len(domains.target.train),
         prepare=lambda batches: with_boxes(batches, domains.labelled, domains.names, config.begin),
     ):  # fmt: skip
-        task.update_mean(step.done)
+        task.update_mean(step.done, config.begin)
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
@@ -125,7 +125,7 @@ class Evaluate(OnData):
         """Evaluate in this process, without the cluster."""
         trained = open_run(Train, self)
         config, classes = trained.config, trained.state["classes"]
-        box_set = open_box_set(absolute(self.data) if self.data else config.target, config.side, "data")
+        box_set = open_box_set(absolute(self.data), config.side, "data") if self.data else config.open_target()
         if not set(classes) <= set(box_set.classes):
             what = f"the run has the classes {', '.join(classes)}, the set {', '.join(box_set.classes) or 'none'}"
             raise InputError(what, box_set.index.url, "evaluate on a set with these classes")

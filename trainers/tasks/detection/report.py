@@ -81,7 +81,7 @@ def detect_samples(
         batch = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
         (found,) = detect(task.kept, batch)
         entry: dict[str, Any] = {"position": int(position), "boxes": named_boxes(found, names)}
-        if task.adversaries is not None:
+        if task.recipe.align:
             entry |= _clusters(task, batch)
         seen.append(entry)
     task.train()
