@@ -12,12 +12,11 @@ from test_help import COMMANDS, JOBS
 
 from datasets.command_line import options_of, parse
 from datasets.errors import InputError
-from trainers import attributes, reid
+from trainers import attributes, detection, reid
 from trainers.engine.config import from_json, settings_of, to_json
 from trainers.engine.job import JobConfig
 from trainers.engine.run import CONFIG, Run
 from trainers.tasks.reid.head_config import PairConfig
-from trainers.tasks.reid.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = [f"trainers/{job}.py" for job in ("reid", "attributes", "detection", "actions", "sequences", "sweep")]
@@ -114,17 +113,19 @@ def test_a_resumed_run_and_a_file_give_the_defaults(tmp_path: Path) -> None:
 def test_a_comparison_sets_its_arms_itself() -> None:
     with pytest.raises(InputError, match="give --arms"):
         attributes.defaults("compare", ["--arm", "joint"])
+    with pytest.raises(InputError, match="a comparison sets this itself: --fold; give --only-folds"):
+        detection.defaults("compare", ["--folds", "6", "--fold", "1"])
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_preset_gives_defaults_that_options_override(name: str) -> None:
+@pytest.mark.parametrize(("job", "name"), [(job, name) for job in (reid, detection) for name in sorted(job.Train.presets)])
+def test_a_preset_gives_defaults_that_options_override(job: Any, name: str) -> None:
     arguments = ["--preset", name, "--optim.steps", "7", "--model.weights", ""]
-    read: reid.Train = parse(reid.Train, "command", arguments, default=reid.defaults("train", arguments))
+    read = parse(job.Train, "command", arguments, default=job.defaults("train", arguments))
     given = {path: value for path, value, _ in settings_of(read)}
     assert read.preset == name
-    expected = {**PRESETS[name], "optim.steps": 7, "model.weights": ""}
+    expected = {**job.Train.presets[name], "optim.steps": 7, "model.weights": ""}
     assert {path: given[path] for path in expected} == expected
-    plain = {path: value for path, value, _ in settings_of(reid.Train())}
+    plain = {path: value for path, value, _ in settings_of(job.Train())}
     assert {path for path in plain if given[path] != plain[path]} <= {*expected, "preset"}
 
 

@@ -19,6 +19,7 @@ from trainers.tasks.backbones import try_model
 from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, Recipe
 from trainers.tasks.detection.data import BoxSet, Domains, Fold, check_side, classes_of, open_box_set
 from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.detection.presets import PRESETS
 from trainers.tasks.detection.teacher import TeacherConfig
 
 
@@ -26,7 +27,21 @@ from trainers.tasks.detection.teacher import TeacherConfig
 class DetectionConfig(JobConfig):
     """Settings of a detection run."""
 
-    first: ClassVar = ("source", "target", "arm", *JobConfig.first, "model.backbone", "optim.steps", "optim.lr")
+    first: ClassVar = (
+        "source",
+        "target",
+        "arm",
+        *JobConfig.first,
+        "preset",
+        "folds",
+        "fold",
+        "model.backbone",
+        "optim.steps",
+        "optim.lr",
+    )
+    presets: ClassVar = PRESETS
+    preset: str = field(default="", metadata=HARMLESS)
+    """Settings for a kind of images, which options given besides override: cells (docs/detection.md)."""
     source: str = field(default="", metadata=ADDRESS)
     """The source: a shard set with boxes, a folder or s3://bucket/prefix."""
     target: str = field(default="", metadata=ADDRESS)
