@@ -119,9 +119,9 @@ class Clusters(NamedTuple):
 class DetectionTask(nn.Module):
     """Detector, moving mean and adversaries of an arm; forward returns "loss" and, detached, its parts as "loss_<part>".
 
-    The loss is one sum, and each term trains only its own modules: the detector's terms treat the adversaries' weights as
-    constants, the adversaries' terms the detector's features. So one backward pass serves both optimisers, and gradients are
-    reduced over the ranks once.
+    The loss is one sum, so one backward pass serves both optimisers, and gradients are reduced over the ranks once. In region
+    alignment each term trains only its own modules: the detector's terms treat the adversaries' weights as constants, the
+    adversaries' terms the detector's features. The terms of domain classifiers train both, the detector by a scaled gradient.
 
     The detector's losses are means over the anchors and regions of all ranks of ``group``, even if images differ in their
     number. Each rank draws its own random numbers: strong views, sampled anchors and regions, the first centres of k-means, the
@@ -202,24 +202,20 @@ class DetectionTask(nn.Module):
         return self.adversaries.estimate.weights(clusters) if self.align.weighting else clusters.new_ones(clusters.shape[:2])
 
     def _taught_sums(self, batch: dict[str, Tensor]) -> Sums:
-        """Losses on the target's images that the moving mean teaches; pseudo-labels are weighted by the fraction of all ranks'
-        images that have some."""
+        """Losses on the target's images that the moving mean teaches; none if the arm has no such loss.
+
+        Pseudo-labels are weighted by the fraction of all ranks' images that have some.
+        """
         if not (self.recipe.pseudo or self.recipe.distil):
             return {}
         assert self.mean is not None
         images, active, given = batch["target_images"], bool(batch["active"]), self.teaching
-        weight = torch.tensor(given.weight, device=images.device)
+        parts = self.detector, self.mean, images, given.threshold
         if self.recipe.distil:
-            prefix, sums = "distilled", no_sums(images, DISTILLED)
-            if active:
-                sums = distillation_sums(self.detector, self.mean, images, given.threshold)
-        else:
-            prefix, sums, count = "pseudo", no_sums(images, PSEUDO), 0
-            if active:
-                sums, count = pseudo_label_sums(self.detector, self.mean, images, given.threshold)
-            used, total = sum_over_ranks(torch.tensor([count, len(images)], device=images.device), self.group)
-            weight = weight * used / total
-        return {f"{prefix}_{name}": (weight * total, count) for name, (total, count) in sums.items()}
+            return _weighted("distilled", distillation_sums(*parts) if active else no_sums(images, DISTILLED), given.weight)
+        sums, count = pseudo_label_sums(*parts) if active else (no_sums(images, PSEUDO), 0)
+        used, every = sum_over_ranks(torch.tensor([count, len(images)], device=images.device), self.group).tolist()
+        return _weighted("pseudo", sums, given.weight * used / every)
 
     def _alignment_terms(
         self, source_images: Tensor, source: Regions, target_images: Tensor, target: Regions, strength: Tensor
@@ -251,6 +247,10 @@ class DetectionTask(nn.Module):
             terms[f"make_{name}"] = adversarial_loss(_as_constant(discriminate, made))
             terms[f"tell_{name}"] = discriminator_loss(discriminate(real), discriminate(made.detach()), discriminate(crossed))
         return terms
+
+
+def _weighted(prefix: str, sums: Sums, weight: float) -> Sums:
+    return {f"{prefix}_{name}": (weight * total, count) for name, (total, count) in sums.items()}
 
 
 def _as_constant(module: nn.Module, inputs: Tensor) -> Tensor:
