@@ -73,7 +73,7 @@ def detection_space(base: Any) -> Space:
     space, recipe = {"optim.lr": around(base.optim.lr, 2)}, base.recipe
     if recipe.align or recipe.classify:
         space |= {"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}
-        space |= {"adversary_lr": around(base.adversary_lr, 4)}
+        space |= {"adversary_lr": around(base.adversaries_optim().lr, 4)}
     if recipe.align:
         clusters = [number for number in (2, 4, 8) if number == 2 or number <= base.model.regions]
         space |= {"align.clusters": tune.choice(clusters), "align.weighting": tune.choice([True, False])}

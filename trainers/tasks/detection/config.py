@@ -22,6 +22,8 @@ from trainers.tasks.detection.detector import Detector, DetectorConfig
 from trainers.tasks.detection.presets import PRESETS
 from trainers.tasks.detection.teacher import TeacherConfig
 
+GENERATIVE_LR = 2e-4  # of generators and discriminators, as networks of their kind are trained
+
 
 @dataclass(frozen=True)
 class DetectionConfig(JobConfig):
@@ -74,8 +76,9 @@ class DetectionConfig(JobConfig):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4), metadata=allowed("steps", "lr", "warmup")
     )
-    adversary_lr: float = field(default=2e-4, metadata=ALLOWED)
-    """Peak learning rate of the generators, discriminators and the estimator."""
+    adversary_lr: float | None = field(default=None, metadata=ALLOWED)
+    """Peak learning rate of the adversaries; None: that of the detector for the classifiers of da-faster, which must keep up with
+    it, and 2e-4 for the networks of align."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
@@ -108,7 +111,9 @@ class DetectionConfig(JobConfig):
 
     def adversaries_optim(self) -> OptimConfig:
         """The optimiser's settings for the adversaries: a learning rate of their own; they have no backbone."""
-        return replace(self.optim, lr=self.adversary_lr, backbone_lr=1.0, freeze=0)
+        own = self.optim.lr if self.recipe.classify else GENERATIVE_LR
+        lr = own if self.adversary_lr is None else self.adversary_lr
+        return replace(self.optim, lr=lr, backbone_lr=1.0, freeze=0)
 
     def open(self) -> Domains:
         """Open the data; raises InputError if it cannot be used."""
