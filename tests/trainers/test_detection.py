@@ -188,6 +188,10 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
             Compare(replace(base, folds=folds), only_folds=only)
     assert not list(tmp_path.iterdir())
     assert base.recipe.align
+    rates = [
+        replace(base, arm=arm, adversary_lr=lr).adversaries_optim().lr for arm in ("align", "da-faster") for lr in (None, 3e-4)
+    ]
+    assert rates == [2e-4, 3e-4, base.optim.lr, 3e-4]  # classifiers of the domain must keep up with the detector
     assert defaults("train", []) is None
 
 
