@@ -34,7 +34,6 @@ class DetectionConfig(JobConfig):
         "target",
         "arm",
         *JobConfig.first,
-        "preset",
         "folds",
         "fold",
         "model.backbone",
@@ -42,8 +41,6 @@ class DetectionConfig(JobConfig):
         "optim.lr",
     )
     presets: ClassVar = PRESETS
-    preset: str = field(default="", metadata=HARMLESS)
-    """Settings for a kind of images, which options given besides override: cells (docs/detection.md)."""
     source: str = field(default="", metadata=ADDRESS)
     """The source: a shard set with boxes, a folder or s3://bucket/prefix."""
     target: str = field(default="", metadata=ADDRESS)
