@@ -6,6 +6,7 @@ A shard is stored completely or not at all, then a note about it in ``_packing/`
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,7 @@ from datasets.shards.index import Index, write_index
 from datasets.splits import HeldOut
 
 VERSION = 1  # of the bytes that a plan produces; part of a pack's fingerprint
+_SELDOM = ("rename", "degrade", "degrade_strength")  # options that most packs do not use
 Layout = Literal[Name, PairName, FaceName, BoxName]
 KINDS = (
     f"Layout of the data. Images of identities: {', '.join(LAYOUTS)}; pairs to verify: {', '.join(PAIR_LAYOUTS)}; "
@@ -76,11 +78,17 @@ class Options:
     """New names for classes of boxes, e.g. rbc=RBC wbc=WBC."""
     degrade: Degradation | None = None
     """Turn the images into another domain, by the seed: fog, night, blur or stain. The index records it."""
+    degrade_strength: float = 1.0
+    """How much --degrade changes the images: 1 is moderate, 2 twice as much."""
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "max_block", "min_samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1", str(getattr(self, name)))
+        if not 0 < self.degrade_strength < math.inf:
+            raise InputError("--degrade-strength must be above 0", str(self.degrade_strength))
+        if self.degrade_strength != 1 and not self.degrade:
+            raise InputError("nothing is degraded", f"--degrade-strength {self.degrade_strength:g}", "give --degrade, too")
 
 
 @dataclass(frozen=True)
@@ -205,8 +213,8 @@ def _listed(layout: Layout, source: Path | str, destination: str, options: Optio
         found = (LAYOUTS | PAIR_LAYOUTS | FACE_LAYOUTS | BOX_LAYOUTS)[layout](opened, HeldOut(options.held_out, options.seed))
         listing = _trained_on(renamed(found, options.rename), opened.where, options)
         images, inside = [sample.name for sample in listing.samples], listing.archive or opened
-        changed = degraded(inside, images, options.degrade, options.seed) if options.degrade else nullcontext(inside)
-        with changed as packed:
+        kind, seed, strength = options.degrade, options.seed, options.degrade_strength
+        with degraded(inside, images, kind, seed, strength) if kind else nullcontext(inside) as packed:
             yield packed, listing
 
 
@@ -219,8 +227,9 @@ def _box_counts(boxes: BoxTable, classes: Sequence[str]) -> str:
 
 
 def _set(options: Options) -> dict[str, object]:
-    """Return the options that the index records; rename and degrade only where they are used."""
-    return {name: value for name, value in asdict(options).items() if value or name not in ("rename", "degrade")}
+    """Return the options that the index records; rename and how images are degraded only where they are not the default."""
+    values, default = asdict(options), asdict(Options())
+    return {name: value for name, value in values.items() if value != default[name] or name not in _SELDOM}
 
 
 def _trained_on(listing: Listing, where: str, options: Options) -> Listing:

@@ -6,6 +6,7 @@ python trainers/detection.py evaluate --name cells
 python trainers/detection.py predict --name cells --images smear.png a_folder
 python trainers/detection.py export --name cells --to cells.onnx
 python trainers/detection.py compare --source ... --target ... --seeds 0 1 2     all arms in one table
+python trainers/detection.py compare --source ... --target ... --seeds 0 --folds 5   the same, by cross-validation
 """
 
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def train_worker(worker: Worker, settings: dict[str, Any]) -> None:
         stream, *optim, samples=len(domains.labelled.train) + len(domains.target.train),
         prepare=lambda batches: with_boxes(batches, domains.labelled, domains.names, config.begin),
     ):  # fmt: skip
-        task.update_mean(step.done)
+        task.update_mean(step.done, config.begin)
         if run.record_due(step):
             run.record(step)
         if run.evaluate_due(step):
@@ -125,7 +126,7 @@ class Evaluate(OnData):
         """Evaluate in this process, without the cluster."""
         trained = open_run(Train, self)
         config, classes = trained.config, trained.state["classes"]
-        box_set = open_box_set(absolute(self.data) if self.data else config.target, config.side, "data")
+        box_set = open_box_set(absolute(self.data), config.side, "data") if self.data else config.open_target()
         if not set(classes) <= set(box_set.classes):
             what = f"the run has the classes {', '.join(classes)}, the set {', '.join(box_set.classes) or 'none'}"
             raise InputError(what, box_set.index.url, "evaluate on a set with these classes")
@@ -167,27 +168,39 @@ class Export(ToFile):
 
 @dataclass(frozen=True)
 class Compare:
-    """Train several arms and seeds with the same settings, and print one table; finished runs are read, not trained again."""
+    """Train several arms with the same settings, by each fold and seed, and print one table; finished runs are read, not trained
+    again."""
 
-    sets: ClassVar = ("arm",)
-    first: ClassVar = ("arms", "seeds", "jobs")
+    sets: ClassVar = ("arm", "fold")
+    first: ClassVar = ("arms", "seeds", "only_folds", "jobs")
     train: Train = field(default_factory=Train, metadata=FLAT)
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0, 1, 2)
+    only_folds: tuple[int, ...] = ()
+    """The folds to compare on, of --folds; leave out the one that settings were chosen on. Empty: all folds."""
     jobs: int = 1
     """Runs that are trained at once."""
+
+    def __post_init__(self) -> None:
+        if wrong := [fold for fold in self.only_folds if not 0 <= fold < self.train.folds]:
+            what = f"no fold {wrong[0]} of {self.train.folds}"
+            raise InputError(what, "--only-folds", "give --folds, and folds from 0 to one less")
 
     def run(self) -> None:
         """Train the missing runs; print the table, and write it as JSON into the runs' folder."""
         remedy = "pack the target with boxes and with held-out images"
+        folds = dict.fromkeys(self.only_folds) or range(max(self.train.folds, 1))
+        turns = [(fold, seed) for fold in folds for seed in self.seeds]
+        repeated = f"{len(turns)} runs each, of {len(folds)} folds" if self.train.folds else f"{len(turns)} seeds"
         compare(
-            self.train, self.arms, self.seeds, self._configs, print_comparison,
+            self.train, self.arms, turns, self._configs, partial(print_comparison, repeated),
             jobs=self.jobs, connect=connect, curves={"mAP50": "mAP50", "mAP": "mAP"}, remedy=remedy,
         )  # fmt: skip
 
-    def _configs(self, base: Train, seed: int) -> Iterator[tuple[str, Train]]:
+    def _configs(self, base: Train, turn: tuple[int, int]) -> Iterator[tuple[str, Train]]:
+        (fold, seed), part = turn, f"-fold{turn[0]}" if base.folds else ""
         for arm in self.arms:
-            yield arm, replace(base, arm=arm, seed=seed, name=f"{base.name}-{arm.replace('+', '-')}-{seed}")
+            yield arm, replace(base, arm=arm, seed=seed, fold=fold, name=f"{base.name}-{arm.replace('+', '-')}{part}-{seed}")
 
 
 defaults = partial(compared_defaults, Train, Compare)  # the defaults of a verb's options

@@ -68,11 +68,18 @@ def attributes_space(base: Any) -> Space:
 
 
 def detection_space(base: Any) -> Space:
-    """lambda, K (m = regions / K follows), weighting, and the learning rates of detector and adversaries."""
-    space: Space = {"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}
-    clusters = [number for number in (2, 4, 8) if number == 2 or number <= base.model.regions]
-    space |= {"align.clusters": tune.choice(clusters), "align.weighting": tune.choice([True, False])}
-    return space | {"optim.lr": around(base.optim.lr, 2), "adversary_lr": around(base.adversary_lr, 4)}
+    """The detector's learning rate and, if the arm has them: lambda and the adversaries' rate; K (m = regions / K follows) and
+    weighting; the weight of what the moving mean teaches."""
+    space, recipe = {"optim.lr": around(base.optim.lr, 2)}, base.recipe
+    if recipe.align or recipe.classify:
+        space |= {"align.strength": tune.loguniform(0.01, 1)} if base.align.strength else {}
+        space |= {"adversary_lr": around(base.adversaries_optim().lr, 4)}
+    if recipe.align:
+        clusters = [number for number in (2, 4, 8) if number == 2 or number <= base.model.regions]
+        space |= {"align.clusters": tune.choice(clusters), "align.weighting": tune.choice([True, False])}
+    if (recipe.pseudo or recipe.distil) and base.teacher.weight:
+        space |= {"teacher.weight": around(base.teacher.weight, 4)}
+    return space
 
 
 SPACES: dict[str, Callable[[Any], Space]] = {

@@ -269,20 +269,28 @@ def split_of(index: Index, name: str) -> Split:
     """
     if name not in index.splits:
         raise InputError(f"no split '{name}'", index.url, f"it has: {', '.join(index.splits)}")
-    of_split = np.flatnonzero(index.blocks["split"] == index.splits.index(name))
-    order = np.argsort(index.blocks["identity"][of_split], kind="stable")  # blocks are sorted by (shard, offset)
-    blocks = of_split[order].astype(np.int32)
-    split = _split(index, name, blocks, index.blocks["count"][blocks])
+    split = _of_blocks(index, name, np.flatnonzero(index.blocks["split"] == index.splits.index(name)))
     _ = split.counts, split.smallest  # every sampler needs them; computed here, so that their temporary memory is released too
-    del of_split, order
     _release()
     return split
+
+
+def whole_set(index: Index) -> Split:
+    """Return all samples of a set, whatever their split."""
+    return _of_blocks(index, "", np.arange(len(index.blocks["split"])))
 
 
 def evaluated_split(index: Index) -> Split | None:
     """Return the split to evaluate on: test, else val, else None."""
     name = evaluation_split(index.splits)
     return None if name is None else split_of(index, name)
+
+
+def _of_blocks(index: Index, name: str, blocks: npt.NDArray[np.integer]) -> Split:
+    """Return a split of these blocks, which are in the order of the index: by (shard, offset)."""
+    order = np.argsort(index.blocks["identity"][blocks], kind="stable")
+    chosen = blocks[order].astype(np.int32)
+    return _split(index, name, chosen, index.blocks["count"][chosen])
 
 
 def _split(

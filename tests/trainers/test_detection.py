@@ -4,7 +4,7 @@ import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from trainers.detection import Compare, Evaluate, Export, Predict, Train, defaul
 from trainers.engine.optim import OptimConfig
 from trainers.engine.run import Run
 from trainers.sweep import Sweep, SweepConfig
-from trainers.tasks.detection.adaptation import AlignConfig
+from trainers.tasks.detection.adaptation import AlignConfig, Arm
 from trainers.tasks.detection.detector import DetectorConfig
 
 pytestmark = pytest.mark.xdist_group("detection")  # one process trains the run that the tests share
@@ -116,6 +116,22 @@ def test_evaluate_again_gives_what_training_gave(
     assert metrics["evaluations"][sets[1]] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("arm", get_args(Arm))
+def test_every_arm_trains_on_a_fold_and_evaluates_on_it(arm: Arm, sets: tuple[str, str], tmp_path: Path) -> None:
+    fold = {"folds": 3, "fold": 1, "begin": 1, "optim": OptimConfig(steps=2, warmup=0), "evaluate_every": 0}
+    train = short(sets, tmp_path, arm=arm, **fold)
+    train.run()
+    metrics = metrics_of(train)
+    assert metrics["step"] == 2
+    assert np.isfinite(metrics["loss"])
+    Evaluate(name=train.name, runs=train.runs).run()
+    again = Run(train.runs, train.name).read_json("metrics.json")["evaluations"][sets[1]]
+    assert again == pytest.approx({name: value for name, value in metrics["after"].items() if name != "step"}, abs=1e-5)
+    if arm == "oracle":
+        with pytest.raises(InputError, match="the run was trained with another fold: 1"):
+            replace(train, fold=2, resume=True).run()
+
+
 def test_predict_gives_cocos_json_and_pictures(trained: Train, tmp_path: Path) -> None:
     """Of images of any size and depth, too small for a crop among them."""
     (tmp_path / "some").mkdir()
@@ -160,14 +176,22 @@ def test_bad_input_is_refused_before_anything_starts(sets: tuple[str, str], tmp_
             replace(base, **wrong).run()
     for wrong in (
         {"batch": 3, "cluster": ClusterConfig(workers=2)}, {"begin": -1}, {"side": 8}, {"augment": AugmentConfig(turn=5)},
+        {"folds": -1}, {"folds": 1}, {"folds": 3, "fold": 3}, {"fold": 1}, {"folds": 3, "fold": -1},
         {"loader": LoaderConfig(size=(32, 32))}, {"align": AlignConfig(clusters=99)}, {"adversary_lr": 0.0},
     ):  # fmt: skip
         with pytest.raises((InputError, ClusterError)):
             replace(base, **wrong)
     with pytest.raises(InputError, match="needs an arm and two seeds"):
         Compare(base, seeds=(0,)).run()
+    for folds, only in ((0, (0,)), (3, (3,)), (3, (-1,))):
+        with pytest.raises(InputError, match=f"no fold {only[0]} of {folds}: --only-folds"):
+            Compare(replace(base, folds=folds), only_folds=only)
     assert not list(tmp_path.iterdir())
     assert base.recipe.align
+    rates = [
+        replace(base, arm=arm, adversary_lr=lr).adversaries_optim().lr for arm in ("align", "da-faster") for lr in (None, 3e-4)
+    ]
+    assert rates == [2e-4, 3e-4, base.optim.lr, 3e-4]  # classifiers of the domain must keep up with the detector
     assert defaults("train", []) is None
 
 
@@ -187,6 +211,19 @@ def test_arms_are_compared_and_finished_runs_are_read(
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms-*/metrics.json")}
     figures = json.loads((tmp_path / "arms" / "comparison.json").read_text())["figures"]
     assert set(figures) == set(compare.arms)
+
+
+@pytest.mark.slow
+def test_arms_are_compared_by_cross_validation(sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = short(sets, tmp_path, name="arms", optim=OptimConfig(steps=1, warmup=0), folds=4, evaluate_every=0)
+    Compare(base, arms=("source", "oracle"), seeds=(0,), only_folds=(1, 3)).run()
+    assert "2 runs each, of 2 folds" in capsys.readouterr().out
+    names = {f"arms-{arm}-fold{fold}-0" for arm in ("source", "oracle") for fold in (1, 3)}
+    assert {path.parent.name for path in tmp_path.glob("*/metrics.json")} == names
+    document = json.loads((tmp_path / "arms" / "comparison.json").read_text())
+    assert document["seeds"] == [[1, 0], [3, 0]]
+    held_out = [[own["n.long"] + own["n.round"] for own in runs] for runs in document["figures"].values()]
+    assert held_out[0] == held_out[1]
 
 
 @pytest.mark.slow

@@ -100,7 +100,20 @@ def frame_wise_run(root: Path, **how: Any) -> Any:
     return replace(sequence_run(root, **how), loss="even", model=SequenceModelConfig(encoder="tcn", hidden=8, layers=2))
 
 
-@pytest.mark.parametrize("run_of", [*RUNS, recipe_run, neighbours_run, averaged_run, parts_run, ahead_run, frame_wise_run])
+def classified_run(root: Path, **how: Any) -> Any:
+    """Detection with classifiers of the domain, on a fold of the target."""
+    return replace(box_run(root, **how), arm="da-faster", folds=3, fold=1)
+
+
+def distilled_run(root: Path, **how: Any) -> Any:
+    """Detection that goes on from the moving mean after two steps, which is where the run is killed."""
+    return replace(box_run(root, **how), arm="aldi", begin=2)
+
+
+MORE = [recipe_run, neighbours_run, averaged_run, parts_run, ahead_run, frame_wise_run, classified_run, distilled_run]
+
+
+@pytest.mark.parametrize("run_of", [*RUNS, *MORE])
 def test_a_job_trains_from_config_to_report_and_resumes_exactly(
     run_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,18 @@ def test_every_trial_of_a_detection_job_is_valid_and_a_strength_of_0_stays_0(str
         assert (trial.align.strength == 0) == (strength == 0)
 
 
+@pytest.mark.parametrize(
+    ("arm", "own"),
+    [
+        ("source", set()), ("oracle", set()), ("da-faster", {"align.strength", "adversary_lr"}),
+        ("align", {"align.strength", "adversary_lr", "align.clusters", "align.weighting"}),
+        ("mean-teacher", {"teacher.weight"}), ("aldi", {"teacher.weight"}),
+    ],
+)  # fmt: skip
+def test_a_detection_job_draws_what_its_arm_has(arm: Any, own: set[str]) -> None:
+    assert set(SPACES["detection"](replace(detection.Train(), arm=arm))) == {"optim.lr", *own}
+
+
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": float("inf")}, {"lr": float("nan")}, {"warmup": -1}])
 def test_a_stage_that_no_optimiser_takes_is_refused_at_once(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="learning rate"):

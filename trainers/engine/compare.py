@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets.errors import InputError
 from trainers.engine.job import C, check_same, named, resolved, resumed_defaults
@@ -13,14 +13,15 @@ from trainers.reports.arm_curves import arm_curves
 
 PICTURE = "comparison.png"
 BEFORE_AND_AFTER = 2  # evaluations of a run that was not evaluated on the way
+S = TypeVar("S")  # a seed, or what a job repeats its arms by: a fold and a seed
 Figures = dict[str, list[dict[str, float]]]  # of each arm: a run for each seed
 
 
 def compare(
-    train: Any, arms: Sequence[str], seeds: Sequence[int], configs: Callable[[Any, int], Iterator[tuple[str, Any]]],
+    train: Any, arms: Sequence[str], seeds: Sequence[S], configs: Callable[[Any, S], Iterator[tuple[str, Any]]],
     show: Callable[[str, Any], None], *, jobs: int, connect: Callable[[Any], None], curves: Mapping[str, str],
     read: Callable[[Run], Any] | None = None, remedy: str = "",
-    more: Callable[[Any, int], Mapping[str, Any]] = lambda base, seed: {}, **settings: Any,
+    more: Callable[[Any, S], Mapping[str, Any]] = lambda base, seed: {}, **settings: Any,
 ) -> None:  # fmt: skip
     """Train the runs that ``configs`` yields for each seed, unless they have ended; print a table, store its figures as JSON.
 
@@ -101,6 +102,7 @@ def compared_defaults(kind: type[C], compare: Any, verb: str, arguments: list[st
     for argument in arguments:
         name = re.sub(r"(^|\.)no-", r"\1", argument.split("=")[0].removeprefix("--")).replace("-", "_")
         if name in ("seed", "resume_from", *compare.sets):
-            raise InputError("a comparison sets this itself", argument, f"give {'--seeds' if name == 'seed' else '--arms'}")
+            remedy = {"seed": "--seeds", "fold": "--only-folds"}.get(name, "--arms")
+            raise InputError("a comparison sets this itself", argument, f"give {remedy}")
     train = resumed_defaults(kind, "train", [argument for argument in arguments if argument != "--resume"])
     return compare(train) if train else None

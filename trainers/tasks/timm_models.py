@@ -13,7 +13,6 @@ from trainers.tasks.weights import is_file, load_weights
 
 PREFIX = "timm/"
 PRETRAINED = "timm"  # the name of timm's own weights
-PYRAMID = 256  # channels of each map of a feature pyramid
 FINEST = 4  # reduction of a pyramid's largest map
 LAST = 32  # reduction of the last feature map of timm's CNNs
 Size = tuple[int, int]
@@ -139,20 +138,20 @@ class TimmMap(nn.Module):
 
 
 class TimmPyramid(nn.Module):
-    """Images -> maps [B, 256, h, w], the largest first: a feature pyramid on the maps of 1/4 of the image's size and smaller.
+    """Images -> maps [B, C, h, w], the largest first: a feature pyramid on the maps of 1/4 of the image's size and smaller.
 
-    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+    C is ``channels`` (Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017).
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, channels: int) -> None:
         super().__init__()
         from torchvision.ops import FeaturePyramidNetwork  # here, as in `backbones.torchvision_models`
 
-        indices, channels = level_indices(model)
+        indices, counts = level_indices(model)
         fine = [level for level, index in enumerate(indices) if model.feature_info[index]["reduction"] >= FINEST]
         self.indices = [indices[level] for level in fine]
         model.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)  # DDP cannot train what is not used
-        self.body, self.fpn = model, FeaturePyramidNetwork([channels[level] for level in fine], PYRAMID)
+        self.body, self.fpn = model, FeaturePyramidNetwork([counts[level] for level in fine], channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body.forward_intermediates(images, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
@@ -160,8 +159,8 @@ class TimmPyramid(nn.Module):
         return found
 
 
-def build_pyramid(name: str, weights: str = "", *, frozen: bool = False) -> TimmPyramid:
-    """A feature pyramid on a model of timm. ``frozen``: its batch norms keep their statistics and weights.
+def build_pyramid(name: str, channels: int, weights: str = "", *, frozen: bool = False) -> TimmPyramid:
+    """A feature pyramid of so many channels on a model of timm. ``frozen``: its batch norms keep their statistics and weights.
 
     Raises:
         InputError: as `build_timm`, or the model gives no maps of images of any size.
@@ -178,7 +177,7 @@ def build_pyramid(name: str, weights: str = "", *, frozen: bool = False) -> Timm
         from timm.layers import freeze_batch_norm_2d
 
         model = freeze_batch_norm_2d(model)
-    return TimmPyramid(model)
+    return TimmPyramid(model, channels)
 
 
 def class_token(model: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Sets with boxes: every form leads to the same boxes, what cannot be a box is named, and odd images are taken."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -210,7 +211,17 @@ def test_a_degraded_set_says_so_and_is_the_same_again(tmp_path: Path) -> None:
         for name, chosen in (("one", options), ("two", options), ("plain", Options(held_out=0, seed=3)))
     )
     assert read_index(one.url).about["degrade"] == "fog"
-    assert "degrade" not in read_index(plain.url).about
+    assert not {"degrade", "degrade_strength"} & set(read_index(plain.url).about)
+    assert "degrade_strength" not in read_index(one.url).about
+    stronger = pack("voc", source, str(tmp_path / "more"), replace(options, degrade_strength=2.0))
+    assert read_index(stronger.url).about["degrade_strength"] == 2
+    assert stronger.checksum != one.checksum
+    for wrong, message in (
+        ({"degrade_strength": 2.0}, "nothing is degraded"),
+        ({"degrade": "fog", "degrade_strength": 0.0}, "above 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Options(**wrong)  # type: ignore[arg-type]
     assert one.checksum == two.checksum != plain.checksum
     bright = [np.mean([decode(data).mean() for data in boxes_by_image(index)]) for index in (one, plain)]
     assert bright[0] > bright[1] + 50

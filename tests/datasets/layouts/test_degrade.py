@@ -31,5 +31,11 @@ def test_each_does_what_its_name_says() -> None:
         assert edges < 255
         assert made["blur"].mean() == pytest.approx(CHECKED.mean(), rel=0.05)
         assert made["stain"][CHECKED == 255].min() > 250  # what takes no stain stays white
+    for seed in range(5):  # twice the strength, and more of it
+        weak, strong = ({kind: degrade(CHECKED, kind, seed, "x", s).astype(float) for kind in DEGRADATIONS} for s in (1.0, 2.0))
+        for kind in ("fog", "blur"):
+            assert strong[kind].std() < 0.9 * weak[kind].std()
+        assert strong["night"].mean() < 0.7 * weak["night"].mean()
     pink = np.full((4, 4, 3), (220, 120, 160), np.uint8)
-    assert np.abs(degrade(pink, "stain", 0, "x").astype(int) - pink).max() > 10
+    changes = [np.abs(degrade(pink, "stain", 0, "x", strength).astype(int) - pink).max() for strength in (1.0, 2.0)]
+    assert changes[1] > changes[0] > 10

@@ -8,9 +8,10 @@ from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
-from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask
 from trainers.tasks.detection.detector import DetectorConfig
 from trainers.tasks.detection.strong_augment import strong_views
+from trainers.tasks.detection.teacher import TeacherConfig
 
 SMALL = DetectorConfig(regions=16)
 
@@ -47,34 +48,42 @@ def part(found: dict[str, torch.Tensor], prefix: str) -> torch.Tensor:
     return torch.cat([gradient.flatten() for name, gradient in found.items() if name.startswith(prefix)])
 
 
-def test_the_adversarial_loss_reaches_the_backbone_unless_lambda_is_zero() -> None:
-    """In the paper's public code it does not: the clusters pass through NumPy, which stops the gradient."""
+@pytest.mark.parametrize("arm", ["align", "da-faster"])
+def test_the_adversarial_loss_reaches_the_backbone_unless_lambda_is_zero(arm: Arm) -> None:
+    """In SCDA's public code it does not: the clusters pass through NumPy, which stops the gradient."""
     plain = gradients(task_of("source"), batch_of())
-    without = gradients(task_of("align", strength=0.0), batch_of())
-    aligned = gradients(task_of("align", strength=1.0), batch_of())
+    without = gradients(task_of(arm, strength=0.0), batch_of())
+    aligned = gradients(task_of(arm, strength=1.0), batch_of())
     for prefix in ("detector.backbone.0.", "detector.backbone", "detector.roi_heads.box_head"):
         assert torch.equal(part(without, prefix), part(plain, prefix))
         assert (part(aligned, prefix) - part(plain, prefix)).abs().max() > 1e-6
-    not_yet = gradients(task_of("align", strength=1.0), batch_of(active=0.0))
+    not_yet = gradients(task_of(arm, strength=1.0), batch_of(active=0.0))
     assert torch.equal(part(not_yet, "detector"), part(plain, "detector"))
-    twice = gradients(task_of("align", strength=2.0), batch_of())
+    twice = gradients(task_of(arm, strength=2.0), batch_of())
     added, doubled = (part(g, "detector.backbone") - part(plain, "detector.backbone") for g in (aligned, twice))
     torch.testing.assert_close(doubled, 2 * added, atol=1e-6, rtol=1e-3)
 
 
-def test_both_domains_reach_the_backbone() -> None:
+@pytest.mark.parametrize("arm", ["align", "da-faster"])
+def test_both_domains_reach_the_backbone(arm: Arm) -> None:
     """Other target images change the backbone's adversarial gradient: it has a part of the target."""
     batch = batch_of()
-    one = gradients(task_of("align", strength=1.0), batch)
-    other = gradients(task_of("align", strength=1.0), batch | {"target_images": batch["target_images"].flip(0, 2)})
+    one = gradients(task_of(arm, strength=1.0), batch)
+    other = gradients(task_of(arm, strength=1.0), batch | {"target_images": batch["target_images"].flip(0, 2)})
     assert (part(one, "detector.backbone") - part(other, "detector.backbone")).abs().max() > 1e-6
 
 
-def test_adversaries_learn_whatever_lambda_is() -> None:
-    without = gradients(task_of("align", strength=0.0), batch_of())
-    strong = gradients(task_of("align", strength=5.0), batch_of())
+PARTS = {
+    "align": ("make_source", "make_target", "tell_source", "tell_target", "estimate"), "da-faster": ("of_position", "of_region")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", PARTS)
+def test_adversaries_learn_whatever_lambda_is(arm: Arm) -> None:
+    without = gradients(task_of(arm, strength=0.0), batch_of())
+    strong = gradients(task_of(arm, strength=5.0), batch_of())
     torch.testing.assert_close(part(without, "adversaries"), part(strong, "adversaries"))
-    for name in ("make_source", "make_target", "tell_source", "tell_target", "estimate"):
+    for name in PARTS[arm]:
         assert part(without, f"adversaries.{name}").abs().max() > 0
 
 
@@ -127,6 +136,31 @@ def test_the_moving_mean_is_updated() -> None:
     assert not any(p.requires_grad for p in task.mean.parameters())  # type: ignore[union-attr]
 
 
+def test_an_arm_that_distils_goes_on_from_the_mean_after_the_burn_in() -> None:
+    for arm, continues in (("aldi", True), ("mean-teacher", False)):
+        task = task_of(arm)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for p in task.detector.parameters():
+                p.add_(1)
+        pairs = list(zip(task.detector.parameters(), task.mean.parameters(), strict=True))  # type: ignore[union-attr]
+        task.update_mean(2, begin=3)
+        assert not any(torch.equal(current, mean) for current, mean in pairs)
+        task.update_mean(3, begin=3)
+        assert all(torch.equal(current, mean) for current, mean in pairs) == continues
+        assert all(p.requires_grad for p in task.detector.parameters())
+
+
+def test_distillation_counts_from_the_burn_in_on() -> None:
+    plain = gradients(task_of("source+aug"), batch_of())
+    not_yet = gradients(task_of("aldi"), batch_of(active=0.0))
+    assert all(torch.equal(not_yet[name], plain[name]) for name in plain)
+    torch.manual_seed(1)
+    losses = task_of("aldi")(batch_of())
+    distilled = [float(value) for name, value in losses.items() if name.startswith("loss_distilled_")]
+    assert len(distilled) == 4
+    assert sum(distilled) > 0.1
+
+
 def test_pseudo_labels_need_a_confident_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of("mean-teacher")
     confident = {"boxes": torch.tensor([[5.0, 5, 30, 30]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.9])}
@@ -159,16 +193,13 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"strength": -1}, {"clusters": 0}):
         with pytest.raises(InputError, match="align"):
             AlignConfig(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"decay": 1.0}, {"threshold": 0.0}, {"weight": -1.0}):
-        with pytest.raises(InputError, match="teacher"):
-            TeacherConfig(**wrong)
 
 
 def train_on_rank(rank: int, arm: Arm) -> list[torch.Tensor]:
     """Two steps of a rank that has other images and another number of boxes than its neighbour."""
     torch.set_num_threads(1)
     task = task_of(arm)
-    parts = [task.detector] if task.adversaries is None else [task.detector, task.adversaries]
+    parts: list[Any] = [task.detector] if task.adversaries is None else [task.detector, task.adversaries]
     optimisers = [torch.optim.AdamW(p.parameters(), 1e-3) for p in parts]
     model = DistributedDataParallel(task)
     for step in range(2):
@@ -186,7 +217,7 @@ def train_on_rank(rank: int, arm: Arm) -> list[torch.Tensor]:
     return [p.detach() for p in task.parameters()]
 
 
-@pytest.mark.parametrize("arm", ["align+aug", "mean-teacher"])
+@pytest.mark.parametrize("arm", ["align+aug", "da-faster", "mean-teacher", "aldi"])
 def test_ranks_stay_equal(arm: Arm) -> None:
     one, other = on_ranks(2, train_on_rank, arm)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -16,6 +16,7 @@ from datasets.media.augment import AugmentConfig
 from datasets.pack import Options, pack
 from trainers.tasks.detection.data import (
     BoxSet,
+    Fold,
     check_side,
     checksum_of,
     classes_of,
@@ -151,3 +152,35 @@ def test_evaluation_counts_every_annotated_image_once(domains: tuple[BoxSet, Box
     assert [result.figures[f"n.{name}"] for name in CLASSES] == np.bincount(rows, minlength=2).tolist()
     assert result.figures["score"] == result.figures["mAP50"]
     assert detector.training
+
+
+def keys_of(split: Any) -> list[str]:
+    return [split.index.keys[sample] for sample in split.samples(np.arange(len(split)))]
+
+
+def test_every_annotated_image_is_held_out_in_one_fold(tmp_path: Path) -> None:
+    """Those of the set's test list, too; an image without annotation is for training in every fold."""
+    files = put_voc(tmp_path / "t", 11)
+    (files / "Annotations" / "003.xml").unlink()
+    pack("voc", files, str(tmp_path / "set"), Options(max_block=8 << 10))
+    url = str(tmp_path / "set")
+    own = open_box_set(url, 48, "target")
+    assert own.held_out is not None
+    everything = {*keys_of(own.train), *keys_of(own.held_out)}
+    held_out, counts = [], np.zeros(2)
+    for number in range(3):
+        fold = open_box_set(url, 48, "target", Fold(number, 3))
+        assert fold.held_out is not None
+        assert held_out_split(fold) is fold.held_out
+        mine, others = keys_of(fold.held_out), keys_of(fold.train)
+        assert mine == keys_of(open_box_set(url, 48, "target", Fold(number, 3)).held_out)
+        assert {*mine, *others} == everything
+        assert len(mine) + len(others) == len(everything) == 11
+        held_out.append(mine)
+        result = evaluate_boxes(Detector(DetectorConfig(regions=8), 2), fold, CLASSES, CACHE, torch.device("cpu"))
+        counts += [result.figures[f"n.{name}"] for name in CLASSES]
+    assert sorted(map(len, held_out)) == [3, 3, 4]
+    assert len({key for mine in held_out for key in mine}) == 10
+    assert counts.tolist() == np.bincount(own.boxes.classes, minlength=2).tolist()
+    with pytest.raises(InputError, match=r"10 annotated images for 11 folds: .*set; lower --folds"):
+        open_box_set(url, 48, "target", Fold(0, 11))

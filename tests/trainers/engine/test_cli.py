@@ -12,7 +12,7 @@ from test_help import COMMANDS, JOBS
 
 from datasets.command_line import options_of, parse
 from datasets.errors import InputError
-from trainers import actions, attributes, reid, sequences
+from trainers import actions, attributes, detection, reid, sequences
 from trainers.engine.config import from_json, settings_of, to_json
 from trainers.engine.job import JobConfig
 from trainers.engine.run import CONFIG, Run
@@ -113,9 +113,11 @@ def test_a_resumed_run_and_a_file_give_the_defaults(tmp_path: Path) -> None:
 def test_a_comparison_sets_its_arms_itself() -> None:
     with pytest.raises(InputError, match="give --arms"):
         attributes.defaults("compare", ["--arm", "joint"])
+    with pytest.raises(InputError, match="a comparison sets this itself: --fold; give --only-folds"):
+        detection.defaults("compare", ["--folds", "6", "--fold", "1"])
 
 
-PRESETS = [(job, name) for job in (reid, actions, sequences) for name in sorted(job.Train.presets)]
+PRESETS = [(job, name) for job in (reid, detection, actions, sequences) for name in sorted(job.Train.presets)]
 
 
 @pytest.mark.parametrize(("job", "name"), PRESETS)

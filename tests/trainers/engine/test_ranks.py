@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,8 +18,11 @@ from trainers.engine.distributed import distribute, means_over_ranks
 from trainers.engine.loop import Meter, Step
 from trainers.tasks.attributes.losses import TASKS
 from trainers.tasks.attributes.model import Attributes, AttributesTask, FaceModelConfig
-from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask, TeacherConfig
+from trainers.tasks.detection import adaptation, teacher
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, DetectionTask
 from trainers.tasks.detection.detector import DetectorConfig
+from trainers.tasks.detection.strong_augment import strong_views
+from trainers.tasks.detection.teacher import TeacherConfig
 from trainers.tasks.reid.head_config import HeadConfig, PairConfig
 from trainers.tasks.reid.model import ModelConfig, ReidTask
 from trainers.tasks.reid.sharded_head import ShardedHead
@@ -82,6 +86,18 @@ def detection(arm: Arm, group: Group) -> tuple[nn.Module, Batch]:
     return task, found | {"target_images": images.flip(0, 3), "active": torch.tensor(1.0)}
 
 
+def distilled(arm: Arm, group: Group) -> tuple[nn.Module, Batch]:
+    """As `detection`, with a teacher that says something else than the student, of boxes that are few on one rank."""
+    task, batch = detection(arm, group)
+    assert isinstance(task, DetectionTask)
+    assert task.mean is not None
+    task.teaching = replace(task.teaching, threshold=0.35)
+    generator = torch.Generator().manual_seed(6)
+    for p in task.mean.parameters():
+        p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return task, batch
+
+
 def actions(name: str, group: Group) -> tuple[nn.Module, Batch]:
     """One clip, one label: as many on every rank."""
     config = ActionModelConfig(name, width=8, hidden=8, dropout=0.0)
@@ -118,7 +134,8 @@ EXACT: dict[str, Case] = {
     "reid soft triplet": (reid, (HeadConfig(), PairConfig("soft_triplet"))),
     "reid circle": (reid, (HeadConfig(), PairConfig("circle"))),
     "attributes": (attributes, False), "attributes single": (attributes, True),
-    "detection source": (detection, "source"),
+    "detection source": (detection, "source"), "detection da-faster": (detection, "da-faster"),
+    "detection aldi, one view": (distilled, "aldi"),
     "actions i3d": (actions, "i3d"), "actions c3d": (actions, "c3d"), "actions cnn_lstm": (actions, "cnn_lstm"),
     "sequences ctc": (sequences, "ctc"), "sequences frames": (sequences, "frames"), "sequences even": (sequences, "even"),
 }  # fmt: skip
@@ -150,7 +167,9 @@ def gradients(
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group else (rank, world)
     model = distribute(task, group, sync_batch_norm=False, alone=getattr(task, "alone", []))
     torch.manual_seed(rank)
-    loss = model(share(batch, rank, world))["loss"]
+    views = (lambda images: images) if build is distilled else strong_views
+    with patch.object(adaptation, "strong_views", views), patch.object(teacher, "strong_views", views):
+        loss = model(share(batch, rank, world))["loss"]
     loss.backward()
     return {"loss": loss.detach()} | {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 

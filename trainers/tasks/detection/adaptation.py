@@ -1,4 +1,4 @@
-"""What a detection run trains: a detector and, depending on the arm, its moving mean, pseudo-labels, or aligned regions.
+"""What a detection run trains: a detector and, depending on the arm, its moving mean, what it teaches, or aligned features.
 
 A batch holds b images of each domain: "images" uint8 [b, 3, H, W] and their boxes, concatenated over the images: "boxes" float32
 [n, 4] in pixels, "classes" int64 [n] from 0, "counts" int64 [b], the number of boxes of each image. Arms that use the target also
@@ -18,6 +18,7 @@ from torch.func import functional_call
 from datasets.errors import InputError
 from trainers.engine.distributed import means_over_ranks, sum_over_ranks
 from trainers.tasks.detection.detector import Detector, DetectorConfig, Regions
+from trainers.tasks.detection.domain_classifiers import DomainClassifiers, domain_terms
 from trainers.tasks.detection.losses import adversarial_loss, discriminator_loss, domain_loss
 from trainers.tasks.detection.regions import (
     Discriminator,
@@ -30,8 +31,17 @@ from trainers.tasks.detection.regions import (
     pick_members,
 )
 from trainers.tasks.detection.strong_augment import strong_views
+from trainers.tasks.detection.teacher import (
+    DISTILLED,
+    PSEUDO,
+    Sums,
+    TeacherConfig,
+    distillation_sums,
+    no_sums,
+    pseudo_label_sums,
+)
 
-Arm = Literal["source", "source+aug", "align", "align+aug", "mean-teacher", "oracle"]
+Arm = Literal["source", "source+aug", "da-faster", "align", "align+aug", "mean-teacher", "aldi", "oracle"]
 
 
 class Recipe(NamedTuple):
@@ -39,35 +49,41 @@ class Recipe(NamedTuple):
 
     strong: bool
     """Train on strongly augmented images, and keep a moving mean of the weights, which is what is evaluated and saved."""
-    align: bool
-    """Align the regions of the two domains."""
-    pseudo: bool
-    """Train on pseudo-labels of the target's images."""
+    align: bool = False
+    """Align the regions of the two domains by generated patches (SCDA)."""
+    classify: bool = False
+    """Align images and regions of the two domains by classifiers of the domain (DA-Faster)."""
+    pseudo: bool = False
+    """Train on the moving mean's confident boxes of the target's images, as pseudo-labels."""
+    distil: bool = False
+    """Train on all that the moving mean says of the target's images; before that, continue from the mean's weights (ALDI)."""
     labels: Literal["source", "target"] = "source"
     """The set whose boxes are trained on."""
 
     @property
     def both(self) -> bool:
         """Whether a batch needs images of the target in addition to the labelled ones."""
-        return self.align or self.pseudo
+        return self.align or self.classify or self.pseudo or self.distil
 
 
 RECIPES: dict[Arm, Recipe] = {
-    "source": Recipe(strong=False, align=False, pseudo=False),
-    "source+aug": Recipe(strong=True, align=False, pseudo=False),
-    "align": Recipe(strong=False, align=True, pseudo=False),
-    "align+aug": Recipe(strong=True, align=True, pseudo=False),
-    "mean-teacher": Recipe(strong=True, align=False, pseudo=True),
-    "oracle": Recipe(strong=True, align=False, pseudo=False, labels="target"),
+    "source": Recipe(strong=False),
+    "source+aug": Recipe(strong=True),
+    "da-faster": Recipe(strong=False, classify=True),
+    "align": Recipe(strong=False, align=True),
+    "align+aug": Recipe(strong=True, align=True),
+    "mean-teacher": Recipe(strong=True, pseudo=True),
+    "aldi": Recipe(strong=True, distil=True),
+    "oracle": Recipe(strong=True, labels="target"),
 }
 
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Alignment of regions."""
+    """Alignment of the two domains."""
 
     strength: float = 0.1
-    """lambda, the weight of the adversarial loss."""
+    """lambda, the weight of the adversarial loss in the detector's, of da-faster too."""
     clusters: int = 4
     """K, clusters of regions in an image; each has m = regions / K regions."""
     weighting: bool = True
@@ -76,23 +92,6 @@ class AlignConfig:
     def __post_init__(self) -> None:
         if self.strength < 0 or self.clusters < 1:
             raise InputError("align.strength must be at least 0, align.clusters at least 1", "align")
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The moving mean of the weights (the teacher), and its pseudo-labels."""
-
-    decay: float = 0.99
-    """Fraction of the old mean that is kept at each step; smaller in the first steps."""
-    threshold: float = 0.7
-    """Minimum score of a box to become a pseudo-label."""
-    weight: float = 1.0
-    """Weight of the losses on pseudo-labels."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1 or not 0 < self.threshold < 1 or self.weight < 0:
-            what = "teacher.decay must be in [0, 1), teacher.threshold in (0, 1), teacher.weight at least 0"
-            raise InputError(what, "teacher")
 
 
 class Adversaries(nn.Module):
@@ -120,9 +119,9 @@ class Clusters(NamedTuple):
 class DetectionTask(nn.Module):
     """Detector, moving mean and adversaries of an arm; forward returns "loss" and, detached, its parts as "loss_<part>".
 
-    The loss is one sum, and each term trains only its own modules: the detector's terms treat the adversaries' weights as
-    constants, the adversaries' terms the detector's features. So one backward pass serves both optimisers, and gradients are
-    reduced over the ranks once.
+    The loss is one sum, so one backward pass serves both optimisers, and gradients are reduced over the ranks once. In region
+    alignment each term trains only its own modules: the detector's terms treat the adversaries' weights as constants, the
+    adversaries' terms the detector's features. The terms of domain classifiers train both, the detector by a scaled gradient.
 
     The detector's losses are means over the anchors and regions of all ranks of ``group``, even if images differ in their
     number. Each rank draws its own random numbers: strong views, sampled anchors and regions, the first centres of k-means, the
@@ -140,7 +139,11 @@ class DetectionTask(nn.Module):
         self.detector = Detector(config, classes)
         self.size = max(config.regions // align.clusters, 1)  # m
         self.mean = copy.deepcopy(self.detector).requires_grad_(False).eval() if recipe.strong else None
-        self.adversaries = Adversaries(self.detector.width) if recipe.align else None
+        self.adversaries: Adversaries | DomainClassifiers | None = None
+        if recipe.align:
+            self.adversaries = Adversaries(self.detector.width)
+        elif recipe.classify:
+            self.adversaries = DomainClassifiers(self.detector.channels, self.detector.width)
 
     @property
     def kept(self) -> Detector:
@@ -155,24 +158,32 @@ class DetectionTask(nn.Module):
         return self
 
     @torch.no_grad()
-    def update_mean(self, steps: int) -> None:
-        """Update the moving mean after a step; ``steps``: steps done (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017)."""
-        if self.mean is not None:
-            decay = min(self.teaching.decay, steps / (steps + 9))
-            for mean, current in zip(self.mean.parameters(), self.detector.parameters(), strict=True):
-                mean.lerp_(current, 1 - decay)
+    def update_mean(self, steps: int, begin: int = 0) -> None:
+        """Update the moving mean after a step; ``steps``: steps done (Tarvainen and Valpola, "Mean teachers", NeurIPS 2017).
+
+        ``begin``: the steps on the source alone. After them an arm that distils continues from the mean's weights.
+        """
+        if self.mean is None:
+            return
+        decay = min(self.teaching.decay, steps / (steps + 9))
+        for mean, current in zip(self.mean.parameters(), self.detector.parameters(), strict=True):
+            mean.lerp_(current, 1 - decay)
+            if self.recipe.distil and steps == begin:
+                current.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = strong_views(batch["images"]) if self.recipe.strong else batch["images"]
         sums, regions = self.detector.losses(images, list(_targets(batch)))
-        if self.recipe.pseudo:
-            sums |= self._pseudo_sums(batch["target_images"], batch["active"])
-        terms = means_over_ranks(sums, self.group)
+        terms = means_over_ranks({**sums, **self._taught_sums(batch)}, self.group)
         if self.recipe.pseudo:
             terms["pseudo"] = terms.pop("pseudo_objectness") + terms.pop("pseudo_class")
-        if self.recipe.align:
+        if self.adversaries is not None:
             target = strong_views(batch["target_images"]) if self.recipe.strong else batch["target_images"]
-            terms |= self._alignment_terms(images, regions, target, self.detector.best_regions(target), batch["active"])
+            found, strength = self.detector.best_regions(target), self.align.strength * batch["active"]
+            if isinstance(self.adversaries, DomainClassifiers):
+                terms |= domain_terms(self.adversaries, regions, found, strength)
+            else:
+                terms |= self._alignment_terms(images, regions, target, found, strength)
         loss = torch.stack(list(terms.values())).sum()
         return {"loss": loss, **{f"loss_{name}": term.detach() for name, term in terms.items()}}
 
@@ -187,32 +198,27 @@ class DetectionTask(nn.Module):
 
     def weights(self, clusters: Tensor) -> Tensor:
         """The weights w_k [B, K] of the target's clusters [B, K, m, F]; 1 without weighting."""
-        assert self.adversaries is not None
+        assert isinstance(self.adversaries, Adversaries)
         return self.adversaries.estimate.weights(clusters) if self.align.weighting else clusters.new_ones(clusters.shape[:2])
 
-    def _pseudo_sums(self, images: Tensor, active: Tensor) -> dict[str, tuple[Tensor, int]]:
-        """Losses on the moving mean's confident boxes, on strong views: sums and counts, as `Detector.losses` returns them.
+    def _taught_sums(self, batch: dict[str, Tensor]) -> Sums:
+        """Losses on the target's images that the moving mean teaches; none if the arm has no such loss.
 
-        Only the classification losses count, not those of positions, as in Unbiased Teacher. Images without a confident box are
-        left out, and the losses are weighted by the fraction of all ranks' images that remain.
+        Pseudo-labels are weighted by the fraction of all ranks' images that have some.
         """
+        if not (self.recipe.pseudo or self.recipe.distil):
+            return {}
         assert self.mean is not None
-        zero = images.new_zeros((), dtype=torch.float32)
-        sums, count = {"objectness": (zero, 0), "class": (zero, 0)}, 0
-        if active.item():
-            with torch.no_grad():
-                predicted = self.mean(images)
-            targets = [_confident(own, self.teaching.threshold) for own in predicted]
-            some = [i for i, own in enumerate(targets) if len(own["boxes"])]  # no confident box does not mean no object
-            if some:
-                sums, _ = self.detector.losses(strong_views(images[some]), [targets[i] for i in some])
-            count = len(some)
-        used, total = sum_over_ranks(torch.tensor([count, len(images)], device=images.device), self.group).tolist()
-        weight = self.teaching.weight * used / total
-        return {f"pseudo_{name}": (weight * sums[name][0], sums[name][1]) for name in ("objectness", "class")}
+        images, active, given = batch["target_images"], bool(batch["active"]), self.teaching
+        parts = self.detector, self.mean, images, given.threshold
+        if self.recipe.distil:
+            return _weighted("distilled", distillation_sums(*parts) if active else no_sums(images, DISTILLED), given.weight)
+        sums, count = pseudo_label_sums(*parts) if active else (no_sums(images, PSEUDO), 0)
+        used, every = sum_over_ranks(torch.tensor([count, len(images)], device=images.device), self.group).tolist()
+        return _weighted("pseudo", sums, given.weight * used / every)
 
     def _alignment_terms(
-        self, source_images: Tensor, source: Regions, target_images: Tensor, target: Regions, active: Tensor
+        self, source_images: Tensor, source: Regions, target_images: Tensor, target: Regions, strength: Tensor
     ) -> dict[str, Tensor]:
         """The losses of the detector, L_a + sum_k w_k L_b,k, and of the adversaries.
 
@@ -222,13 +228,12 @@ class DetectionTask(nn.Module):
         here it is the mean, so that lambda means the same for every K.
         """
         adversaries = self.adversaries
-        assert adversaries is not None
+        assert isinstance(adversaries, Adversaries)
         seed = int(torch.randint(2**31, ()))  # reproducible: the training loop seeds torch at every step
         of_source, of_target = self.clusters(source, seed), self.clusters(target, seed + 1)
         w = self.weights(of_target.features)
         a = adversarial_loss(_as_constant(adversaries.tell_target, _as_constant(adversaries.make_target, of_source.features)))
         b = adversarial_loss(_as_constant(adversaries.tell_source, _as_constant(adversaries.make_source, of_target.features)), w)
-        strength = self.align.strength * active
         terms = {"align_source": strength * a, "align_target": strength * b}
 
         s, t = of_source.features.detach(), of_target.features.detach()
@@ -244,6 +249,10 @@ class DetectionTask(nn.Module):
         return terms
 
 
+def _weighted(prefix: str, sums: Sums, weight: float) -> Sums:
+    return {f"{prefix}_{name}": (weight * total, count) for name, (total, count) in sums.items()}
+
+
 def _as_constant(module: nn.Module, inputs: Tensor) -> Tensor:
     """A module's output whose gradients reach its inputs, not its weights."""
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
@@ -255,8 +264,3 @@ def _targets(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     counts = batch["counts"].tolist()
     for boxes, classes in zip(torch.split(batch["boxes"], counts), torch.split(batch["classes"], counts), strict=True):
         yield {"boxes": boxes, "labels": classes + 1}
-
-
-def _confident(predicted: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    chosen = predicted["scores"] >= threshold
-    return {"boxes": predicted["boxes"][chosen], "labels": predicted["labels"][chosen]}

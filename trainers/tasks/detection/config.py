@@ -16,16 +16,31 @@ from trainers.engine.config import ADDRESS, ALLOWED, HARMLESS, allowed
 from trainers.engine.job import JobConfig
 from trainers.engine.optim import OptimConfig
 from trainers.tasks.backbones import try_model
-from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, Recipe, TeacherConfig
-from trainers.tasks.detection.data import Domains, check_side, classes_of, open_box_set
+from trainers.tasks.detection.adaptation import RECIPES, AlignConfig, Arm, Recipe
+from trainers.tasks.detection.data import BoxSet, Domains, Fold, check_side, classes_of, open_box_set
 from trainers.tasks.detection.detector import Detector, DetectorConfig
+from trainers.tasks.detection.presets import PRESETS
+from trainers.tasks.detection.teacher import TeacherConfig
+
+GENERATIVE_LR = 2e-4  # of generators and discriminators, as networks of their kind are trained
 
 
 @dataclass(frozen=True)
 class DetectionConfig(JobConfig):
     """Settings of a detection run."""
 
-    first: ClassVar = ("source", "target", "arm", *JobConfig.first, "model.backbone", "optim.steps", "optim.lr")
+    first: ClassVar = (
+        "source",
+        "target",
+        "arm",
+        *JobConfig.first,
+        "folds",
+        "fold",
+        "model.backbone",
+        "optim.steps",
+        "optim.lr",
+    )
+    presets: ClassVar = PRESETS
     source: str = field(default="", metadata=ADDRESS)
     """The source: a shard set with boxes, a folder or s3://bucket/prefix."""
     target: str = field(default="", metadata=ADDRESS)
@@ -33,14 +48,21 @@ class DetectionConfig(JobConfig):
     classes: tuple[str, ...] = ()
     """Classes to detect; empty: all classes of the source."""
     arm: Arm = "align"
-    """source: train on the source's boxes alone; +aug: with strong augmentation and a moving mean of the weights; align: align
-    regions of both domains (SCDA); mean-teacher: pseudo-labels of the moving mean; oracle: source+aug on the target's boxes."""
+    """source: train on the source's boxes alone; +aug: with strong augmentation and a moving mean of the weights; da-faster:
+    align images and regions by classifiers of the domain; align: align regions of both domains (SCDA); mean-teacher: pseudo-
+    labels of the moving mean; aldi: distillation of all that the moving mean says; oracle: source+aug on the target's boxes."""
     batch: int = 8
     """Images of each domain in a global batch, over all workers."""
     side: int = 512
     """Short side of the images in pixels. A set's images are all resized to one shape, the most frequent one of the set."""
+    folds: int = 0
+    """Cross-validation: divide the target's images with boxes, whatever their split, into so many folds by the hash of their
+    keys; 0: the target's own splits."""
+    fold: int = 0
+    """The fold that is held out to evaluate on, from 0; the other folds are for training."""
     begin: int = 0
-    """Step from which the target counts in the detector's loss; the adversaries train from the start."""
+    """Step from which the target counts in the detector's loss, after a burn-in on the source; the adversaries train from the
+    start."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Mirror and shift, in all arms."""
@@ -51,8 +73,9 @@ class DetectionConfig(JobConfig):
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-4), metadata=allowed("steps", "lr", "warmup")
     )
-    adversary_lr: float = field(default=2e-4, metadata=ALLOWED)
-    """Peak learning rate of the generators, discriminators and the estimator."""
+    adversary_lr: float | None = field(default=None, metadata=ALLOWED)
+    """Peak learning rate of the adversaries; None: that of the detector for the classifiers of da-faster, which must keep up with
+    it, and 2e-4 for the networks of align."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=HARMLESS)
 
     def __post_init__(self) -> None:
@@ -67,6 +90,9 @@ class DetectionConfig(JobConfig):
         self.cluster.check_divisible(self.batch, "--batch")
         if self.begin < 0:
             raise InputError(f"begin is {self.begin}", "--begin", "give a step of at least 0")
+        if self.folds < 0 or self.folds == 1 or not 0 <= self.fold < max(self.folds, 1):
+            what = f"folds is {self.folds} and fold {self.fold}"
+            raise InputError(what, "--folds, --fold", "give 0 folds or at least 2, and a fold from 0 to one less")
         if self.align.clusters > self.model.regions:
             raise InputError(f"{self.align.clusters} clusters of {self.model.regions} regions", "align", "lower --align.clusters")
         self.adversaries_optim()
@@ -82,13 +108,20 @@ class DetectionConfig(JobConfig):
 
     def adversaries_optim(self) -> OptimConfig:
         """The optimiser's settings for the adversaries: a learning rate of their own; they have no backbone."""
-        return replace(self.optim, lr=self.adversary_lr, backbone_lr=1.0, freeze=0)
+        own = self.optim.lr if self.recipe.classify else GENERATIVE_LR
+        lr = own if self.adversary_lr is None else self.adversary_lr
+        return replace(self.optim, lr=lr, backbone_lr=1.0, freeze=0)
 
     def open(self) -> Domains:
         """Open the data; raises InputError if it cannot be used."""
-        target = open_box_set(self.target, self.side, "target")
+        target = self.open_target()
         labelled = target if self.recipe.labels == "target" else open_box_set(self.source, self.side, "source")
         return Domains(labelled, target, classes_of(labelled, target, self.classes))
+
+    def open_target(self) -> BoxSet:
+        """Open the target, divided into what is trained on and what is held out; raises InputError if it cannot be used."""
+        fold = Fold(self.fold, self.folds) if self.folds else None
+        return open_box_set(self.target, self.side, "target", fold)
 
     def check(self) -> Domains:
         """Open the data, and check all that can be checked before anything starts; raises InputError."""

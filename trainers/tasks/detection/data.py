@@ -3,6 +3,7 @@
 A rank's batch has b images and all their n boxes: left, top, right, bottom, in pixels of the resized images by default.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -23,7 +24,7 @@ from datasets.loading.workers import load_in_workers
 from datasets.media.augment import AugmentConfig
 from datasets.sampling.sampler import SamplerConfig
 from datasets.shards.boxes import BoxTable, moved_boxes
-from datasets.shards.index import Index, Split, evaluated_split, read_index, split_of
+from datasets.shards.index import Index, Split, evaluated_split, read_index, split_of, whole_set
 from trainers.engine.distributed import gather_items
 from trainers.tasks.detection.detector import MIN_SIDE, Detector
 from trainers.tasks.detection.metrics import Prediction, Truth, detection_figures
@@ -34,11 +35,13 @@ CELL = 16  # pixels; an image's sides are multiples of it
 
 @dataclass(frozen=True)
 class BoxSet:
-    """An opened set; every worker opens its own. ``size``: height and width that images are resized to."""
+    """An opened set; every worker opens its own. ``held_out``: the images to evaluate on, None without any; ``size``: height and
+    width that images are resized to."""
 
     index: Index
     boxes: BoxTable
     train: Split
+    held_out: Split | None
     etags: dict[str, str]
     size: tuple[int, int]
 
@@ -50,17 +53,25 @@ class BoxSet:
     @property
     def annotated(self) -> npt.NDArray[np.bool_]:
         """Whether each training image was annotated, by position; an annotated image may have no boxes."""
-        of_train: npt.NDArray[np.bool_] = self.boxes.annotated[self.train.samples(np.arange(len(self.train)))]
-        return of_train
+        return _annotated(self.boxes, self.train)
 
 
-def open_box_set(url: str, side: int, what: str) -> BoxSet:
+class Fold(NamedTuple):
+    """One of the N parts of a cross-validation."""
+
+    number: int  # from 0
+    of: int  # N
+
+
+def open_box_set(url: str, side: int, what: str, fold: Fold | None = None) -> BoxSet:
     """Open a set; its images are resized to the set's most frequent shape, with a short side of ``side`` pixels.
 
-    ``what``: the option that names the set, for errors.
+    ``what``: the option that names the set, for errors. ``fold``: the part of its annotated images, of all splits, that is held
+    out, while all other images are for training; None: the set's own splits, of which test, else val, is held out.
 
     Raises:
-        InputError: there is no such set, it is not complete, has no training images, or was packed without boxes.
+        InputError: there is no such set, it is not complete, has no training images, was packed without boxes, or has too few
+            annotated images for so many folds.
     """
     if not url:
         remedy = "give a shard set, packed by `python -m datasets.pack` as voc, coco or boxes_csv"
@@ -71,7 +82,33 @@ def open_box_set(url: str, side: int, what: str) -> BoxSet:
     height, width = index.about["size"]
     scale = side / min(height, width)
     size = tuple(max(round(length * scale / CELL), 1) * CELL for length in (height, width))
-    return BoxSet(index, index.boxes, split_of(index, "train"), shard_etags(index), (size[0], size[1]))
+    train, held_out = folded(index, index.boxes, fold) if fold else (split_of(index, "train"), evaluated_split(index))
+    return BoxSet(index, index.boxes, train, held_out, shard_etags(index), (size[0], size[1]))
+
+
+def folded(index: Index, boxes: BoxTable, fold: Fold) -> tuple[Split, Split]:
+    """The training images and the held-out ones of a fold.
+
+    The annotated images are dealt to the folds in the order of their keys' hashes, so that folds differ by at most one image.
+
+    Raises:
+        InputError: there are fewer annotated images than folds.
+    """
+    every = whole_set(index)
+    annotated = np.flatnonzero(_annotated(boxes, every))
+    if len(annotated) < fold.of:
+        what = f"{len(annotated)} annotated images for {fold.of} folds"
+        raise InputError(what, index.url, "lower --folds")
+    keys = [index.keys[sample] for sample in every.samples(annotated)]
+    order = np.argsort([hashlib.sha256(key.encode()).hexdigest() for key in keys])
+    held_out = np.zeros(len(every), np.bool_)
+    held_out[annotated[order[fold.number :: fold.of]]] = True
+    return every.only(~held_out), every.only(held_out)
+
+
+def _annotated(boxes: BoxTable, split: Split) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = boxes.annotated[split.samples(np.arange(len(split)))]
+    return found
 
 
 def classes_of(labelled: BoxSet, target: BoxSet, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -165,14 +202,14 @@ class Evaluation(NamedTuple):
 
 
 def held_out_split(box_set: BoxSet) -> Split | None:
-    """The split to evaluate on (test, else val); None if it does not exist or has no boxes."""
-    split = evaluated_split(box_set.index)
-    return split if split and box_set.boxes.annotated[split.samples(np.arange(len(split)))].any() else None
+    """The images to evaluate on; None if there are none, or none of them is annotated."""
+    split = box_set.held_out
+    return split if split and _annotated(box_set.boxes, split).any() else None
 
 
 def sample_split(box_set: BoxSet) -> Split:
-    """The split whose first images the report shows: test, else val, else train; they need no boxes."""
-    return evaluated_split(box_set.index) or box_set.train
+    """The images whose first ones the report shows: held-out ones, else those for training; they need no boxes."""
+    return box_set.held_out or box_set.train
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from datasets.errors import InputError
@@ -30,7 +31,6 @@ from trainers.tasks.weights import check_weights, is_file, load_weights, resolve
 
 SMALL, VGG16 = "small", "vgg16"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-HIDDEN = 1024  # width of the head around a user's or timm's backbone
 POOLED = 7  # side of a region's pooled feature map
 MIN_SIDE = 16  # pixels; the feature map of a smaller image is too small
 
@@ -47,6 +47,10 @@ class DetectorConfig:
     https://...; empty: random weights."""
     anchors: tuple[int, ...] = ()
     """Sides of the anchors in pixels, with a feature pyramid one for each of its 5 levels; empty: the backbone's defaults."""
+    pyramid: int = 256
+    """Channels of each map of the feature pyramid on a CNN of timm; 64 take a quarter of the time on a CPU."""
+    hidden: int = 1024
+    """Width of the head that classifies regions, of a backbone of timm or your own."""
     regions: int = 128
     """Regions of an image to train on and to align; 512 in the papers."""
 
@@ -62,15 +66,19 @@ class DetectorConfig:
         object.__setattr__(self, "weights", resolved_weights(self.weights, self.backbone))
         if self.regions < 8 or any(side < 1 for side in self.anchors):
             raise InputError("model.regions must be at least 8, model.anchors sides of at least 1 pixel", "model")
+        if self.pyramid < 1 or self.hidden < 1:
+            raise InputError("model.pyramid and model.hidden must be at least 1", "model")
         if self.anchors and self.backbone in RESNETS and len(self.anchors) != 5:
             raise InputError(f"{len(self.anchors)} anchors for 5 levels", "model", "give one side for each level")
 
 
 class Regions(NamedTuple):
-    """Regions of B images: ``boxes`` of each image [R_i, 4] in pixels, ``features`` [sum of R_i, F] of all images in order."""
+    """Regions of B images: ``boxes`` of each image [R_i, 4] in pixels, ``features`` [sum of R_i, F] of all images in order; and
+    ``maps`` [B, C, h, w], the levels that they were pooled from."""
 
     boxes: list[Tensor]
     features: Tensor
+    maps: list[Tensor]
 
 
 class _CountingSampler:
@@ -108,6 +116,11 @@ class Detector(nn.Module):
         predictor: Any = self.roi_heads.box_predictor
         return int(predictor.cls_score.in_features)
 
+    @property
+    def channels(self) -> int:
+        """C, the number of channels of a feature map."""
+        return int(self.backbone.out_channels)
+
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The feature maps of the backbone, by level."""
         maps = self.backbone(self.normalise(images))
@@ -122,8 +135,8 @@ class Detector(nn.Module):
         maps, targets, sizes = self.maps(images), list(targets), _sizes(images)
         proposals, of_rpn = self.rpn(ImageList(images, sizes), maps, targets)
         boxes, _, labels, deltas = self.roi_heads.select_training_samples(proposals, targets)
-        regions = Regions(boxes, self.pooled(maps, boxes, sizes))
-        of_class, of_box = fastrcnn_loss(*self.roi_heads.box_predictor(regions.features), labels, deltas)
+        regions = Regions(boxes, self.pooled(maps, boxes, sizes), list(maps.values()))
+        of_class, of_box = fastrcnn_loss(*self.of_regions(regions.features), labels, deltas)
         means = {
             "objectness": of_rpn["loss_objectness"], "proposal": of_rpn["loss_rpn_box_reg"], "class": of_class, "box": of_box
         }  # fmt: skip
@@ -134,10 +147,10 @@ class Detector(nn.Module):
     def best_regions(self, images: Tensor) -> Regions:
         """The regions with the highest objectness: at most ``regions`` of each image, the whole image if there are none."""
         maps, sizes = self.maps(images), _sizes(images)
-        boxes = [b[: self.regions] for b in self._proposed(images, maps)]
+        boxes = [b[: self.regions] for b in self.proposals(maps, images)]
         whole = images.new_tensor([[0, 0, images.shape[3], images.shape[2]]], dtype=torch.float32)
         boxes = [b if len(b) else whole for b in boxes]
-        return Regions(boxes, self.pooled(maps, boxes, sizes))
+        return Regions(boxes, self.pooled(maps, boxes, sizes), list(maps.values()))
 
     def pooled(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """The features [sum of R_i, F] of regions of any size, by RoI pooling."""
@@ -145,13 +158,39 @@ class Detector(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
-        maps, sizes = self.maps(images), _sizes(images)
-        boxes = self._proposed(images, maps)
-        logits, deltas = self.roi_heads.box_predictor(self.pooled(maps, boxes, sizes))
+        return self.detections(self.maps(images), images)
+
+    def detections(self, maps: dict[str, Tensor], images: Tensor) -> list[dict[str, Tensor]]:
+        """What `forward` returns, of the images' feature maps."""
+        sizes, boxes = _sizes(images), self.proposals(maps, images)
+        logits, deltas = self.of_regions(self.pooled(maps, boxes, sizes))
         predicted = self.roi_heads.postprocess_detections(logits, deltas, boxes, sizes)
         return [dict(zip(("boxes", "scores", "labels"), own, strict=True)) for own in zip(*predicted, strict=True)]
 
-    def _proposed(self, images: Tensor, maps: dict[str, Tensor]) -> list[Tensor]:
+    def of_regions(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the second stage says of regions [R, F]: logits [R, C + 1], the background first, and offsets [R, 4 (C + 1)]."""
+        logits, offsets = self.roi_heads.box_predictor(features)
+        return logits, offsets
+
+    def of_anchors(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the first stage says of the A anchors of all images, in order: logits [A] and offsets [A, 4]."""
+        logits, offsets = concat_box_prediction_layers(*self.rpn.head(list(maps.values())))
+        return logits[:, 0], offsets
+
+    def sampled_anchors(
+        self, maps: dict[str, Tensor], images: Tensor, targets: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The anchors that training on these targets would sample, as masks [A] over those of all images: the positive ones, and
+        all."""
+        anchors = self.rpn.anchor_generator(ImageList(images, _sizes(images)), list(maps.values()))
+        positive, negative = map(torch.cat, self.rpn.fg_bg_sampler(self.rpn.assign_targets_to_anchors(anchors, targets)[0]))
+        return positive.bool(), (positive + negative).bool()
+
+    def sampled_regions(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> list[Tensor]:
+        """The boxes of each image [R_i, 4] that training on these targets would sample of proposals and targets."""
+        return list(self.roi_heads.select_training_samples(list(proposals), targets)[0])
+
+    def proposals(self, maps: dict[str, Tensor], images: Tensor) -> list[Tensor]:
         """Proposals by falling objectness, computed in evaluation mode: in training mode torchvision's RPN requires targets."""
         training = self.rpn.training
         self.rpn.eval()
@@ -186,7 +225,8 @@ def _parts(config: DetectorConfig, classes: int, *, fetch: bool) -> dict[str, An
         own = _with_weights(config, lambda: build_users(config.backbone, given))
         return _parts_around(own, config, classes)
     if is_timm(config.backbone):
-        return _parts_around(build_pyramid(config.backbone, given, frozen=bool(config.weights)), config, classes)
+        pyramid = build_pyramid(config.backbone, config.pyramid, given, frozen=bool(config.weights))
+        return _parts_around(pyramid, config, classes)
     if config.backbone == VGG16:
         vgg = _with_weights(config, lambda: models.vgg16(weights=weights))
         backbone = vgg.features[:-1]  # without the last pooling: one map, at 1/16 of the image's size
@@ -228,8 +268,8 @@ def _parts_around(backbone: nn.Module, config: DetectorConfig, classes: int) -> 
         "backbone": backbone,
         "rpn_anchor_generator": _anchors(sides),
         "box_roi_pool": MultiScaleRoIAlign(list(maps), POOLED, 2),
-        "box_head": TwoMLPHead(tensors[0].shape[1] * POOLED**2, HIDDEN),
-        "box_predictor": FastRCNNPredictor(HIDDEN, classes + 1),
+        "box_head": TwoMLPHead(tensors[0].shape[1] * POOLED**2, config.hidden),
+        "box_predictor": FastRCNNPredictor(config.hidden, classes + 1),
     }
 
 

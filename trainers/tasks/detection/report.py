@@ -49,11 +49,14 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
     summary_table(f"{title}: mAP50 {figures['mAP50']:.1%}", FIGURE_COLUMNS, figure_rows(figures))
 
 
-def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Print each arm's metrics and its paired difference in mAP50 to the first arm: means over seeds ± 95% t intervals."""
+def print_comparison(repeated: str, title: str, figures: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Print each arm's metrics and its paired difference in mAP50 to the first arm: means over its runs ± 95% t intervals.
+
+    ``repeated``: how many runs of an arm there are, in words. A class may have no true boxes in some folds.
+    """
     arms = list(figures)
-    first, seeds = figures[arms[0]], len(figures[arms[0]])
-    classes = [name.removeprefix("n.") for name in first[0] if name.startswith("n.") and first[0][name]]
+    first = figures[arms[0]]
+    classes = dict.fromkeys(name.removeprefix("n.") for run in first for name in run if name.startswith("n.") and run[name])
     names = ["mAP50", "mAP", *(f"AP50.{name}" for name in classes)]
 
     def cell(values: Sequence[float], sign: str = "") -> str:
@@ -64,9 +67,13 @@ def print_comparison(title: str, figures: Mapping[str, Sequence[Mapping[str, flo
     for arm in arms:
         gains = [a["mAP50"] - b["mAP50"] for a, b in zip(figures[arm], first, strict=True)]
         rows.append(
-            [arm, *(cell([run[name] for run in figures[arm]]) for name in names), cell(gains, "+") if arm != arms[0] else ""]
+            [
+                arm,
+                *(cell([run[name] for run in figures[arm] if name in run]) for name in names),
+                cell(gains, "+") if arm != arms[0] else "",
+            ]
         )
-    summary_table(f"{title}: {seeds} seeds, mean ± 95% interval, %", ["arm", *names, f"mAP50 - {arms[0]}"], rows)
+    summary_table(f"{title}: {repeated}, mean ± 95% interval, %", ["arm", *names, f"mAP50 - {arms[0]}"], rows)
 
 
 @torch.no_grad()
@@ -81,7 +88,7 @@ def detect_samples(
         batch = torch.from_numpy(resize(image, size)).permute(2, 0, 1)[None].to(device)
         (found,) = detect(task.kept, batch)
         entry: dict[str, Any] = {"position": int(position), "boxes": named_boxes(found, names)}
-        if task.adversaries is not None:
+        if task.recipe.align:
             entry |= _clusters(task, batch)
         seen.append(entry)
     task.train()
