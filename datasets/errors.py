@@ -1,6 +1,7 @@
 """Errors of user input: one line that says what is wrong, where, and what to do; and a command's exit codes."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -39,7 +40,8 @@ class UnreachableError(InputError):
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 by Ctrl-C, 143 by SIGTERM, else 1 with a traceback.
+    """Run a command and exit: 0 done, 2 wrong input (one line on stderr), 130 by Ctrl-C, 143 by SIGTERM, 141 if nobody reads what
+    it prints any more (as in ``... | head``), else 1 with a traceback.
 
     An exception with an attribute ``exit_code`` ends in its text and that code, whichever package defines it.
     SIGTERM raises KeyboardInterrupt, so that what is open is closed; training answers it otherwise (`cluster.stopping`).
@@ -52,6 +54,10 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("ended by SIGTERM" if ended else "interrupted", file=sys.stderr)
         sys.exit(143 if ended else 130)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        sys.exit(141)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
@@ -59,6 +65,16 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         print(f"error: {error}" if code < 128 else error, file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
+
+
+def _unread() -> bool:
+    """Whether stdout is a pipe whose reader has gone; then Python must not try to write there at its end."""
+    polled = select.poll()
+    polled.register(sys.stdout.fileno(), 0)  # errors are always reported
+    gone = any(event & select.POLLERR for _, event in polled.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _end(process: int, ended: list[int], number: int, frame: FrameType | None) -> None:
