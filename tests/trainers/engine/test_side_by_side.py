@@ -80,7 +80,7 @@ def test_runs_that_fail_are_named_and_do_not_end_the_others(tmp_path: Path) -> N
     assert error.splitlines()[-1].startswith("error: 1 of 2 runs failed: some-uniform-1: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_end_all_runs(number: signal.Signals, tmp_path: Path) -> None:
     process = compare(tmp_path, "ended", "--jobs", "2", "--optim.steps", "2000")
     deadline = time.monotonic() + 120
