@@ -55,10 +55,10 @@ def compare(
     show(base.name, figures)
     document = {"seeds": seeds, "settings": asdict(base), **settings, "figures": figures}
     compared.write_json("comparison.json", document)
-    print(f"figures of all runs: {compared.url}/comparison.json")
     if any(len(of_run) > BEFORE_AND_AFTER for runs in evaluations.values() for of_run in runs):
         compared.objects.put(PICTURE, arm_curves(evaluations, curves))
         print(f"curves: {compared.url}/{PICTURE}")
+    print(f"figures of all runs: {compared.url}/comparison.json")
 
 
 def at_the_end(run: Run, remedy: str) -> dict[str, float]:

@@ -44,6 +44,8 @@ def figures(folder: Path, name: str) -> Any:
     return json.loads((folder / name / "comparison.json").read_text())["figures"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_runs_at_once_end_as_one_after_the_other_also_after_a_kill(tmp_path: Path) -> None:
     options = ["--optim.steps", "160", "--evaluate-every", "80"]
     killed = compare(tmp_path, "both", "--jobs", "2", *options)
@@ -59,13 +61,13 @@ def test_runs_at_once_end_as_one_after_the_other_also_after_a_kill(tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     continued = compare(tmp_path, "both", "--jobs", "2", *options)
-    out, error = continued.communicate(timeout=120)
+    out, error = continued.communicate(timeout=280)
     assert continued.returncode == 0, error
     assert "both-uniform-1: step 160: " in out
     assert "2 of 2 runs are over" in out
     assert (tmp_path / "both" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     in_turn = compare(tmp_path, "turn", *options)
-    assert (in_turn.communicate(timeout=120), in_turn.returncode)[1] == 0
+    assert (in_turn.communicate(timeout=280), in_turn.returncode)[1] == 0
     assert figures(tmp_path, "both") == figures(tmp_path, "turn")
 
 
@@ -73,7 +75,7 @@ def test_runs_that_fail_are_named_and_do_not_end_the_others(tmp_path: Path) -> N
     Run(str(tmp_path), "some-uniform-0").write_text("metrics.json", "{}")  # not a run's: it has no config
     (tmp_path / "some-uniform-1").write_text("a file where the run's folder should be")
     process = compare(tmp_path, "some", "--jobs", "2", "--optim.steps", "10")
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=280)
     assert process.returncode == 2
     assert "some-uniform-0 has ended; " in out
     assert "some-uniform-1 failed with exit code" in out
@@ -89,7 +91,7 @@ def test_ctrl_c_and_sigterm_end_all_runs(number: signal.Signals, tmp_path: Path)
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 128 + number
     assert not trainers_in(tmp_path)
     assert out.count("continue it with: ") == 2
