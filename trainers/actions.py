@@ -36,7 +36,7 @@ from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print
 from trainers.engine.worker import Worker
 from trainers.tasks.video.action_model import Actions, ActionsTask
 from trainers.tasks.video.config import ActionsConfig
-from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of, open_action_set
+from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of, joints_of_state, open_action_set
 from trainers.tasks.video.evaluation import Floats, align_logits, evaluate_actions, figures_of_actions
 from trainers.tasks.video.predict import TrainedOnClips, predict_actions
 from trainers.tasks.video.report import confused_classes, print_comparison, print_figures, write_report
@@ -103,7 +103,7 @@ def open_trained(verb: OnRun) -> TrainedOnClips[Actions]:
     """The trained model of the run that a command names."""
     opened = open_run(Train, verb)
     config, state = opened.config, opened.state
-    joints = (int(state["joints"][0]), int(state["joints"][1])) if state.get("joints") else None
+    joints = joints_of_state(state)
     model = Actions(config.model, len(state["classes"]), config.clip, state["stream"], joints, fetch=False)
     return TrainedOnClips(opened, opened.loaded(model))
 
@@ -118,12 +118,6 @@ def logits_of(trained: TrainedOnClips[Actions], data: str, workers: int) -> tupl
     logits, bad = evaluate_actions(trained.model, clips, chosen, config.clip, config.cache, device, workers=workers)
     print_unread(bad)
     return logits, clips, chosen
-
-
-def refuse_skeletons(trained: TrainedOnClips[Actions], remedy: str) -> None:
-    """Raise InputError for a model of skeletons, where images are needed."""
-    if trained.stream == "skeletons":
-        raise InputError("the model's input is skeletons", trained.opened.run.url, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +150,7 @@ class Predict(OnRun):
     def run(self) -> None:
         """Print a line of JSON for each file; write the lines to the run's prediction.jsonl, and a picture of the first files."""
         trained = open_trained(self)
-        refuse_skeletons(trained, "use a model of RGB or flow; `evaluate` takes packed sets")
+        trained.refuse_skeletons("use a model of RGB or flow; `evaluate` takes packed sets")
         with video_files(self.videos) as files:
             predict_actions(trained, files)
 
@@ -168,7 +162,7 @@ class Export(ToFile):
     def run(self) -> None:
         """Write the file: input uint8 clips [B, 3, L, H, W], output logits [B, C]."""
         write, trained = exporter(self.to, "logits"), open_trained(self)
-        refuse_skeletons(trained, "export a model of images")
+        trained.refuse_skeletons("export a model of images")
         clip = trained.opened.config.clip
         what = f"clips of {clip.frames} frames of {clip.size[0]}x{clip.size[1]}, {trained.stream}"
         export(write, trained.model, (clip.frames, *clip.size), self.to, what, {"classes": trained.classes})

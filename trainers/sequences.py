@@ -36,7 +36,7 @@ from trainers.engine.training import TrainingRun
 from trainers.engine.verbs import OnData, OnRun, ToFile, export, open_run, print_unread
 from trainers.engine.worker import Worker
 from trainers.tasks.video.config import SequencesConfig
-from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of
+from trainers.tasks.video.data import checksum_of, evaluation_clips, joints_of, joints_of_state
 from trainers.tasks.video.evaluation import choose_smoothing, evaluate_sequences, figures_of_sequences
 from trainers.tasks.video.predict import TrainedOnClips, predict_files, predict_stream, save_predictions, timelines
 from trainers.tasks.video.report import print_comparison, print_figures, write_report
@@ -125,7 +125,7 @@ def open_trained(verb: OnRun) -> TrainedOnClips[SequenceModel]:
     """The trained model of the run that a command names."""
     opened = open_run(Train, verb)
     state = opened.state
-    joints = (int(state["joints"][0]), int(state["joints"][1])) if state["joints"] else None
+    joints = joints_of_state(state)
     config = opened.config
     model = SequenceModel(replace(config.model, weights=""), len(state["classes"]), joints, config.clip.size)
     return TrainedOnClips(opened, opened.loaded(model))
@@ -198,8 +198,7 @@ class Export(ToFile):
         if self.frames < 1:
             raise InputError(f"frames is {self.frames}", "--frames", "give at least 1")
         write, trained = exporter(self.to, "log_probs"), open_trained(self)
-        if trained.stream == "skeletons":
-            raise InputError("the model's input is skeletons", trained.opened.run.url, "export a model of images")
+        trained.refuse_skeletons("export a model of images")
         height, width = trained.opened.config.clip.size
         model, size = FromClips(trained.model.cpu()), (self.frames, height, width)
         what = f"{self.frames} frames of {height}x{width}"

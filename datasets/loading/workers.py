@@ -1,6 +1,5 @@
 """Runs a stream of batches in forked loader processes, which pass the batches through shared memory."""
 
-import ctypes
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator
@@ -13,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from datasets.errors import InputError
 from datasets.loading.batches import Batch, Stream
 from datasets.loading.shared_memory import ArrayRef, Slots
+from datasets.parent_death import signal_at_parents_death
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PREFETCH = 2  # batches that a loader process prepares before the first is taken
 GRACE_S = 30  # from SIGTERM to the end of a loader process, unless its training process ends it before
 LENT = 3  # batches of a loader process that the training process may hold without copies: the current, the last, one between
@@ -56,7 +55,7 @@ def _end_with_parent(_: int) -> None:
     """End this loader with its training process: it would wait for ever, and keep the dead one's sockets open, so that Ray would
     not notice the death. At SIGTERM, which all processes of a command may get, it goes on for as long as that may need to stop.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_death(signal.SIGKILL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 

@@ -1,6 +1,5 @@
 """Trains several runs at once, each in a process of its own, which is the job's command with a file of settings."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,14 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from functools import partial
+from typing import IO, Any, NamedTuple
 
 from datasets.errors import InputError
+from datasets.parent_death import signal_at_parents_death
 from trainers.engine.config import to_json
 from trainers.engine.run import Run
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 POLL_S = 0.2
+LAST_LINES_S = 5.0  # for the last lines of a process that has ended; one of its own may hold the pipe open for longer
 
 
 class RunsFailedError(Exception):
@@ -45,13 +46,13 @@ def train_side_by_side(configs: Sequence[Any], jobs: int, folder: Run, connect: 
             while waiting and len(running) < jobs:
                 config = waiting.popleft()
                 running[config.name] = _start(config, jobs, folder)
-            for name, process in list(running.items()):
-                if process.poll() is not None:
+            for name, run in list(running.items()):
+                if run.process.poll() is not None:
                     del running[name]
-                    if process.returncode:
-                        failed[name] = process.returncode
+                    if code := run.ended():
+                        failed[name] = code
                     count = len(configs) - len(waiting) - len(running)
-                    said = f"failed with exit code {process.returncode}" if process.returncode else "has ended"
+                    said = f"failed with exit code {code}" if code else "has ended"
                     print(f"{name} {said}; {count} of {len(configs)} runs are over", flush=True)
             time.sleep(POLL_S)
     if failed:
@@ -62,7 +63,20 @@ def train_side_by_side(configs: Sequence[Any], jobs: int, folder: Run, connect: 
         raise RunsFailedError(f"{what}; {remedy}")
 
 
-def _start(config: Any, jobs: int, folder: Run) -> "subprocess.Popen[str]":
+class _Running(NamedTuple):
+    """A run's process, and the thread that prints its lines."""
+
+    process: "subprocess.Popen[str]"
+    printer: threading.Thread
+
+    def ended(self) -> int:
+        """Wait until it has ended and its last lines are printed; returns its exit code."""
+        code = self.process.wait()
+        self.printer.join(LAST_LINES_S)
+        return code
+
+
+def _start(config: Any, jobs: int, folder: Run) -> _Running:
     """Start the command that trains or continues a run, in a process group of its own: Ctrl-C is for this process alone."""
     script = sys.modules[type(config).__module__].__file__
     assert script is not None
@@ -73,34 +87,29 @@ def _start(config: Any, jobs: int, folder: Run) -> "subprocess.Popen[str]":
     if config.cluster.local:  # Ray sets it by the CPUs of a worker
         environment.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // jobs, 1)))
     process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, script, "train", *where], env=environment, start_new_session=True, preexec_fn=_end_with_parent,
+        [sys.executable, script, "train", *where], env=environment, start_new_session=True,
+        preexec_fn=partial(signal_at_parents_death, signal.SIGTERM),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
     assert process.stdout is not None
-    threading.Thread(target=_print_lines, args=(config.name, process.stdout), daemon=True).start()
-    return process
+    printer = threading.Thread(target=_print_lines, args=(config.name, process.stdout), daemon=True)
+    printer.start()
+    return _Running(process, printer)
 
 
 @contextmanager
-def _ended_with_this() -> Iterator[dict[str, "subprocess.Popen[str]"]]:
-    """Running processes by name; those that still run at the end get SIGTERM, and are waited for."""
-    running: dict[str, subprocess.Popen[str]] = {}
+def _ended_with_this() -> Iterator[dict[str, _Running]]:
+    """The runs that are being trained, by name; those that still are at the end get SIGTERM, and are waited for."""
+    running: dict[str, _Running] = {}
     try:
         yield running
     finally:
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
-        for process in running.values():
-            process.wait()
+        for run in running.values():
+            run.process.send_signal(signal.SIGTERM)
+        for run in running.values():
+            run.ended()
 
 
 def _print_lines(name: str, lines: IO[str]) -> None:
     for line in lines:
         print(f"{name}: {line}", end="", flush=True)
-
-
-_LIBC = ctypes.CDLL(None)  # loaded here: the new process only calls it
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -17,14 +17,13 @@ from trainers.engine.optim import OptimiserConfig
 from trainers.tasks.attributes.curriculum import StageConfig
 from trainers.tasks.attributes.data import FaceSet, MixConfig, Part, computing_of_single, labelled_columns, mixed_parts, open_sets
 from trainers.tasks.attributes.losses import TASKS, Weights
-from trainers.tasks.attributes.model import BACKBONE, Attributes, FaceModelConfig
+from trainers.tasks.attributes.model import BACKBONE, COUPLED, Attributes, FaceModelConfig
 from trainers.tasks.attributes.presets import PRESETS
 from trainers.tasks.backbones import try_model
 
 Arm = Literal["single", "joint", "joint+uncertainty", "staged", "staged+decoupler", "staged+cross-stitch", "staged+mtan"]
 C = TypeVar("C", bound="AttributesConfig")
 INDEPENDENT = ("keypoints", "gender", "glasses", "mask", "smile")
-COUPLED = ("age", "quality", "attractiveness")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Sets of clips: opened, checked, and which clips are used for training and evaluation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import google_crc32c
 import numpy as np
 
@@ -42,6 +45,12 @@ def joints_of(clips: ClipSet) -> tuple[int, int] | None:
         what = f"{clips.name(0)}: {error}"
         raise InputError("the first clip cannot be read", what, "check the set with `python -m datasets.inspect`") from error
     return int(frames.shape[1]), int(frames.shape[2])
+
+
+def joints_of_state(state: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The joints and coordinates that a trained model's state has kept, None for a model of images."""
+    kept = state.get("joints")  # runs of actions of earlier versions have none
+    return (int(kept[0]), int(kept[1])) if kept else None
 
 
 def checksum_of(clips: ClipSet) -> int:

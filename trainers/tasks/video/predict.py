@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from datasets.errors import printable
+from datasets.errors import InputError, printable
 from datasets.loading.clips import ClipSet, Reader, View, cuts_of_views, seen
 from datasets.media.decode import Image
 from datasets.media.video import frames_of_path, shrunk
@@ -54,6 +54,11 @@ class TrainedOnClips(Generic[M]):
     def fits(self, clips: ClipSet) -> bool:
         """Whether a set has the classes and the stream (rgb, flow or skeletons) that the model was trained on."""
         return clips.class_names == self.classes and clips.stream == self.stream
+
+    def refuse_skeletons(self, remedy: str) -> None:
+        """Raise InputError for a model of skeletons, where images are needed."""
+        if self.stream == "skeletons":
+            raise InputError("the model's input is skeletons", self.opened.run.url, remedy)
 
     def frames_of(self, file: InputFile) -> Frames:
         """A file's frames, at the rate and size of the packed training videos; raises InputError if it cannot be read."""
